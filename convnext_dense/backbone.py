@@ -1,0 +1,289 @@
+"""ConvNeXt V1 and V2: an image batch (N, 3, H, W) goes in, up to four feature maps (N, C_i, H/s_i, W/s_i) come out.
+
+The strides s_i are 4, 8, 16 and 32. Architecture and parameter names follow facebookresearch/ConvNeXt (arXiv
+2201.03545) and facebookresearch/ConvNeXt-V2 (arXiv 2301.00808), so that their files fit key by key.
+
+Activations keep the channels last in memory from the stem on; the (N, C, H, W) tensors that modules pass around are
+views of (N, H, W, C) storage, and a permute costs nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from convnext_dense.variants import resolve_variant
+
+NUM_STAGES = 4
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W); the result is channels-last in memory."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class GRN(nn.Module):
+    """Global response normalisation of (N, H, W, C), ConvNeXt V2 equations 1 to 3."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``gamma * (x * n) + beta + x``, n the map's L2 norm over (H, W) divided by its mean over C."""
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
+        scale = 1 + self.gamma * (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6))
+        # one pass over x instead of three; at least fp32 inside, the input's dtype outside
+        return torch.addcmul(self.beta, x, scale).to(x.dtype)
+
+
+class Block(nn.Module):
+    """Depthwise 7x7 -> LayerNorm -> Linear -> GELU (-> GRN) -> Linear, scaled and added to the input."""
+
+    def __init__(self, dim: int, drop_path: float, layer_scale: float | None, grn: bool, norm_eps: float) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.grn = GRN(4 * dim) if grn else nn.Identity()
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.gamma = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale else None
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, H, W)."""
+        y = depthwise(x, self.dwconv)
+        y = y.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        y = self.norm(y)
+        y = pointwise(y, self.pwconv1)
+        y = self.grn(gelu(y))
+        y = pointwise(y, self.pwconv2)
+        scale = self.branch_scale(y)
+        residual = x.permute(0, 2, 3, 1)
+        y = residual + y if scale is None else torch.addcmul(residual, y, scale)
+        return y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+    def branch_scale(self, y: Tensor) -> Tensor | None:
+        """Return layer scale times stochastic depth, broadcastable to (N, H, W, C); None where neither acts."""
+        if not self.training or self.drop_path == 0:
+            return self.gamma
+        keep_prob = 1 - self.drop_path
+        keep = y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep_prob).div_(keep_prob)
+        return keep if self.gamma is None else keep * self.gamma
+
+
+@MODELS.register_module()
+class ConvNeXt(BaseModule):
+    """ConvNeXt V1 or V2 as a multi-scale backbone.
+
+    Args:
+        arch: A size of :data:`convnext_dense.variants.VARIANTS` ('atto' .. 'xlarge', 'huge'), or
+            ``dict(depths=(...), dims=(...))``.
+        grn: ConvNeXt V2 blocks: global response normalisation instead of layer scale.
+        in_channels: Channels of the input image.
+        drop_path_rate: Stochastic depth of the last block; rates ramp linearly from 0 over all blocks.
+        layer_scale_init_value: Initial value of the layer scale ``gamma``; 0 or None: no layer scale. V2 has none.
+        out_indices: Stages whose output is returned, in this order; negative ones count from the last stage. Stages
+            after the last one asked for are not built.
+        out_norm: Normalise each returned map with its own LayerNorm ``norm{i}``. Classifiers do not have these; they
+            start from scratch in fine-tuning.
+        frozen_stages: -1: none; 0: the stem; k: the stem and the first k stages, with the downsampling between them.
+            Frozen parts get no gradient and stay in eval mode. The output norms are never frozen.
+        with_cp: Recompute each block's activations in the backward pass (non-reentrant, works under DDP).
+        norm_eps: Epsilon of every LayerNorm.
+        init_cfg: MMEngine initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
+
+    Raises:
+        ValueError: An argument is out of range; the message lists what is allowed.
+
+    >>> [tuple(m.shape) for m in ConvNeXt('atto')(torch.zeros(1, 3, 64, 96))]
+    [(1, 40, 16, 24), (1, 80, 8, 12), (1, 160, 4, 6), (1, 320, 2, 3)]
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        grn: bool = False,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = 1.0,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_norm: bool = True,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        norm_eps: float = 1e-6,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.depths, self.dims = resolve_variant(arch)
+        self.out_indices = resolve_out_indices(out_indices)
+        self.grn = grn
+        self.in_channels = in_channels
+        self.with_cp = with_cp
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be in [0, 1); got {drop_path_rate}.')
+        if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive integer (3 for RGB); got {in_channels!r}.')
+        num_built = max(self.out_indices) + 1
+        if not -1 <= frozen_stages <= num_built:
+            raise ValueError(
+                f'frozen_stages must be -1 (none), 0 (the stem) or up to {num_built} (that many stages, the ones that '
+                f'out_indices {tuple(out_indices)} needs); got {frozen_stages}.'
+            )
+        self.frozen_stages = frozen_stages
+
+        rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
+        layer_scale = None if grn else layer_scale_init_value
+        self.downsample_layers = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        for i, (depth, dim) in enumerate(zip(self.depths[:num_built], self.dims, strict=False)):
+            if i == 0:
+                stem = nn.Conv2d(in_channels, dim, kernel_size=4, stride=4)
+                downsample = nn.Sequential(stem, LayerNorm2d(dim, eps=norm_eps))
+            else:
+                previous = self.dims[i - 1]
+                shrink = nn.Conv2d(previous, dim, kernel_size=2, stride=2)
+                downsample = nn.Sequential(LayerNorm2d(previous, eps=norm_eps), shrink)
+            self.downsample_layers.append(downsample)
+            stage_rates, rates = rates[:depth], rates[depth:]
+            self.stages.append(nn.Sequential(*(Block(dim, rate, layer_scale, grn, norm_eps) for rate in stage_rates)))
+        if out_norm:
+            for i in self.out_indices:
+                self.add_module(f'norm{i}', LayerNorm2d(self.dims[i], eps=norm_eps))
+        self.out_norm = out_norm
+        self.apply(init_module)
+        self.freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return one (N, C_i, H/s_i, W/s_i) map for each of ``out_indices``; x is (N, in_channels, H, W).
+
+        Raises:
+            ValueError: The batch is not of that shape.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'ConvNeXt takes images of shape (N, {self.in_channels}, H, W); got {tuple(x.shape)}. '
+                'For another number of channels build it with in_channels=...'
+            )
+        maps = {}
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+            x = downsample(x)
+            for block in stage:
+                x = checkpoint(block, x, use_reentrant=False) if self.with_cp and x.requires_grad else block(x)
+            if i in self.out_indices:
+                maps[i] = self.get_submodule(f'norm{i}')(x) if self.out_norm else x
+        return tuple(maps[i] for i in self.out_indices)
+
+    def freeze(self) -> None:
+        """Stop gradients and training mode in the parts that ``frozen_stages`` names."""
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.downsample_layers[0], *self.stages[: self.frozen_stages]]
+        frozen += self.downsample_layers[1 : self.frozen_stages]
+        for module in frozen:
+            module.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'ConvNeXt':
+        """Set training mode everywhere but in the frozen parts."""
+        super().train(mode)
+        self.freeze()
+        return self
+
+
+def resolve_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    """Return the stage numbers 0..3 that ``out_indices`` names; negative ones count from the end.
+
+    Raises:
+        ValueError: Empty, out of range, or naming a stage twice.
+
+    >>> resolve_out_indices((1, -1))
+    (1, 3)
+    """
+    is_sequence = isinstance(out_indices, Sequence) and not isinstance(out_indices, str)
+    indices = tuple(out_indices) if is_sequence else ()
+    in_range = all(isinstance(i, int) and -NUM_STAGES <= i < NUM_STAGES for i in indices)
+    resolved = tuple(i % NUM_STAGES for i in indices) if in_range else ()
+    if not resolved or len(set(resolved)) != len(resolved):
+        raise ValueError(
+            f'out_indices must name stages 0 to {NUM_STAGES - 1} (or -{NUM_STAGES} to -1), each at most once and at '
+            f'least one; got {out_indices!r}.'
+        )
+    return resolved
+
+
+def init_module(module: nn.Module) -> None:
+    """Initialise a layer as the paper does: truncated normal weights of std 0.02, zero biases."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def pointwise(x: Tensor, linear: nn.Linear) -> Tensor:
+    """Apply ``linear`` to the last dimension of (N, H, W, C).
+
+    In fp32 on the CPU it runs as a 1x1 convolution: PyTorch sends that to oneDNN and ``F.linear`` to MKL, which on
+    processors that are not Intel's takes twice as long (``tools/benchmark_backbone.py``). Elsewhere the two are equal.
+    """
+    if x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu'):
+        weight = linear.weight[:, :, None, None]
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, linear.bias).permute(0, 2, 3, 1)
+    return linear(x)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Apply the exact (erf) GELU, in place where no gradient needs the input: the widest map is then written once."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.gelu(x)
+    return torch.ops.aten.gelu_(x)
+
+
+def depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Apply the depthwise ``conv`` to (N, C, H, W), with a backward pass that is fast in bf16 on the CPU too."""
+    is_training = torch.is_grad_enabled() and conv.weight.requires_grad
+    if x.is_cpu and is_training and not torch.compiler.is_compiling():
+        if torch.is_autocast_enabled('cpu'):
+            x = x.to(torch.get_autocast_dtype('cpu'))
+        if x.dtype == torch.bfloat16:
+            return DepthwiseConvBF16.apply(x, conv.weight, conv.bias)
+    return conv(x)
+
+
+class DepthwiseConvBF16(torch.autograd.Function):
+    """A same-size depthwise convolution in bf16 whose weight gradient is computed in fp32.
+
+    oneDNN has no bf16 kernel for the weight gradient of a channels-last depthwise convolution: the one it falls back
+    to takes 4 to 9 times as long as the fp32 one, and a third of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Convolve x (N, C, H, W) in bf16 with weight (C, 1, k, k) and bias (C,), of any floating dtype."""
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return the gradients of x in bf16, and of weight and bias in their own dtype."""
+        x, weight = ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = depthwise_backward(grad, x, weight.to(x.dtype), (True, False, False))[0]
+        grad = grad.float()
+        grad_weight = depthwise_backward(grad, x.float(), weight.float(), (False, True, False))[1]
+        return grad_x, grad_weight.to(weight.dtype), grad.sum(dim=(0, 2, 3)).to(weight.dtype)
+
+
+def depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> tuple:
+    """Return the gradients (of x, weight, bias) of a same-size depthwise convolution that ``mask`` asks for."""
+    channels, padding = x.shape[1], weight.shape[-1] // 2
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, [channels], [1, 1], [padding] * 2, [1, 1], False, [0, 0], channels, mask
+    )
