@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convnext_dense.variants import resolve_variant
+from convnext_dense.weights.loading import load_pretrained
 
 NUM_STAGES = 4
 
@@ -39,7 +40,8 @@ class GRN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``gamma * (x * n) + beta + x``, n the map's L2 norm over (H, W) divided by its mean over C."""
-        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=dtype)
         scale = 1 + self.gamma * (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6))
         # one pass over x instead of three; at least fp32 inside, the input's dtype outside
         return torch.addcmul(self.beta, x, scale).to(x.dtype)
@@ -181,6 +183,18 @@ class ConvNeXt(BaseModule):
             if i in self.out_indices:
                 maps[i] = self.get_submodule(f'norm{i}')(x) if self.out_norm else x
         return tuple(maps[i] for i in self.out_indices)
+
+    def init_weights(self) -> None:
+        """Load the checkpoint of ``init_cfg``, in whichever known format it is, or initialise as MMEngine does.
+
+        Raises:
+            UserError: The checkpoint does not hold every weight of this backbone (the output norms aside).
+        """
+        if isinstance(self.init_cfg, Mapping) and self.init_cfg['type'] == 'Pretrained':
+            load_pretrained(self, self.init_cfg)
+            self._is_init = True
+        else:
+            super().init_weights()
 
     def freeze(self) -> None:
         """Stop gradients and training mode in the parts that ``frozen_stages`` names."""

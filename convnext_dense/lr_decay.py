@@ -17,6 +17,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from convnext_dense.backbone import ConvNeXt
+from convnext_dense.console import show_table
 
 BACKBONE_NAME = re.compile(
     r'(?:downsample_layers\.(?P<down>\d)|stages\.(?P<stage>\d)\.(?P<block>\d+)|norm(?P<norm>\d))\.'
@@ -99,6 +100,9 @@ class Rate:
     weight_decay: float
 
 
+Groups = dict[Rate, list[tuple[str, nn.Parameter]]]
+
+
 class LearningRateDecay(DefaultOptimWrapperConstructor):
     """Give each slot of every ConvNeXt in the model its own learning rate; base of the two constructors.
 
@@ -137,16 +141,22 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         """Append the optimizer groups of all trainable parameters of ``module``, the whole model, to ``params``."""
-        groups: dict[Rate, list[tuple[str, nn.Parameter]]] = {}
-        for name, param, rate in self.rates(module):
-            groups.setdefault(rate, []).append((name, param))
-        ordered = sorted(groups.items(), key=lambda item: (item[0].slot, item[0].lr, -item[0].weight_decay))
-        for rate, members in ordered:
+        groups = self.group(module)
+        for rate, members in groups.items():
             group = {'params': [param for _, param in members], 'lr': rate.lr}
             if self.base_wd is not None:
                 group['weight_decay'] = rate.weight_decay
             params.append(group)
-        print_log(self.describe(ordered), logger='current')
+        show_table(self.describe(groups))
+
+    def group(self, model: nn.Module) -> Groups:
+        """Return the (full name, parameter) pairs that share each rate, in the order of the slots."""
+        groups: Groups = {}
+        for name, param, rate in self.rates(model):
+            groups.setdefault(rate, []).append((name, param))
+        return {
+            rate: groups[rate] for rate in sorted(groups, key=lambda rate: (rate.slot, rate.lr, -rate.weight_decay))
+        }
 
     def rates(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Rate]]:
         """Yield (full name, parameter, rate) of every trainable parameter, once each."""
@@ -224,15 +234,15 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
         is_exempt = param.ndim == 1 or name.endswith('.bias') or '.grn.' in name
         return 0.0 if is_exempt else self.base_wd or 0.0
 
-    def describe(self, groups: list[tuple[Rate, list[tuple[str, nn.Parameter]]]]) -> str:
+    def describe(self, groups: Groups) -> str:
         """Return the groups as a table: slot, tensors, parameters, learning rate, weight decay, first parameter."""
-        rates = [rate.lr for rate, _ in groups]
+        rates = [rate.lr for rate in groups]
         lines = [
             f'{type(self).__name__}: decay rate {self.paramwise_cfg["decay_rate"]:g}, base lr {self.base_lr:g}, '
             f'lr {min(rates):.3g} to {max(rates):.3g}',
             f'{"slot":>4}  {"tensors":>7}  {"parameters":>11}  {"lr":>9}  {"decay":>6}  first parameter',
         ]
-        for rate, members in groups:
+        for rate, members in groups.items():
             count = sum(param.numel() for _, param in members)
             lines.append(
                 f'{rate.slot:>4}  {len(members):>7}  {count:>11,}  {rate.lr:>9.3g}  {rate.weight_decay:>6g}  '

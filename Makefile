@@ -1,0 +1,38 @@
+# make train   from a fresh clone to a trained Cascade Mask R-CNN
+# make test    the fast tests;  make test-slow  all of them;  make lint  ruff
+#
+# The first use makes .venv and installs the pinned set of constraints.txt. To use an environment of your own:
+#   pip install -e '.[mm,dev]'   and then   make train PYTHON=python
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# the newest Python >= 3.10 on the path
+BASE_PYTHON := $(shell for v in 3.13 3.12 3.11 3.10 3; do p=$$(command -v python$$v) && \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+
+ifeq ($(PYTHON),$(VENV)/bin/python)
+INSTALLED := $(VENV)/installed
+endif
+
+.PHONY: train test test-slow lint
+train: $(INSTALLED)
+	$(PYTHON) tools/train.py configs/det/cascade_convnext_atto_shapes.py
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest
+
+test-slow: $(INSTALLED)
+	$(PYTHON) -m pytest -m 'slow or not slow'
+
+lint: $(INSTALLED)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+$(VENV)/installed: setup.py constraints.txt
+	@test -n "$(BASE_PYTHON)" || { echo "error: no Python >= 3.10 with venv found; install one, or set PYTHON=" >&2; exit 2; }
+	test -x $(PYTHON) || $(BASE_PYTHON) -m venv $(VENV)
+	$(PYTHON) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[mm,dev]'
+	@# OpenCV's desktop build needs libGL, which a bare server does not have
+	@$(PYTHON) -c 'import cv2' 2>/dev/null || $(PYTHON) -m pip install --disable-pip-version-check --quiet \
+		--force-reinstall --no-deps -c constraints.txt opencv-python-headless
+	@touch $@

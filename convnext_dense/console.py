@@ -1,0 +1,90 @@
+"""What the user's screen shows: log records go in, one line each comes out; blocks of text stay in the log file."""
+
+import contextlib
+import datetime
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.logging import MMLogger
+from mmengine.registry import LOG_PROCESSORS
+from mmengine.runner import LogProcessor, Runner
+from tqdm import tqdm
+
+# Lines of MMEngine that tell the reader of a screen nothing; the log file keeps them.
+NOISE = ('Exp name:', 'Hooks will be executed', 'Distributed training is not used')
+TABLE_ATTRIBUTE = 'show_table'  # a record with this attribute is shown however many lines it has
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Writes single-line records, warnings and tables to a stream, above a progress bar where there is one."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep out INFO records that are blocks of text or noise."""
+        if not super().filter(record):
+            return False
+        if record.levelno >= logging.WARNING or getattr(record, TABLE_ATTRIBUTE, False):
+            return True
+        message = record.getMessage()
+        return '\n' not in message.strip() and not message.startswith(NOISE)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record through tqdm, which keeps a bar at the bottom in one piece."""
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+            self.flush()
+        except Exception:
+            self.handleError(record)
+
+
+def tame_console(logger: MMLogger) -> None:
+    """Replace the stream handlers of an MMEngine logger by a :class:`ConsoleHandler` of the same level and format."""
+    for i, handler in enumerate(logger.handlers):
+        if type(handler) is logging.StreamHandler:
+            console = ConsoleHandler(handler.stream)
+            console.setLevel(handler.level)
+            console.setFormatter(handler.formatter)
+            console.filters = handler.filters
+            logger.handlers[i] = console
+
+
+def show_table(text: str) -> None:
+    """Log a text of several lines that belongs on the screen, whole."""
+    MMLogger.get_current_instance().info(text, extra={TABLE_ATTRIBUTE: True})
+
+
+@contextlib.contextmanager
+def prints_to(file: Path) -> Iterator[None]:
+    """Send what third parties print (pycocotools) to a file; log records still reach the screen."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open('a') as stream, contextlib.redirect_stdout(stream):
+        yield
+
+
+@LOG_PROCESSORS.register_module()
+class OneLineLogProcessor(LogProcessor):
+    """MMEngine's log processor with a training line that fits one row of a terminal.
+
+    All values (each loss, lr of the first and of the fastest group) still go to the JSON lines; the screen gets the
+    total loss, the base lr with the range over the parameter groups, seconds per iteration and the time left.
+    """
+
+    def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
+        """Return (values for the JSON lines, text for the screen); arguments as in MMEngine."""
+        values, text = super().get_log_after_iter(runner, batch_idx, mode)
+        if mode != 'train':
+            return values, text
+        rates = [group['lr'] for group in runner.optim_wrapper.param_groups]
+        values['lr_min'], values['lr_max'] = min(rates), max(rates)
+        base = values.get('base_lr', values['lr_max'])
+        eta = datetime.timedelta(seconds=int(runner.message_hub.get_info('eta', 0)))
+        head = text[: text.index('  ')]
+        parts = [
+            head,
+            f'loss {values["loss"]:.4f}' if 'loss' in values else '',
+            f'lr {base:.2e} ({values["lr_min"]:.1e} to {values["lr_max"]:.1e})',
+            f'{values["time"]:.2f} s/iter' if 'time' in values else '',
+            f'{values["memory"]} MB' if 'memory' in values else '',
+            f'eta {eta}',
+        ]
+        return values, '  '.join(part for part in parts if part)

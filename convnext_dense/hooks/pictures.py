@@ -1,0 +1,109 @@
+"""Pictures of a run: logged values -> curves; data samples -> ground truth beside predictions."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
+
+MIN_SIDE = 320  # pixels; smaller images are enlarged so that labels can be read
+
+
+def read_scalars(files: Iterable[Path]) -> list[dict]:
+    """Return the rows of JSON-lines files in the order of their training step; later files win over repeated steps."""
+    rows = {}
+    for file in files:
+        for line in file.read_text().splitlines():
+            row = json.loads(line)
+            rows[row.get('step', 0), 'loss' in row] = row
+    return [rows[key] for key in sorted(rows)]
+
+
+def draw_curves(rows: Sequence[dict], metrics: Sequence[str], file: Path) -> None:
+    """Write a PNG with the loss over the iterations on the left and the metrics over training on the right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout='constrained')
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    losses = [row for row in rows if 'loss' in row]
+    left.plot([row['step'] for row in losses], [row['loss'] for row in losses])
+    left.set(xlabel='iteration', ylabel='loss', title='training loss', ylim=(0, None))
+    for name in metrics:
+        points = [(row['step'], row[name]) for row in rows if name in row]
+        right.plot(*zip(*points, strict=True), marker='o', label=name.split('/')[-1])
+    right.set(xlabel='epoch' if losses and rows_by_epoch(rows) else 'iteration', title='validation', ylim=(0, None))
+    if right.lines:
+        right.legend()
+    figure.savefig(file, dpi=110)
+
+
+def rows_by_epoch(rows: Sequence[dict]) -> bool:
+    """Tell whether the validation rows count epochs (training rows always count iterations)."""
+    return any('epoch' in row for row in rows if 'loss' in row)
+
+
+def draw_predictions(visualizer: Visualizer, samples: Sequence[BaseDataElement], file: Path, columns: int = 2) -> None:
+    """Write a PNG grid; each cell has an image with its ground truth on the left, its predictions on the right.
+
+    Args:
+        visualizer: MMDetection's or MMSegmentation's local visualizer, with its ``dataset_meta`` set.
+        samples: What the model returned, with ``img_path`` and ground truth at the original image size.
+        file: The PNG to write.
+        columns: Cells in a row.
+    """
+    cells = []
+    for sample in samples:
+        image = cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB)
+        factor = max(1, round(MIN_SIDE / min(image.shape[:2])))
+        image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+        visualizer.add_datasample(
+            'sample', image, enlarge(sample, factor), draw_gt=True, draw_pred=True, show=False, out_file=None
+        )
+        cells.append(visualizer.get_image())
+    rows = [hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
+    grid = vstack(rows)
+    cv2.imwrite(str(file), cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))
+
+
+def enlarge(sample: BaseDataElement, factor: int) -> BaseDataElement:
+    """Return a copy of a data sample on the CPU for an image enlarged by an integer factor."""
+    sample = sample.cpu().clone()
+    for name in ('gt_instances', 'pred_instances'):
+        if name in sample:
+            instances = sample.get(name)
+            instances.bboxes = getattr(instances.bboxes, 'tensor', instances.bboxes) * factor
+            if 'masks' in instances:
+                masks = instances.masks
+                masks = masks.masks if hasattr(masks, 'masks') else masks.numpy()
+                instances.masks = torch.from_numpy(
+                    np.ascontiguousarray(masks.repeat(factor, axis=1).repeat(factor, axis=2)).astype(bool)
+                )
+    for name in ('gt_sem_seg', 'pred_sem_seg'):
+        if name in sample:
+            field = sample.get(name)
+            field.data = field.data.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+    return sample
+
+
+def hstack(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Put images side by side on white, aligned at the top."""
+    height = max(image.shape[0] for image in images)
+    return np.concatenate([pad(image, height, image.shape[1]) for image in images], axis=1)
+
+
+def vstack(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Put images on top of each other on white, aligned at the left."""
+    width = max(image.shape[1] for image in images)
+    return np.concatenate([pad(image, image.shape[0], width) for image in images], axis=0)
+
+
+def pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Extend an image to a size with white, and by a margin of 6 pixels."""
+    bottom, right = height - image.shape[0] + 6, width - image.shape[1] + 6
+    return np.pad(image, ((0, bottom), (0, right), (0, 0)), constant_values=255)

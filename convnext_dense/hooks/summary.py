@@ -1,0 +1,121 @@
+"""The end of a run: a short table of the metrics, pictures, and where everything was written."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from convnext_dense.console import show_table
+from convnext_dense.hooks.pictures import draw_curves, draw_predictions, read_scalars
+
+COCO_ROWS = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m', 'APl': 'mAP_l'}
+COCO_COLUMNS = {'box': 'bbox', 'mask': 'segm'}
+CURVES = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50', 'mIoU', 'mAcc')
+
+
+@HOOKS.register_module()
+class RunSummaryHook(Hook):
+    """Draw curves and predictions after training or a test, and print what was reached and written.
+
+    Args:
+        num_pictures: Validation or test images shown with their predictions; 0 for none.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, num_pictures: int = 6) -> None:
+        self.num_pictures = num_pictures
+        self.samples: list = []
+        self.metrics: dict[str, float] = {}
+        self.started = time.monotonic()
+
+    def before_train(self, runner: Runner) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+        self.first_iter = runner.iter
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Forget the predictions of the validation before."""
+        self.samples = []
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Keep the first predictions."""
+        missing = self.num_pictures - len(self.samples)
+        self.samples += [sample.cpu() for sample in (outputs or [])[:missing]] if missing > 0 else []
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Keep the latest metrics."""
+        self.metrics = dict(metrics or {})
+
+    before_test_epoch = before_val_epoch
+    after_test_iter = after_val_iter
+    after_test_epoch = after_val_epoch
+
+    def after_train(self, runner: Runner) -> None:
+        """Write the pictures and print the summary of a training run."""
+        if not is_main_process():
+            return
+        seconds = time.monotonic() - self.started
+        num_iters = runner.iter - self.first_iter
+        lines = [*metric_table(self.metrics), f'{num_iters} iterations in {describe_seconds(seconds)}', '']
+        work_dir = Path(runner.work_dir)
+        scalars = sorted(work_dir.glob('*/vis_data/scalars.json'))
+        written = {'checkpoint': runner.message_hub.get_info('last_ckpt', None)}
+        if scalars:
+            written['metrics'] = scalars[-1]
+            written['curves'] = work_dir / 'curves.png'
+            rows = read_scalars(scalars)
+            draw_curves(rows, [name for name in CURVES if any(name in row for row in rows)], written['curves'])
+        written['predictions'] = self.draw_samples(runner, work_dir / 'predictions.png')
+        show_table('\n'.join(['training finished', *lines, *describe_files(written)]))
+
+    def after_test(self, runner: Runner) -> None:
+        """Write the picture and print the summary of a test."""
+        if not is_main_process():
+            return
+        predictions = self.draw_samples(runner, Path(runner.log_dir) / 'predictions.png')
+        log = Path(runner.log_dir) / f'{runner.timestamp}.json'
+        files = describe_files({'metrics': log, 'predictions': predictions})
+        show_table('\n'.join(['test finished', *metric_table(self.metrics), *files]))
+
+    def draw_samples(self, runner: Runner, file: Path) -> Path | None:
+        """Draw the kept predictions; None where there are none, or where nobody can draw them."""
+        if not self.samples or not hasattr(runner.visualizer, 'dataset_meta'):
+            return None
+        draw_predictions(runner.visualizer, self.samples, file)
+        return file
+
+
+def metric_table(metrics: Mapping[str, float]) -> list[str]:
+    """Return the lines of a table: AP by box and mask for COCO metrics, name and value for others."""
+    columns = [name for name, key in COCO_COLUMNS.items() if f'coco/{key}_mAP' in metrics]
+    lines = []
+    if columns:
+        lines.append(f'{"":8}' + ''.join(f'{name:>8}' for name in columns))
+        for label, key in COCO_ROWS.items():
+            values = [metrics[f'coco/{COCO_COLUMNS[name]}_{key}'] for name in columns]
+            lines.append(f'{label:8}' + ''.join(f'{value:8.3f}' for value in values))
+    others = {name: value for name, value in metrics.items() if not name.startswith('coco/')}
+    lines += [f'{name:8}{value:8.3f}' for name, value in others.items() if isinstance(value, (int, float))]
+    return lines
+
+
+def describe_files(written: Mapping[str, object]) -> list[str]:
+    """Return a line for each file that was written."""
+    return [f'{what:12}{path}' for what, path in written.items() if path]
+
+
+def describe_seconds(seconds: float) -> str:
+    """Return a duration in words.
+
+    >>> describe_seconds(3671)
+    '1 h 1 min 11 s'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, 'h'), (minutes, 'min'), (rest, 's')]
+    return ' '.join(f'{value} {unit}' for value, unit in parts if value) or '0 s'

@@ -1,0 +1,161 @@
+"""A config file and command-line options go in, a config that can run on this machine comes out.
+
+Each function edits one aspect of the config in place; :mod:`convnext_dense.runs` calls them in order.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from convnext_dense.errors import UserError
+
+SPLITS = ('train', 'val', 'test')
+RUNNER_KEYS = (
+    'model', 'work_dir', 'train_cfg', 'val_cfg', 'test_cfg', 'auto_scale_lr', 'optim_wrapper', 'param_scheduler',
+    'default_hooks', 'custom_hooks', 'data_preprocessor', 'load_from', 'resume', 'launcher', 'env_cfg',
+    'log_processor', 'log_level', 'visualizer', 'default_scope', 'randomness', 'experiment_name', 'custom_imports',
+    'runner_type', 'model_wrapper_cfg', 'tta_model', 'tta_pipeline',
+    *(f'{split}_{part}' for split in SPLITS for part in ('dataloader', 'evaluator')),
+)  # fmt: skip
+
+
+def load_config(file: str | os.PathLike, options: Mapping | None = None) -> Config:
+    """Read a config file and merge ``options`` (dotted keys) into it.
+
+    Raises:
+        UserError: The file is missing, does not parse, or has a mistyped top-level key.
+    """
+    path = Path(file)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path('.')
+        near = difflib.get_close_matches(path.name, [p.name for p in folder.glob('*.py')], cutoff=0.5)
+        hint = f' Did you mean {" or ".join(str(folder / name) for name in near)}?' if near else ''
+        raise UserError(f'The config file {path} does not exist.{hint}')
+    try:
+        cfg = Config.fromfile(path)
+        if options:
+            cfg.merge_from_dict(dict(options))
+    except UserError:
+        raise
+    except (SyntaxError, NameError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f'The config {path} cannot be read: {type(error).__name__}: {error}') from error
+    for key in cfg:
+        near = difflib.get_close_matches(key, RUNNER_KEYS, n=1, cutoff=0.9)
+        if near and key not in RUNNER_KEYS and near[0] not in cfg:
+            raise UserError(f'The config {path} sets {key!r}, which nothing reads. Did you mean {near[0]!r}?')
+    return cfg
+
+
+def enable_amp(cfg: Config) -> None:
+    """Switch the optimizer wrapper to mixed precision with dynamic loss scaling."""
+    allowed = ('OptimWrapper', 'AmpOptimWrapper')
+    if cfg.optim_wrapper.get('type', 'OptimWrapper') not in allowed:
+        raise UserError(f'--amp works with optim_wrapper.type {" or ".join(allowed)}; got {cfg.optim_wrapper.type}.')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Let the runner scale the lr by the total batch size over ``auto_scale_lr.base_batch_size``."""
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise UserError(
+            '--auto-scale-lr needs the batch size for which the lr was chosen: set '
+            'auto_scale_lr = dict(base_batch_size=16) (8 GPUs x 2 images) in the config.'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Make the visualization hook draw the predictions of every test image."""
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise UserError('--show and --show-dir need default_hooks.visualization in the config.')
+    hook['draw'] = True
+    hook['show'], hook['wait_time'] = show, wait_time
+    if 'Det' in hook['type']:
+        hook['test_out_dir'] = show_dir
+    elif show_dir:
+        cfg.visualizer['save_dir'] = show_dir
+    hook['interval'] = 1
+
+
+def enable_tta(cfg: Config) -> None:
+    """Wrap the model and exchange the test pipeline for test-time augmentation."""
+    for key in ('tta_model', 'tta_pipeline'):
+        if key not in cfg:
+            raise UserError(f'--tta needs {key} in the config; this one has none.')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def dump_predictions(cfg: Config, out: str) -> None:
+    """Ask the evaluators to write the predictions to ``out`` as well."""
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if cfg.default_scope == 'mmseg':
+        evaluators[0].update(output_dir=out)
+    elif not out.endswith(('.pkl', '.pickle')):
+        raise UserError(f'--out takes a .pkl file for the predictions of a detector; got {out}.')
+    else:
+        evaluators = [*evaluators, ConfigDict(type='DumpDetResults', out_file_path=out)]
+    cfg.test_evaluator = evaluators
+
+
+def fit_to_cpu(cfg: Config) -> list[str]:
+    """Replace what only works on an accelerator; return what was replaced, a note each."""
+    notes = []
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('type') == 'AmpOptimWrapper':
+        wrapper['type'] = 'OptimWrapper'
+        for key in ('loss_scale', 'dtype'):
+            wrapper.pop(key, None)
+        notes.append('no GPU: training in fp32 instead of mixed precision')
+    if cfg.launcher != 'none':
+        cfg.setdefault('env_cfg', ConfigDict()).setdefault('dist_cfg', ConfigDict())['backend'] = 'gloo'
+    norms = [node for node in walk(cfg.model) if node.get('type') == 'SyncBN']
+    for node in norms:
+        node['type'] = 'BN'
+    if norms and cfg.launcher != 'none':
+        notes.append('no GPU: BN with per-process statistics instead of SyncBN')
+    return notes
+
+
+def drop_training(cfg: Config) -> None:
+    """Take training and validation out of a config, so that a test needs no training data."""
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'):
+        cfg[key] = None
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg[key] = None
+    for node in walk(cfg.model):
+        init_cfg = node.get('init_cfg')
+        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            node['init_cfg'] = None  # the checkpoint replaces the initial weights
+
+
+def fit_classes(cfg: Config) -> list[str]:
+    """Give every head as many classes as the dataset's ``metainfo`` names; return what was changed, a note each."""
+    dataset = next(cfg[f'{split}_dataloader']['dataset'] for split in SPLITS if cfg.get(f'{split}_dataloader'))
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if not classes or isinstance(classes, str):
+        return []
+    heads = [node for node in walk(cfg.model) if node.get('num_classes', len(classes)) != len(classes)]
+    for head in heads:
+        head['num_classes'] = len(classes)
+    names = ', '.join(classes[:5]) + (', ...' if len(classes) > 5 else '')
+    return [f'{len(heads)} heads set to {len(classes)} classes ({names})'] if heads else []
+
+
+def walk(node) -> Iterator[dict]:
+    """Yield every dict below and including a config node."""
+    if isinstance(node, dict):
+        yield node
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    for child in children:
+        yield from walk(child)

@@ -1,0 +1,268 @@
+"""A config file and options go in, a finished training or test comes out; what the tools call.
+
+Everything that a user can get wrong is looked at before the model is built, and answered with one message.
+"""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, RUNNERS, init_default_scope
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from convnext_dense import run_config
+from convnext_dense.console import prints_to, tame_console
+from convnext_dense.data.checks import check_dataset
+from convnext_dense.errors import UserError
+from convnext_dense.lr_decay import LearningRateDecay
+
+TRACEBACK_VARIABLE = 'CONVNEXT_DENSE_TRACEBACK'
+BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError, RuntimeError)
+UNREADABLE_IMAGE = re.compile(r"failed to load image: (?P<broken>\S+)|No such file or directory: '(?P<missing>.+?)'")
+
+
+@RUNNERS.register_module()
+class OneLineRunner(Runner):
+    """MMEngine's runner with a quiet screen: environment, config and hook lists go to the log file alone."""
+
+    def build_logger(self, *args, **kwargs):
+        """Build MMEngine's logger; its screen half shows single lines."""
+        logger = super().build_logger(*args, **kwargs)
+        tame_console(logger)
+        return logger
+
+
+def train(
+    config: str | os.PathLike,
+    work_dir: str | None = None,
+    amp: bool = False,
+    resume: str | None = None,
+    auto_scale_lr: bool = False,
+    cfg_options: Mapping | None = None,
+    launcher: str = 'none',
+) -> Runner:
+    """Train as the config says.
+
+    Args:
+        config: Config file of a detector or a segmentor.
+        work_dir: Where logs and checkpoints go; ``work_dirs/<config name>`` by default.
+        amp: Switch on mixed precision where the config does not.
+        resume: 'auto' for the latest checkpoint of the work dir, or a checkpoint file.
+        auto_scale_lr: Scale the lr by batch size over ``auto_scale_lr.base_batch_size``.
+        cfg_options: Dotted keys to override.
+        launcher: 'none', 'pytorch' or 'slurm'; under torchrun 'none' means 'pytorch'.
+
+    Raises:
+        UserError: A mistake of the user, found before training starts where possible.
+    """
+    cfg = run_config.load_config(config, cfg_options)
+    if cfg.get('train_dataloader') is None:
+        raise UserError(f'The config {config} has no train_dataloader: it cannot be trained, only tested.')
+    if amp:
+        run_config.enable_amp(cfg)
+    if auto_scale_lr:
+        run_config.enable_auto_scale_lr(cfg)
+    prepare(cfg, config, work_dir, launcher, ('train', 'val'))
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else existing_file(resume, 'checkpoint to resume from')
+        if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
+            tell(f'nothing to resume in {cfg.work_dir}: training starts from the beginning')
+    runner = build_runner(cfg)
+    with build_errors():  # what MMEngine would build in train(), so that mistakes are answered the same way
+        _ = runner.train_loop
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        if runner._val_loop is not None:
+            _ = runner.val_loop
+    with prints_to(Path(runner.log_dir) / 'prints.txt'), image_errors():
+        runner.train()
+    return runner
+
+
+def test(
+    config: str | os.PathLike,
+    checkpoint: str,
+    work_dir: str | None = None,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2,
+    cfg_options: Mapping | None = None,
+    launcher: str = 'none',
+    tta: bool = False,
+) -> dict:
+    """Evaluate a checkpoint as the config says and return the metrics.
+
+    Args:
+        config: Config file of a detector or a segmentor.
+        checkpoint: File with the weights of the whole model.
+        work_dir: Where the log goes; ``work_dirs/<config name>`` by default.
+        out: File for the raw predictions: a pickle for detectors, a folder of PNG label maps for segmentors.
+        show: Show each prediction in a window.
+        show_dir: Save each prediction as a picture, in this folder under the work dir.
+        wait_time: Seconds for which a window stays.
+        cfg_options: Dotted keys to override.
+        launcher: As in :func:`train`.
+        tta: Test-time augmentation as the config's ``tta_model`` and ``tta_pipeline`` say.
+
+    Raises:
+        UserError: A mistake of the user.
+    """
+    cfg = run_config.load_config(config, cfg_options)
+    if cfg.get('test_dataloader') is None:
+        raise UserError(f'The config {config} has no test_dataloader: there is nothing to test on.')
+    if '://' not in checkpoint:
+        checkpoint = existing_file(checkpoint, 'checkpoint')
+    cfg.load_from = checkpoint
+    if show or show_dir:
+        run_config.enable_pictures(cfg, show, show_dir, wait_time)
+    if tta:
+        run_config.enable_tta(cfg)
+    prepare(cfg, config, work_dir, launcher, ('test',))
+    run_config.drop_training(cfg)
+    if out is not None:
+        run_config.dump_predictions(cfg, out)
+    runner = build_runner(cfg)
+    with build_errors():
+        _ = runner.test_loop
+    with prints_to(Path(runner.log_dir) / 'prints.txt'), image_errors():
+        return runner.test()
+
+
+def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None) -> str:
+    """Return the table of optimizer groups of a config; neither data nor memory for weights is needed.
+
+    Raises:
+        UserError: The config has none of this package's optimizer constructors, or cannot be built.
+    """
+    cfg = run_config.load_config(config, cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    wrapper_cfg = dict(cfg.optim_wrapper)
+    name, paramwise_cfg = wrapper_cfg.pop('constructor', None), wrapper_cfg.pop('paramwise_cfg', None)
+    with build_errors():
+        constructor_class = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if name else None
+        if constructor_class is None or not issubclass(constructor_class, LearningRateDecay):
+            raise UserError(
+                f'optim_wrapper.constructor must be ConvNeXtLayerDecay or ConvNeXtStageDecay to show its rates; '
+                f'{config} has {name!r}.'
+            )
+        with torch.device('meta'):
+            model = MODELS.build(cfg.model)
+        constructor = constructor_class(wrapper_cfg, paramwise_cfg)
+        return constructor.describe(constructor.group(model))
+
+
+def prepare(cfg: Config, config: str | os.PathLike, work_dir: str | None, launcher: str, splits: tuple) -> None:
+    """Settle work dir, launcher, device and runner of a run, and check its data."""
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
+    make_writable(Path(cfg.work_dir))
+    is_torchrun = launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ
+    cfg.launcher = 'pytorch' if is_torchrun else launcher
+    cfg.setdefault('runner_type', 'OneLineRunner')
+    if is_first_process():
+        for split in splits:
+            if cfg.get(f'{split}_dataloader'):
+                tell(*check_dataset(cfg[f'{split}_dataloader']['dataset']))
+    tell(*run_config.fit_classes(cfg))
+    if not torch.cuda.is_available():
+        tell(*run_config.fit_to_cpu(cfg))
+
+
+def tell(*notes: str) -> None:
+    """Print notes for the user on standard error, from one process."""
+    if is_first_process():
+        for note in notes:
+            print(f'note: {note}', file=sys.stderr)
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the process that speaks, before torch.distributed is up."""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+
+
+def make_writable(folder: Path) -> None:
+    """Make the work dir and prove that it can be written.
+
+    Raises:
+        UserError: It cannot.
+    """
+    probe = folder / f'.write_test_{os.getpid()}'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f'The work dir {folder} cannot be written ({error.strerror}). Give another one with --work-dir.'
+        ) from error
+
+
+def existing_file(file: str, what: str) -> str:
+    """Return the path of a file that is there.
+
+    Raises:
+        UserError: It is not; the message lists the checkpoints beside it.
+    """
+    path = Path(file)
+    if path.is_file():
+        return file
+    beside = sorted(p.name for p in path.parent.glob('*.pth')) if path.parent.is_dir() else []
+    hint = f' In {path.parent}: {", ".join(beside)}.' if beside else ' Its folder holds no checkpoint either.'
+    raise UserError(f'The {what} {file} does not exist.{hint}')
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner; mistakes in the config become a :class:`UserError`."""
+    with build_errors():
+        return RUNNERS.build(cfg)
+
+
+@contextlib.contextmanager
+def build_errors() -> Iterator[None]:
+    """Turn what building from a wrong config raises into a :class:`UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BUILD_ERRORS as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise UserError(f'The config cannot be built: {text}') from error
+
+
+@contextlib.contextmanager
+def image_errors() -> Iterator[None]:
+    """Turn an image that cannot be read in the middle of a run into a :class:`UserError` that names it."""
+    try:
+        yield
+    except (AssertionError, FileNotFoundError) as error:
+        match = UNREADABLE_IMAGE.search(str(error))
+        if match is None:
+            raise
+        problem = f'{match["broken"]} is damaged' if match['broken'] else f'{match["missing"]} does not exist'
+        raise UserError(
+            f'The image {problem}. Replace it or take it out of the annotation file; --resume continues from the last '
+            'checkpoint.'
+        ) from error
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a :class:`UserError` into one message on standard error and exit code 2; Ctrl-C into exit code 130."""
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        if is_first_process():
+            print(f'error: {error}', file=sys.stderr)
+            if error.__cause__ is not None:
+                print(f'(set {TRACEBACK_VARIABLE}=1 for the traceback)', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print('interrupted; the last checkpoint is kept, continue with --resume', file=sys.stderr)
+        sys.exit(130)

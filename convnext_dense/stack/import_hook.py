@@ -1,0 +1,59 @@
+"""Run a function on a module as soon as it is imported, so that patching a module does not mean importing it.
+
+In: a module's name and a function of the module. Out: the function has run, now or right after the module's own code.
+"""
+
+import importlib.abc
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+Action = Callable[[ModuleType], None]
+
+
+def on_import(module_name: str, action: Action) -> None:
+    """Run ``action`` on the module now if it is loaded, and after each later execution of its code."""
+    _finder().actions.setdefault(module_name, []).append(action)
+    if module_name in sys.modules:
+        action(sys.modules[module_name])
+
+
+class _ActingFinder(importlib.abc.MetaPathFinder):
+    """Let the other finders find a module, and add the actions to the end of its execution."""
+
+    def __init__(self) -> None:
+        self.actions: dict[str, list[Action]] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec of the other finders; None for modules without actions."""
+        if fullname not in self.actions:
+            return None
+        spec = self._ask_others(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            # Only this one loader object changes: its type stays, and inspect finds the source as before.
+            spec.loader.exec_module = self._exec_and_act(spec.loader.exec_module, fullname)
+        return spec
+
+    def _ask_others(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+        specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        return next((spec for spec in specs if spec is not None), None)
+
+    def _exec_and_act(self, exec_module: Action, fullname: str) -> Action:
+        def exec_and_act(module: ModuleType) -> None:
+            exec_module(module)
+            for action in self.actions[fullname]:
+                action(module)
+
+        return exec_and_act
+
+
+def _finder() -> _ActingFinder:
+    for finder in sys.meta_path:
+        if isinstance(finder, _ActingFinder):
+            return finder
+    finder = _ActingFinder()
+    sys.meta_path.insert(0, finder)
+    return finder

@@ -1,0 +1,65 @@
+"""Ask about installed packages through ``importlib.metadata``, with the names and results of ``mmengine.utils``.
+
+In: a package's name as pip or as ``import`` knows it (``mmcv-lite``, ``mmcv``). Out: its module and its folder.
+MMEngine asks this for every ``_base_ = 'mmdet::...'`` of a config.
+"""
+
+import os.path as osp
+from importlib.machinery import ModuleSpec
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.util import find_spec
+
+
+def is_installed(package: str) -> bool:
+    """Tell whether pip knows the package, or Python finds a module of that name, by ``PYTHONPATH`` for example."""
+    if _distribution(package) is not None:
+        return True
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def get_installed_path(package: str) -> str:
+    """Return the folder of the package's module, ``.../site-packages/mmcv`` for ``mmcv-lite``.
+
+    Raises:
+        PackageNotFoundError: Neither pip nor Python knows the package.
+        RuntimeError: It is a namespace package, which has no folder of its own.
+    """
+    found = _distribution(package)
+    if found is not None:
+        module = package if osp.exists(found.locate_file(package)) else package2module(package)
+        folder = str(found.locate_file(module))
+        if osp.exists(folder):
+            return folder
+        # An editable install leaves its files elsewhere; Python knows where.
+        package = module
+    spec = find_spec(package)
+    if spec is None:
+        raise PackageNotFoundError(package)
+    return _folder(spec)
+
+
+def package2module(package: str) -> str:
+    """Return the module of a package whose name pip knows, ``mmseg`` for ``mmsegmentation``.
+
+    Raises:
+        PackageNotFoundError: pip does not know the package.
+        ValueError: Its metadata does not name its modules.
+    """
+    modules = (distribution(package).read_text('top_level.txt') or '').split()
+    if not modules:
+        raise ValueError(f'can not infer the module name of {package}')
+    return modules[0]
+
+
+def _distribution(package: str) -> Distribution | None:
+    try:
+        return distribution(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _folder(spec: ModuleSpec) -> str:
+    if spec.origin is None:
+        raise RuntimeError(f'{spec.name} is a namespace package, which is invalid for `get_installed_path`')
+    return osp.dirname(spec.origin)

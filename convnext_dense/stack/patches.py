@@ -1,0 +1,232 @@
+"""The defects of the OpenMMLab packages on today's Python and PyTorch, one patch each.
+
+In: the installed versions. Out: the modules named in ``PATCHES``, mended when they are imported, now or later.
+A package is patched only in the versions that have the defect, and nothing is imported for it.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import ModuleType
+
+from packaging.specifiers import SpecifierSet
+
+from . import checkpoint_loading, installed_packages, quiet
+from .import_hook import on_import
+
+MMENGINE = ('mmengine', 'mmengine-lite')
+MMCV = ('mmcv', 'mmcv-lite')
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A defect and its cure.
+
+    Attributes:
+        name: Short and unique.
+        packages: The names under which pip may have installed the package.
+        versions: Those with the defect, as in a requirement; empty means all versions so far.
+        module: The module to mend.
+        link: Where the defect is reported, or the code that has it.
+        why: What goes wrong without the patch.
+        apply: Mends the module.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    versions: str
+    module: str
+    link: str
+    why: str
+    apply: Callable[[ModuleType], None]
+
+
+@dataclass(frozen=True)
+class PatchStatus:
+    """What became of a patch: ``applied``, ``waiting`` for the import of its module, or ``not needed``."""
+
+    patch: Patch
+    status: str
+    reason: str
+
+
+def _use_importlib_metadata(module: ModuleType) -> None:
+    for name in ('is_installed', 'get_installed_path', 'package2module'):
+        _replace(module, name, getattr(installed_packages, name))
+
+
+def _ops_can_be_imported() -> bool:
+    return find_spec('mmcv') is not None and find_spec('mmcv._ext') is not None
+
+
+def _mend_mmcv_full_available(module: ModuleType) -> None:
+    _replace(module, 'mmcv_full_available', _ops_can_be_imported)
+
+
+def _mend_check_ops_exist(module: ModuleType) -> None:
+    _replace(module, 'check_ops_exist', _ops_can_be_imported)
+
+
+def _collect_env_without_distutils(module: ModuleType) -> None:
+    upstream_collect_env = module.collect_env
+
+    def collect_env() -> dict:
+        with _importable_distutils():
+            return upstream_collect_env()
+
+    _replace(module, 'collect_env', collect_env)
+
+
+PATCHES = (
+    Patch(
+        name='pkg_resources',
+        packages=MMENGINE,
+        versions='<0.11.0rc3',
+        module='mmengine.utils.package_utils',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/utils/package_utils.py',
+        why="`_base_ = 'mmdet::...'` asks pkg_resources for the package, which setuptools >= 82 no longer has",
+        apply=_use_importlib_metadata,
+    ),
+    Patch(
+        name='find_loader in mmengine',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.utils.dl_utils.misc',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/utils/dl_utils/misc.py',
+        why='mmcv_full_available() calls pkgutil.find_loader, which Python 3.14 removed',
+        apply=_mend_mmcv_full_available,
+    ),
+    Patch(
+        name='find_loader in mmcv',
+        packages=MMCV,
+        versions='',
+        module='mmcv.utils.ext_loader',
+        link='https://github.com/open-mmlab/mmcv/blob/v2.1.0/mmcv/utils/ext_loader.py',
+        why='check_ops_exist() calls pkgutil.find_loader, which Python 3.14 removed',
+        apply=_mend_check_ops_exist,
+    ),
+    Patch(
+        name='distutils',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.utils.dl_utils.collect_env',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/utils/dl_utils/collect_env.py',
+        why='collect_env(), which every Runner calls, imports distutils, which Python >= 3.12 has only by setuptools',
+        apply=_collect_env_without_distutils,
+    ),
+    Patch(
+        name='safe checkpoints',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.runner.checkpoint',
+        link='https://github.com/open-mmlab/mmengine/issues/1655',
+        why='PyTorch >= 2.6 refuses the HistoryBuffer and the NumPy scalars in every MMEngine checkpoint, so that no '
+        'run resumes; older versions, downloads, and MMEngine 0.11.0rc3 run any code that a checkpoint contains',
+        apply=checkpoint_loading.read_safely_in,
+    ),
+    Patch(
+        name='idle log lines',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.logging.logger',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/fileio/file_client.py',
+        why='a sound run logs warnings that no user can act on; convnext_dense/stack/quiet.py lists them',
+        apply=quiet.silence_log_lines,
+    ),
+)
+
+_applied: set[str] = set()
+_armed: set[str] = set()
+
+
+def apply_patches() -> None:
+    """Apply the patches that the installed versions need: now to imported modules, to others when they are imported."""
+    for patch in PATCHES:
+        if patch.name in _armed or _not_needed(patch):
+            continue
+        _armed.add(patch.name)
+        on_import(patch.module, _applier(patch))
+
+
+def patch_report() -> list[PatchStatus]:
+    """Return the status of every patch, in the order of ``PATCHES``."""
+    return [_status(patch) for patch in PATCHES]
+
+
+def _status(patch: Patch) -> PatchStatus:
+    if patch.name in _applied:
+        return PatchStatus(patch, 'applied', patch.why)
+    reason = _not_needed(patch)
+    if reason:
+        return PatchStatus(patch, 'not needed', reason)
+    if patch.name in _armed:
+        return PatchStatus(patch, 'waiting', f'it is applied when {patch.module} is imported')
+    return PatchStatus(patch, 'waiting', 'convnext_dense.stack.prepare() has not been called')
+
+
+def _applier(patch: Patch) -> Callable[[ModuleType], None]:
+    def apply(module: ModuleType) -> None:
+        patch.apply(module)
+        _applied.add(patch.name)
+
+    return apply
+
+
+def _not_needed(patch: Patch) -> str:
+    """Say why the installed version needs no patch; empty if it does."""
+    installed = _installed_version(patch.packages)
+    if installed is None:
+        # Without metadata the package may still be there, by PYTHONPATH; its version is then unknown.
+        known = find_spec(patch.module.partition('.')[0]) is not None
+        return '' if known else f'{patch.packages[0]} is not installed'
+    if SpecifierSet(patch.versions).contains(installed, prereleases=True):
+        return ''
+    return f'{patch.packages[0]} {installed} does not have the defect, versions {patch.versions} do'
+
+
+def _installed_version(packages: tuple[str, ...]) -> str | None:
+    for package in packages:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _replace(module: ModuleType, name: str, replacement: Callable) -> None:
+    """Replace a function in its module and in every loaded module that imported it by name."""
+    original = getattr(module, name)
+    for holder in [module, *sys.modules.values()]:
+        if getattr(holder, '__dict__', {}).get(name) is original:
+            setattr(holder, name, replacement)
+
+
+@contextmanager
+def _importable_distutils() -> Iterator[None]:
+    """Where Python has no distutils, stand in for the little of it that ``collect_env`` uses."""
+    if find_spec('distutils') is not None:
+        yield
+        return
+    stand_in = {name: ModuleType(name) for name in ('distutils', 'distutils.errors', 'distutils.ccompiler')}
+    stand_in['distutils'].errors = stand_in['distutils.errors']
+    stand_in['distutils.errors'].DistutilsPlatformError = _NoCompiler
+    stand_in['distutils.ccompiler'].new_compiler = _find_no_compiler
+    before = {name: sys.modules[name] for name in stand_in if name in sys.modules}
+    sys.modules.update(stand_in)
+    try:
+        yield
+    finally:
+        for name in stand_in:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+class _NoCompiler(Exception):
+    """What distutils raises where it finds no compiler; ``collect_env`` then reports 'n/a'."""
+
+
+def _find_no_compiler() -> None:
+    raise _NoCompiler

@@ -1,0 +1,87 @@
+"""Third-party messages that tell the user nothing: one table of warnings, one of log lines.
+
+In: what Python warns and MMEngine logs. Out: the same without the listed messages; each has its reason.
+Only messages are listed that appear in a sound run of a stock config and that no user can act on.
+"""
+
+import re
+import warnings
+from logging import LogRecord
+from types import ModuleType
+from typing import NamedTuple
+
+
+class Warned(NamedTuple):
+    """A warning to drop: what it says (a regular expression for its beginning), of which kind, from which module."""
+
+    message: str
+    category: type[Warning]
+    module: str
+    reason: str
+
+
+WARNINGS = (
+    Warned(
+        r'``MultiScaleDeformableAttention`` has been moved to',
+        ImportWarning,
+        r'mmcv\.cnn\.bricks\.transformer',
+        'mmcv warns about an import that is its own, whenever mmcv.ops can be imported',
+    ),
+    Warned(
+        r'`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated',
+        FutureWarning,
+        r'(mmengine|mmdet|mmseg)\.',
+        'the old spelling is in the OpenMMLab code and works; with mixed precision it is warned about at every start',
+    ),
+    Warned(
+        r'torch\.meshgrid: in an upcoming release, it will be required to pass the indexing argument',
+        UserWarning,
+        r'torch\.functional',
+        'the prior generators of mmdet rely on the default, which has not changed',
+    ),
+    Warned(
+        r'``build_(backbone|neck|head|loss)`` would be deprecated soon',
+        UserWarning,
+        r'mmseg\.models\.builder',
+        "mmseg's own heads call the old function",
+    ),
+    Warned(
+        r'The draw is False, it means that the hook for visualization will not take effect',
+        UserWarning,
+        r'mmseg\.engine\.hooks\.visualization_hook',
+        'not to draw is the default of every mmseg config',
+    ),
+    Warned(
+        r"Failed to add <class 'mmengine\.visualization\.vis_backend\.LocalVisBackend'>, please provide the `save_dir`",
+        UserWarning,
+        r'mmengine\.visualization\.visualizer',
+        'the init_model and init_detector of mmseg and mmdet leave the folder out, since inference has none',
+    ),
+)
+
+# What a line that MMEngine logs at level WARNING begins with, a regular expression -> why it is dropped
+LOG_LINES = {
+    r'"FileClient" will be deprecated in future': "MMEngine's own CheckpointHook calls it",
+    r'"HardDiskBackend" is the alias of "LocalBackend"': "MMEngine's own FileClient calls it",
+    r'The prefix is not set in metric class IoUMetric': "mmseg's metric has no prefix by design",
+    r'Failed to search registry with scope "mm(det|seg)" in the "function" registry tree': (
+        'mmdet and mmseg have no registry of functions; each inferencer asks them for the collate function of MMEngine'
+    ),
+}
+
+
+def silence_warnings() -> None:
+    """Drop the listed warnings. Called again it changes nothing: Python keeps equal filters once."""
+    for warned in WARNINGS:
+        warnings.filterwarnings('ignore', warned.message, warned.category, warned.module)
+
+
+def silence_log_lines(logger_module: ModuleType) -> None:
+    """Drop the listed lines in ``mmengine.logging.logger``, for the loggers that exist and for those to come."""
+    listed = re.compile('|'.join(LOG_LINES))
+    upstream_filter = logger_module.FilterDuplicateWarning.filter
+
+    def drop_listed_and_repeated(self: object, record: LogRecord) -> bool:
+        return not listed.match(str(record.msg)) and upstream_filter(self, record)
+
+    logger_module.FilterDuplicateWarning.filter = drop_listed_and_repeated

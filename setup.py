@@ -1,0 +1,42 @@
+"""Package metadata: the one place for dependencies; the version stands in ``convnext_dense/__init__.py``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+?)'", (ROOT / 'convnext_dense/__init__.py').read_text())[1]
+
+# The OpenMMLab libraries stand in an extra: a user's own (compiled) mmcv, mmdet or mmsegmentation is left alone.
+OPENMMLAB = [
+    'mmcv-lite>=2.1,<2.2',
+    'mmdet>=3.3,<3.4',
+    'mmsegmentation>=1.2.2,<1.3',
+    'mmengine>=0.10.7',
+    'pycocotools',
+    'ftfy',
+    'regex',
+]
+DEVELOPMENT = ['timm>=1.0', 'pytest>=8', 'ruff', 'pre-commit']
+
+setup(
+    name='convnext-dense',
+    version=VERSION,
+    description='ConvNeXt backbones for detection and segmentation with MMDetection and MMSegmentation',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['convnext_dense', 'convnext_dense.*']),
+    python_requires='>=3.10',
+    install_requires=[
+        'torch>=2.4',
+        'torchvision>=0.19',
+        'mmengine>=0.10.7',
+        'numpy',
+        'matplotlib',
+        'packaging',
+        'tqdm',
+    ],
+    extras_require={'mm': OPENMMLAB, 'dev': DEVELOPMENT},
+)

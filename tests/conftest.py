@@ -1,0 +1,36 @@
+"""What several rooms' tests share."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import convnext_dense  # noqa: F401  registers everything, prepares the stack
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def from_timm():
+    """Rename timm's keys by a few substitutions of their own, independent of the package's tables."""
+
+    def rename(state_dict):
+        renamed = {}
+        for key, value in state_dict.items():
+            key = re.sub(r'^stem[._](\d)', r'downsample_layers.0.\1', key)
+            key = re.sub(r'^stages[._](\d)\.downsample', r'downsample_layers.\1', key)
+            key = re.sub(r'^stages[._](\d)\.blocks', r'stages.\1', key)
+            key = key.replace('conv_dw', 'dwconv').replace('mlp.fc', 'pwconv')
+            if 'mlp.grn' in key:
+                key = key.replace('mlp.grn.weight', 'grn.gamma').replace('mlp.grn.bias', 'grn.beta')
+                value = value.reshape(1, 1, 1, -1)
+            renamed[key] = value
+        return renamed
+
+    return rename

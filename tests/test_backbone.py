@@ -1,0 +1,327 @@
+"""The backbone against timm, and its promises: precision, freezing, recomputation, export, errors."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from convnext_dense import ConvNeXt
+from convnext_dense.backbone import Block, DepthwiseConvBF16
+from convnext_dense.variants import VARIANTS
+
+SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
+
+
+def relative_error(ours, theirs):
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@pytest.fixture(
+    params=[('convnext_atto', False), ('convnextv2_atto', True), ('convnext_tiny', False)], ids=lambda p: p[0]
+)
+def pair(request, from_timm):
+    """timm's model with noticeable random weights, and ours with the same."""
+    name, grn = request.param
+    theirs = timm.create_model(name, features_only=True, drop_path_rate=0.3, conv_mlp=False)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, 1.0, 0.2) if parameter.ndim == 1 else nn.init.normal_(parameter, 0.0, 0.05)
+    ours = ConvNeXt(name.split('_')[1], grn=grn, drop_path_rate=0.3, out_norm=False)
+    ours.load_state_dict(from_timm(theirs.state_dict()))
+    return ours, theirs
+
+
+@pytest.mark.parametrize('is_training', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('size', [(64, 64), (75, 101)], ids=['even', 'odd'])
+def test_outputs_and_gradients_equal_timm(pair, from_timm, size, is_training):
+    ours, theirs = (model.train(is_training) for model in pair)
+    x = torch.randn(2, 3, *size)
+    torch.manual_seed(1)  # the same blocks are dropped
+    our_maps = ours(x)
+    torch.manual_seed(1)
+    their_maps = theirs(x)
+    assert [m.shape for m in our_maps] == [m.shape for m in their_maps]
+    for our_map, their_map in zip(our_maps, their_maps, strict=True):
+        assert relative_error(our_map, their_map) < 1e-5
+    sum((m.square() * 0.1).mean() for m in our_maps).backward()
+    sum((m.square() * 0.1).mean() for m in their_maps).backward()
+    expected = from_timm({name: p.grad for name, p in theirs.named_parameters()})
+    gradients = {name: p.grad for name, p in ours.named_parameters()}
+    assert set(gradients) == set(expected)
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
+
+
+def test_output_norm_is_a_layer_norm_over_channels():
+    model = ConvNeXt(SMALL, out_indices=(2,))
+    nn.init.normal_(model.norm2.weight)
+    nn.init.normal_(model.norm2.bias)
+    x = torch.randn(2, 3, 64, 64)
+    (normed,) = model(x)
+    model.out_norm = False
+    (plain,) = model(x)
+    mean, var = plain.mean(1, keepdim=True), plain.var(1, keepdim=True, unbiased=False)
+    expected = (plain - mean) / (var + 1e-6).sqrt() * model.norm2.weight[:, None, None] + model.norm2.bias[
+        :, None, None
+    ]
+    torch.testing.assert_close(normed, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('grn', [False, True], ids=['v1', 'v2'])
+def test_bf16_autocast_is_close_to_fp32(grn):
+    model = ConvNeXt(SMALL, grn=grn)
+    x = torch.randn(2, 3, 96, 64)
+    expected = model(x)
+    weights = [torch.randn_like(m) for m in expected]
+
+    def gradients(maps):
+        loss = sum((m.float() * w).mean() for m, w in zip(maps, weights, strict=True))
+        return torch.autograd.grad(loss, list(model.parameters()))
+
+    reference = gradients(expected)
+    with torch.autocast('cpu', torch.bfloat16):
+        maps = model(x)
+    for ours, theirs in zip(maps, expected, strict=True):
+        assert torch.isfinite(ours).all()
+        assert relative_error(ours.float(), theirs) < 0.05
+    for (name, _), ours, theirs in zip(model.named_parameters(), gradients(maps), reference, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() <= 0.05 * theirs.norm() + 1e-5, name
+
+
+def test_fast_depthwise_gradients_equal_autograd():
+    conv = nn.Conv2d(6, 6, 7, padding=3, groups=6)
+    x = torch.randn(2, 6, 9, 11).to(memory_format=torch.channels_last)
+    weights = torch.randn_like(x)
+    x.requires_grad_()
+    leaves = [x, conv.weight, conv.bias]
+    reference = torch.autograd.grad((conv(x) * weights).mean(), leaves)
+    ours = torch.autograd.grad(
+        (DepthwiseConvBF16.apply(x.bfloat16(), conv.weight, conv.bias).float() * weights).mean(), leaves
+    )
+    for a, b in zip(ours, reference, strict=True):
+        assert relative_error(a, b) < 0.01
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('grn', [False, True], ids=['v1', 'v2'])
+def test_half_precision_weights_give_finite_maps(dtype, grn):
+    model = ConvNeXt(SMALL, grn=grn).to(dtype)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = model(x.to(dtype))
+        expected = model.float()(x)
+    for ours, theirs in zip(maps, expected, strict=True):
+        assert ours.dtype == dtype
+        assert torch.isfinite(ours).all()
+        assert relative_error(ours.float(), theirs) < 0.05
+
+
+def test_layer_norm_statistics_are_fp32_in_half_precision():
+    # squares of these values overflow fp16; a LayerNorm that worked in fp16 would return nan
+    model = ConvNeXt(SMALL, out_indices=(0,)).half()
+    x = torch.randn(1, 8, 4, 4).half() * 1000
+    assert torch.isfinite(model.norm0(x)).all()
+    assert torch.isfinite(model.stages[0][0].norm(x.permute(0, 2, 3, 1))).all()
+
+
+def test_grn_follows_its_equations():
+    block = Block(4, 0.0, 1.0, grn=True, norm_eps=1e-6)
+    nn.init.normal_(block.grn.gamma)
+    nn.init.normal_(block.grn.beta)
+    x = torch.randn(2, 3, 5, 16, dtype=torch.float64)
+    block = block.double()
+    norm = x.square().sum(dim=(1, 2), keepdim=True).sqrt()
+    expected = block.grn.gamma * (x * norm / (norm.mean(-1, keepdim=True) + 1e-6)) + block.grn.beta + x
+    torch.testing.assert_close(block.grn(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('arch', VARIANTS)
+def test_sizes_equal_timm(arch):
+    version = 'v2' if arch == 'huge' else ''
+    if arch in ('small', 'base', 'large', 'xlarge', 'huge'):
+        with torch.device('meta'):
+            ours, theirs = (
+                ConvNeXt(arch, grn=arch == 'huge', out_norm=False),
+                timm.create_model(f'convnext{version}_{arch}'),
+            )
+    else:
+        ours, theirs = ConvNeXt(arch, out_norm=False), timm.create_model(f'convnext{version}_{arch}')
+    head = sum(p.numel() for p in theirs.head.parameters())
+    layer_scale = sum(p.numel() for name, p in theirs.named_parameters() if name.endswith('.gamma'))
+    assert count(ours) == count(theirs) - head
+    assert layer_scale > 0 or arch == 'huge'
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_drop_path_ramps_linearly_over_all_blocks():
+    model = ConvNeXt('tiny', drop_path_rate=0.4)
+    rates = [block.drop_path for stage in model.stages for block in stage]
+    assert rates == pytest.approx([0.4 * i / 17 for i in range(18)])
+
+
+def test_dropped_blocks_pass_their_input_through():
+    block = Block(8, 0.999999, 1.0, grn=False, norm_eps=1e-6).train()
+    x = torch.randn(4, 8, 6, 6)
+    torch.testing.assert_close(block(x), x)
+
+
+def test_drop_path_keeps_the_expected_value():
+    block = Block(4, 0.5, 1.0, grn=False, norm_eps=1e-6)
+    x = torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        branch = block.eval()(x) - x
+        mean = block.train()(x.expand(4000, -1, -1, -1)).mean(0) - x
+    assert relative_error(mean, branch) < 0.1
+
+
+@pytest.mark.parametrize('value', [0, None])
+def test_no_layer_scale(value):
+    model = ConvNeXt(SMALL, layer_scale_init_value=value)
+    assert not [name for name, _ in model.named_parameters() if name.endswith('gamma')]
+    assert all(torch.isfinite(m).all() for m in model(torch.randn(1, 3, 32, 32)))
+
+
+def test_v2_has_grn_and_no_layer_scale():
+    names = [name for name, _ in ConvNeXt(SMALL, grn=True).named_parameters()]
+    assert 'stages.0.0.grn.gamma' in names
+    assert 'stages.0.0.gamma' not in names
+
+
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (-1,), (1, 3), (-3, -2), (3, 0)])
+def test_out_indices(out_indices):
+    x = torch.randn(1, 3, 64, 64)
+    model, full = ConvNeXt(SMALL, out_indices=out_indices), ConvNeXt(SMALL)
+    full.load_state_dict(model.state_dict(), strict=False)
+    maps, every = model(x), full(x)
+    assert len(maps) == len(out_indices)
+    for i, m in zip(out_indices, maps, strict=True):
+        torch.testing.assert_close(m, every[i])
+        assert m.shape[1] == SMALL['dims'][i]
+
+
+def test_stages_after_the_last_output_are_not_built():
+    model = ConvNeXt(SMALL, out_indices=(0, 1))
+    assert len(model.stages) == 2
+    assert [name for name, _ in model.named_children() if name.startswith('norm')] == ['norm0', 'norm1']
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 4])
+def test_frozen_stages_stay_frozen_and_in_eval(frozen_stages):
+    model = ConvNeXt(SMALL, frozen_stages=frozen_stages).train()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, _ in model.named_parameters():
+        kind, stage = name.split('.')[0], int(name.split('.')[1]) if '.' in name and name[0] in 'ds' else 9
+        is_frozen = {
+            'downsample_layers': stage < max(frozen_stages, 1) and frozen_stages >= 0,
+            'stages': stage < frozen_stages,
+        }.get(kind, False)
+        assert (name not in trained) == is_frozen, name
+    assert model.training
+    for i, stage in enumerate(model.stages):
+        assert stage.training == (i >= frozen_stages)
+    sum(m.sum() for m in model(torch.randn(1, 3, 32, 32))).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize('grn', [False, True], ids=['v1', 'v2'])
+def test_recomputation_changes_no_gradient(grn):
+    plain, lean = (
+        ConvNeXt(SMALL, grn=grn, drop_path_rate=0.5),
+        ConvNeXt(SMALL, grn=grn, drop_path_rate=0.5, with_cp=True),
+    )
+    lean.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 3, 64, 64)
+    for model in (plain, lean):
+        torch.manual_seed(3)
+        sum(m.square().mean() for m in model(x)).backward()
+    for (name, p), q in zip(plain.named_parameters(), lean.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_in_channels():
+    assert ConvNeXt(SMALL, in_channels=5)(torch.randn(1, 5, 32, 32))[0].shape == (1, 8, 8, 8)
+
+
+def test_does_not_change_its_input():
+    model = ConvNeXt(SMALL).eval()
+    x = torch.randn(1, 3, 64, 64)
+    before = x.clone()
+    with torch.no_grad():
+        first, second = model(x), model(x)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_inference_equals_training_mode_without_gradient():
+    # with and without autograd other kernels run (in-place GELU)
+    model = ConvNeXt(SMALL).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        inference = model(x)
+    for a, b in zip(inference, model(x), strict=True):
+        torch.testing.assert_close(a, b.detach())
+
+
+@pytest.mark.parametrize('grn', [False, True], ids=['v1', 'v2'])
+def test_export(grn):
+    model = ConvNeXt(SMALL, grn=grn).eval()
+    x = torch.randn(1, 3, 64, 96)
+    program = torch.export.export(model, (x,))
+    for a, b in zip(program.module()(x), model(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('grn', [False, True], ids=['v1', 'v2'])
+def test_compile_without_graph_breaks(grn):
+    model = ConvNeXt(SMALL, grn=grn)
+    compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
+    x = torch.randn(1, 3, 64, 64)
+    for a, b in zip(compiled(x), model(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(sum(m.square().mean() for m in call(x)), list(model.parameters()))
+        for call in (compiled, model)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compile_with_inductor():
+    model = ConvNeXt(SMALL).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(torch.compile(model)(x), model(x), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(arch='tinny'), r"Unknown ConvNeXt arch 'tinny'. Allowed: atto, femto, .*huge; or dict\(depths"),
+        (dict(arch=dict(depths=(1, 1, 1, 1))), 'arch must be one of atto'),
+        (dict(arch=dict(depths=(1, 1, 1), dims=(8, 8, 8, 8))), r"arch\['depths'\] must hold four positive integers"),
+        (dict(arch=dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 0))), r"arch\['dims'\] must hold four positive integers"),
+        (dict(out_indices=(0, 4)), r'out_indices must name stages 0 to 3 \(or -4 to -1\).*got \(0, 4\)'),
+        (dict(out_indices=()), 'at least one; got'),
+        (dict(out_indices=(3, -1)), 'each at most once'),
+        (dict(out_indices=2), 'out_indices must name stages'),
+        (dict(frozen_stages=5), r'frozen_stages must be -1 \(none\), 0 \(the stem\) or up to 4'),
+        (dict(frozen_stages=3, out_indices=(0, 1)), 'or up to 2 .* got 3'),
+        (dict(in_channels=0), 'in_channels must be a positive integer'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate must be in \[0, 1\); got 1.0'),
+    ],
+)
+def test_bad_arguments_are_answered(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ConvNeXt(**{'arch': SMALL, **arguments})
+
+
+@pytest.mark.parametrize('shape', [(1, 4, 32, 32), (3, 32, 32)])
+def test_wrong_channel_count_is_answered(shape):
+    with pytest.raises(ValueError, match=r'ConvNeXt takes images of shape \(N, 3, H, W\); got'):
+        ConvNeXt(SMALL)(torch.zeros(shape))

@@ -1,0 +1,231 @@
+"""Each patch mends a defect that is shown first, and leaves a mended upstream alone."""
+
+import importlib.util
+import pkgutil
+import sys
+import sysconfig
+from importlib.metadata import PackageNotFoundError
+from types import ModuleType
+
+import pytest
+from packaging.version import Version
+
+from convnext_dense import stack
+from convnext_dense.stack import import_hook, installed_packages, patches
+from convnext_dense.stack.patches import PATCHES
+
+BY_NAME = {patch.name: patch for patch in PATCHES}
+
+
+@pytest.fixture(autouse=True)
+def _prepared():
+    stack.prepare()
+
+
+def upstream_copy(module_name: str) -> ModuleType:
+    """Execute the module's file once more under another name, which no patch knows."""
+    found = importlib.util.find_spec(module_name)
+    spec = importlib.util.spec_from_file_location(f'{module_name}_as_upstream', found.origin)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_complete():
+    assert len(BY_NAME) == len(PATCHES)
+    for patch in PATCHES:
+        assert patch.link.startswith('https://github.com/'), patch.name
+        assert len(patch.why) > 20, patch.name
+
+
+def test_pkg_resources(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pkg_resources', None)
+    patch = BY_NAME['pkg_resources']
+    module = upstream_copy(patch.module)
+    if not patches._not_needed(patch):
+        with pytest.raises(ImportError):
+            module.is_installed('mmengine')
+    patch.apply(module)
+    assert module.is_installed('mmengine')
+    assert module.get_installed_path('mmengine').endswith('mmengine')
+
+
+def test_packages_are_found_by_the_name_of_pip_and_of_python():
+    from mmengine.utils import get_installed_path, is_installed
+
+    assert is_installed('mmsegmentation')
+    assert is_installed('mmseg')
+    assert not is_installed('not_a_package')
+    assert get_installed_path('mmsegmentation') == get_installed_path('mmseg')
+    assert installed_packages.package2module('mmsegmentation') == 'mmseg'
+    with pytest.raises(PackageNotFoundError, match='not_a_package'):
+        get_installed_path('not_a_package')
+    with pytest.raises(PackageNotFoundError, match='not_a_package'):
+        installed_packages.package2module('not_a_package')
+
+
+def test_packages_on_the_path_alone_are_found(tmp_path, monkeypatch):
+    (tmp_path / 'on_path').mkdir()
+    (tmp_path / 'on_path/__init__.py').touch()
+    (tmp_path / 'namespace').mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed_packages.is_installed('on_path')
+    assert installed_packages.get_installed_path('on_path') == str(tmp_path / 'on_path')
+    assert not installed_packages.is_installed('namespace')
+    with pytest.raises(RuntimeError, match='namespace is a namespace package'):
+        installed_packages.get_installed_path('namespace')
+
+
+def test_packages_with_another_name_or_another_place_are_found(tmp_path, monkeypatch):
+    site, project = tmp_path / 'site', tmp_path / 'project'
+    for name, modules, folder in (('dist-name', 'module_name', site), ('editable', 'edited', project)):
+        info = site / f'{name.replace("-", "_")}-1.0.dist-info'
+        info.mkdir(parents=True)
+        (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
+        (info / 'top_level.txt').write_text(f'{modules}\n')
+        (folder / modules).mkdir(parents=True)
+        (folder / modules / '__init__.py').touch()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.syspath_prepend(project)
+    assert installed_packages.get_installed_path('dist_name') == str(site / 'module_name')
+    assert installed_packages.get_installed_path('editable') == str(project / 'edited')
+    (site / 'editable-1.0.dist-info/top_level.txt').unlink()
+    with pytest.raises(ValueError, match='can not infer the module name of editable'):
+        installed_packages.package2module('editable')
+
+
+@pytest.mark.parametrize(
+    ('name', 'function'),
+    [('find_loader in mmengine', 'mmcv_full_available'), ('find_loader in mmcv', 'check_ops_exist')],
+)
+def test_find_loader(name, function, monkeypatch):
+    monkeypatch.delattr(pkgutil, 'find_loader', raising=False)
+    module = upstream_copy(BY_NAME[name].module)
+    with pytest.raises(AttributeError, match='find_loader'):
+        getattr(module, function)()
+    BY_NAME[name].apply(module)
+    assert getattr(module, function)() is True
+    monkeypatch.setitem(sys.modules, 'mmcv', None)
+    assert getattr(module, function)() is False
+
+
+def test_distutils(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'distutils', None)
+    module = upstream_copy(BY_NAME['distutils'].module)
+    with pytest.raises(ImportError, match='distutils'):
+        module.collect_env()
+    BY_NAME['distutils'].apply(module)
+    assert {'GCC', 'PyTorch', 'MMEngine'} <= set(module.collect_env())
+    assert sys.modules['distutils'] is None
+    # Windows: no compiler is named, and distutils would look for one
+    monkeypatch.setattr(sysconfig, 'get_config_var', lambda name: None)
+    assert module.collect_env()['GCC'] == 'n/a'
+
+
+def test_a_distutils_that_is_there_is_used(monkeypatch):
+    monkeypatch.setattr(patches, 'find_spec', lambda name: 'found')
+    before = sys.modules.get('distutils')
+    with patches._importable_distutils():
+        assert sys.modules.get('distutils') is before
+
+
+def test_functions_that_others_imported_by_name_are_replaced():
+    import mmengine.config.config
+    import mmengine.utils
+    import mmengine.utils.dl_utils
+
+    for module in (mmengine.utils, mmengine.utils.package_utils, mmengine.config.config):
+        if not patches._not_needed(BY_NAME['pkg_resources']):
+            assert module.is_installed is installed_packages.is_installed, module
+    assert mmengine.utils.dl_utils.mmcv_full_available is patches._ops_can_be_imported
+
+
+def test_a_function_imported_before_the_patch_is_replaced(monkeypatch):
+    defective, user = ModuleType('defective'), ModuleType('user')
+    defective.function = user.function = lambda: 'defect'
+    user.other = lambda: 'other'
+    for module in (defective, user):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    patches._replace(defective, 'function', lambda: 'mended')
+    assert (defective.function(), user.function(), user.other()) == ('mended', 'mended', 'other')
+
+
+@pytest.mark.parametrize('loaded_before', [True, False])
+def test_an_action_runs_on_import_and_on_reload(loaded_before, tmp_path, monkeypatch):
+    (tmp_path / 'acted_upon.py').write_text('value = 1')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(import_hook._finder(), 'actions', {})
+    monkeypatch.delitem(sys.modules, 'acted_upon', raising=False)
+    if loaded_before:
+        importlib.import_module('acted_upon')
+    import_hook.on_import('acted_upon', lambda module: setattr(module, 'value', module.value + 1))
+    module = importlib.import_module('acted_upon')
+    assert module.value == 2
+    assert importlib.reload(module).value == 2
+    assert type(module.__loader__).__name__ == 'SourceFileLoader'
+
+
+def test_preparing_again_patches_nothing_again():
+    import mmengine.runner.checkpoint as module
+
+    before = (module.torch, module.load_from_local)
+    actions = {name: len(listed) for name, listed in import_hook._finder().actions.items()}
+    stack.prepare()
+    assert (module.torch, module.load_from_local) == before
+    assert {name: len(listed) for name, listed in import_hook._finder().actions.items()} == actions
+
+
+def test_the_report_says_what_became_of_each_patch(monkeypatch):
+    import mmengine.runner.checkpoint  # noqa: F401
+
+    report = {row.patch.name: row for row in stack.patch_report()}
+    assert list(report) == list(BY_NAME)
+    assert report['safe checkpoints'].status == 'applied'
+    monkeypatch.setattr(patches, '_applied', set())
+    assert stack.patch_report()[-1].status == 'waiting'
+    assert stack.patch_report()[-1].reason == 'it is applied when mmengine.logging.logger is imported'
+    monkeypatch.setattr(patches, '_armed', set())
+    assert stack.patch_report()[-1].reason == 'convnext_dense.stack.prepare() has not been called'
+
+
+def installed(monkeypatch, versions: dict[str, str]) -> list[str]:
+    """Pretend these versions; return the modules for which patches are then prepared."""
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    prepared = []
+    monkeypatch.setattr(patches, 'version', version)
+    monkeypatch.setattr(patches, '_armed', set())
+    monkeypatch.setattr(patches, '_applied', set())
+    monkeypatch.setattr(patches, 'on_import', lambda module, action: prepared.append(module))
+    patches.apply_patches()
+    return prepared
+
+
+def test_a_mended_version_is_left_alone(monkeypatch):
+    module = BY_NAME['pkg_resources'].module
+    assert module in installed(monkeypatch, {'mmengine': '0.10.7', 'mmcv-lite': '2.1.0'})
+    assert module in installed(monkeypatch, {'mmengine': '0.11.0rc2'})
+    for mended in ('0.11.0rc3', '0.11.0', '1.0.0'):
+        assert module not in installed(monkeypatch, {'mmengine': mended})
+        status = {row.patch.name: row for row in stack.patch_report()}['pkg_resources']
+        assert status.status == 'not needed'
+        assert status.reason == f'mmengine {mended} does not have the defect, versions <0.11.0rc3 do'
+
+
+def test_versions_with_an_end_are_the_only_condition():
+    for patch in PATCHES:
+        assert not patch.versions or Version(patch.versions.removeprefix('<'))
+
+
+def test_a_missing_package_needs_no_patch(monkeypatch):
+    monkeypatch.setattr(patches, 'find_spec', lambda name: None)
+    assert installed(monkeypatch, {'mmengine': '0.10.7'}).count('mmcv.utils.ext_loader') == 0
+    assert {row.reason for row in stack.patch_report() if row.status == 'not needed'} == {'mmcv is not installed'}
+
+
+def test_a_package_on_the_path_alone_is_patched(monkeypatch):
+    assert 'mmcv.utils.ext_loader' in installed(monkeypatch, {})
