@@ -36,6 +36,7 @@ setup(
         'numpy',
         'matplotlib',
         'packaging',
+        'pillow',
         'tqdm',
     ],
     extras_require={'mm': OPENMMLAB, 'dev': DEVELOPMENT},

@@ -12,7 +12,14 @@ from mmengine.runner import LogProcessor, Runner
 from tqdm import tqdm
 
 # Lines of MMEngine that tell the reader of a screen nothing; the log file keeps them.
-NOISE = ('Exp name:', 'Hooks will be executed', 'Distributed training is not used')
+NOISE = (
+    'Exp name:',
+    'Hooks will be executed',
+    'Distributed training is not used',
+    'Evaluating ',
+    'bbox_mAP_copypaste',
+    'segm_mAP_copypaste',
+)
 TABLE_ATTRIBUTE = 'show_table'  # a record with this attribute is shown however many lines it has
 
 
@@ -88,3 +95,16 @@ class OneLineLogProcessor(LogProcessor):
             f'eta {eta}',
         ]
         return values, '  '.join(part for part in parts if part)
+
+    def get_log_after_epoch(
+        self, runner: Runner, batch_idx: int, mode: str, with_non_scalar: bool = False
+    ) -> tuple[dict, str]:
+        """Return (metrics for the JSON lines, text for the screen) of a validation or test."""
+        values, text = super().get_log_after_epoch(runner, batch_idx, mode, with_non_scalar)
+        head = text[: text.index('  ')]
+        shown = {
+            name.split('/')[-1]: value
+            for name, value in values.items()
+            if isinstance(value, (int, float)) and 'time' not in name and value >= 0
+        }
+        return values, '  '.join([head, *(f'{name} {value:.3f}' for name, value in shown.items())])

@@ -74,13 +74,14 @@ def train(
         if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
             tell(f'nothing to resume in {cfg.work_dir}: training starts from the beginning')
     runner = build_runner(cfg)
-    with build_errors():  # what MMEngine would build in train(), so that mistakes are answered the same way
-        _ = runner.train_loop
-        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        if runner._val_loop is not None:
-            _ = runner.val_loop
-    with prints_to(Path(runner.log_dir) / 'prints.txt'), image_errors():
-        runner.train()
+    with prints_to(Path(runner.log_dir) / 'prints.txt'):
+        with build_errors():  # what MMEngine would build in train(), so that mistakes are answered the same way
+            _ = runner.train_loop
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            if runner._val_loop is not None:
+                _ = runner.val_loop
+        with image_errors():
+            runner.train()
     return runner
 
 
@@ -128,10 +129,11 @@ def test(
     if out is not None:
         run_config.dump_predictions(cfg, out)
     runner = build_runner(cfg)
-    with build_errors():
-        _ = runner.test_loop
-    with prints_to(Path(runner.log_dir) / 'prints.txt'), image_errors():
-        return runner.test()
+    with prints_to(Path(runner.log_dir) / 'prints.txt'):
+        with build_errors():
+            _ = runner.test_loop
+        with image_errors():
+            return runner.test()
 
 
 def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None) -> str:
@@ -167,7 +169,7 @@ def prepare(cfg: Config, config: str | os.PathLike, work_dir: str | None, launch
     if is_first_process():
         for split in splits:
             if cfg.get(f'{split}_dataloader'):
-                tell(*check_dataset(cfg[f'{split}_dataloader']['dataset']))
+                tell(*check_dataset(cfg[f'{split}_dataloader']['dataset'], f'{split}_dataloader.dataset'))
     tell(*run_config.fit_classes(cfg))
     if not torch.cuda.is_available():
         tell(*run_config.fit_to_cpu(cfg))

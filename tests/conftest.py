@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import convnext_dense  # noqa: F401  registers everything, prepares the stack
+from convnext_dense.stack.quiet import WARNINGS
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure(config):
+    """Warnings are errors here, but for the third-party ones that the package silences."""
+    for warned in WARNINGS:
+        message = warned.message.replace(':', '.')  # a colon separates the fields of pytest's filter
+        line = f'ignore:{message}:{warned.category.__name__}:{warned.module}'
+        config.addinivalue_line('filterwarnings', line)
 
 
 @pytest.fixture(autouse=True)

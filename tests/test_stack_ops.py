@@ -85,7 +85,7 @@ def softnms_by_hand(boxes, scores, threshold, sigma, min_score, method, offset):
             if method == 'gaussian':
                 factor = np.float32(math.exp(-(overlap * overlap) / np.float32(sigma)))
             elif overlap >= np.float32(threshold):
-                factor = np.float32(0) if method == 'naive' else 1 - overlap
+                factor = np.float32(0) if method == 'naive' else np.float32(1) - overlap
             else:
                 factor = np.float32(1)
             waiting[i][4] = waiting[i][4] * factor
@@ -137,7 +137,8 @@ def test_soft_nms_is_what_a_plain_loop_does(kind, method):
         expected = softnms_by_hand(boxes, scores, threshold, 0.5, min_score, method, offset)
         dets, kept = soft_nms(boxes, scores, threshold, 0.5, min_score, method, offset)
         assert kept.tolist() == [row[5] for row in expected]
-        torch.testing.assert_close(dets, torch.tensor([row[:5] for row in expected]), equal_nan=True, rtol=0, atol=0)
+        rows = torch.tensor([row[:5] for row in expected], dtype=torch.float32)
+        torch.testing.assert_close(dets, rows, equal_nan=True, rtol=0, atol=0)
 
 
 def test_softnms_fills_the_rows_it_keeps_and_no_other():

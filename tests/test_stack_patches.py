@@ -1,9 +1,12 @@
 """Each patch mends a defect that is shown first, and leaves a mended upstream alone."""
 
 import importlib.util
+import logging
+import os
 import pkgutil
 import sys
 import sysconfig
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from types import ModuleType
 
@@ -129,6 +132,28 @@ def test_a_distutils_that_is_there_is_used(monkeypatch):
         assert sys.modules.get('distutils') is before
 
 
+@pytest.mark.parametrize(
+    ('line', 'shown'),
+    [
+        ('"FileClient" will be deprecated in future. Please use io functions in', False),
+        ('"HardDiskBackend" is the alias of "LocalBackend" and the former will be deprecated in future.', False),
+        ('The prefix is not set in metric class IoUMetric.', False),
+        ('The prefix is not set in metric class MyMetric.', True),
+        ('Failed to search registry with scope "mmdet" in the "function" registry tree. As a workaround', False),
+        ('Failed to search registry with scope "mmdet" in the "model" registry tree. As a workaround', True),
+        ('The model and loaded state dict do not match exactly', True),
+    ],
+)
+def test_idle_log_lines(line, shown):
+    record = logging.LogRecord('mmengine', logging.WARNING, 'file.py', 1, line, None, None)
+    module = upstream_copy(BY_NAME['idle log lines'].module)
+    assert module.FilterDuplicateWarning().filter(record)
+    BY_NAME['idle log lines'].apply(module)
+    upstream_filter = module.FilterDuplicateWarning()
+    assert upstream_filter.filter(record) is shown
+    assert upstream_filter.filter(record) is False, 'MMEngine drops repetitions'
+
+
 def test_functions_that_others_imported_by_name_are_replaced():
     import mmengine.config.config
     import mmengine.utils
@@ -165,6 +190,23 @@ def test_an_action_runs_on_import_and_on_reload(loaded_before, tmp_path, monkeyp
     assert type(module.__loader__).__name__ == 'SourceFileLoader'
 
 
+def test_a_module_is_imported_in_its_context(tmp_path, monkeypatch):
+    (tmp_path / 'acted_upon.py').write_text('import os\nvalue = os.environ["IN_CONTEXT"]')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(import_hook._finder(), 'actions', {})
+    monkeypatch.delitem(sys.modules, 'acted_upon', raising=False)
+
+    @contextmanager
+    def during():
+        with monkeypatch.context() as patched:
+            patched.setenv('IN_CONTEXT', 'yes')
+            yield
+
+    import_hook.on_import('acted_upon', lambda module: None, during)
+    assert importlib.import_module('acted_upon').value == 'yes'
+    assert 'IN_CONTEXT' not in os.environ
+
+
 def test_preparing_again_patches_nothing_again():
     import mmengine.runner.checkpoint as module
 
@@ -182,10 +224,11 @@ def test_the_report_says_what_became_of_each_patch(monkeypatch):
     assert list(report) == list(BY_NAME)
     assert report['safe checkpoints'].status == 'applied'
     monkeypatch.setattr(patches, '_applied', set())
-    assert stack.patch_report()[-1].status == 'waiting'
-    assert stack.patch_report()[-1].reason == 'it is applied when mmengine.logging.logger is imported'
+    waiting = {row.reason for row in stack.patch_report() if row.status == 'waiting'}
+    assert 'it is applied when mmengine.runner.checkpoint is imported' in waiting
     monkeypatch.setattr(patches, '_armed', set())
-    assert stack.patch_report()[-1].reason == 'convnext_dense.stack.prepare() has not been called'
+    waiting = {row.reason for row in stack.patch_report() if row.status == 'waiting'}
+    assert waiting == {'convnext_dense.stack.prepare() has not been called'}
 
 
 def installed(monkeypatch, versions: dict[str, str]) -> list[str]:
@@ -200,7 +243,7 @@ def installed(monkeypatch, versions: dict[str, str]) -> list[str]:
     monkeypatch.setattr(patches, 'version', version)
     monkeypatch.setattr(patches, '_armed', set())
     monkeypatch.setattr(patches, '_applied', set())
-    monkeypatch.setattr(patches, 'on_import', lambda module, action: prepared.append(module))
+    monkeypatch.setattr(patches, 'on_import', lambda module, action, during: prepared.append(module))
     patches.apply_patches()
     return prepared
 
@@ -224,7 +267,8 @@ def test_versions_with_an_end_are_the_only_condition():
 def test_a_missing_package_needs_no_patch(monkeypatch):
     monkeypatch.setattr(patches, 'find_spec', lambda name: None)
     assert installed(monkeypatch, {'mmengine': '0.10.7'}).count('mmcv.utils.ext_loader') == 0
-    assert {row.reason for row in stack.patch_report() if row.status == 'not needed'} == {'mmcv is not installed'}
+    reasons = {row.reason for row in stack.patch_report() if row.status == 'not needed'}
+    assert reasons == {'mmcv is not installed', 'torch is not installed'}
 
 
 def test_a_package_on_the_path_alone_is_patched(monkeypatch):

@@ -23,7 +23,7 @@ from convnext_dense.errors import UserError
 
 MAX_PICTURES = 2000  # whose files are looked into
 MAX_LABEL_MAPS = 50  # that are read
-TOLERATED_SHARE = 0.01  # of annotations or pictures: below it a defect is a note (COCO itself has two empty boxes)
+TOLERATED_SHARE = 0.01  # of annotations or pictures: below it a defect is a note, as public data sets have a few
 TAIL_BYTES = 4096  # some cameras append to a JPEG; its end marker is looked for in so many bytes
 IGNORED = 255
 

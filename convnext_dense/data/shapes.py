@@ -18,7 +18,7 @@ SPLITS = ('train', 'val')
 
 # How hard the scenes are. Lengths are shares of the picture's `size`, in pixels at size 128 in brackets.
 SIDE_RANGE = (0.875, 1.125)  # height and width (112 to 144)
-DIAMETER_RANGE = (0.14, 0.45)  # of the circle around a shape (18 to 58); small ones are the more frequent
+DIAMETER_RANGE = (0.16, 0.45)  # of the circle around a shape (20 to 58); small ones are the more frequent
 NUM_OBJECTS = (1, 5)
 EMPTY_SHARE = 0.05  # pictures without any object
 CROWD_SHARE = 0.10  # pictures with a crowd

@@ -10,6 +10,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
+MIN_SCORE = 0.5
 MIN_SIDE = 320  # pixels; smaller images are enlarged so that labels can be read
 
 
@@ -27,6 +28,7 @@ def draw_curves(rows: Sequence[dict], metrics: Sequence[str], file: Path) -> Non
     """Write a PNG with the loss over the iterations on the left and the metrics over training on the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.4), layout='constrained')
     FigureCanvasAgg(figure)
@@ -37,6 +39,7 @@ def draw_curves(rows: Sequence[dict], metrics: Sequence[str], file: Path) -> Non
     for name in metrics:
         points = [(row['step'], row[name]) for row in rows if name in row]
         right.plot(*zip(*points, strict=True), marker='o', label=name.split('/')[-1])
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(xlabel='epoch' if losses and rows_by_epoch(rows) else 'iteration', title='validation', ylim=(0, None))
     if right.lines:
         right.legend()
@@ -62,13 +65,23 @@ def draw_predictions(visualizer: Visualizer, samples: Sequence[BaseDataElement],
         image = cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB)
         factor = max(1, round(MIN_SIDE / min(image.shape[:2])))
         image = image.repeat(factor, axis=0).repeat(factor, axis=1)
-        visualizer.add_datasample(
-            'sample', image, enlarge(sample, factor), draw_gt=True, draw_pred=True, show=False, out_file=None
-        )
+        visualizer.add_datasample('sample', image, keep_confident(enlarge(sample, factor)), show=False)
         cells.append(visualizer.get_image())
     rows = [hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     grid = vstack(rows)
     cv2.imwrite(str(file), cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))
+
+
+def keep_confident(sample: BaseDataElement) -> BaseDataElement:
+    """Return a detector's sample without the predictions below ``MIN_SCORE``; a segmentor's as it is."""
+    if 'pred_instances' in sample:
+        sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= MIN_SCORE]
+    return sample
+
+
+def has_objects(sample: BaseDataElement) -> bool:
+    """Tell whether there is something to see: a segmentor's label map, or a detector's ground truth with objects."""
+    return 'gt_instances' not in sample or len(sample.gt_instances) > 0
 
 
 def enlarge(sample: BaseDataElement, factor: int) -> BaseDataElement:

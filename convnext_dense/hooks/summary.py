@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from convnext_dense.console import show_table
-from convnext_dense.hooks.pictures import draw_curves, draw_predictions, read_scalars
+from convnext_dense.hooks.pictures import draw_curves, draw_predictions, has_objects, read_scalars
 
 COCO_ROWS = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m', 'APl': 'mAP_l'}
 COCO_COLUMNS = {'box': 'bbox', 'mask': 'segm'}
@@ -45,7 +45,8 @@ class RunSummaryHook(Hook):
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Keep the first predictions."""
         missing = self.num_pictures - len(self.samples)
-        self.samples += [sample.cpu() for sample in (outputs or [])[:missing]] if missing > 0 else []
+        if missing > 0:
+            self.samples += [sample.cpu() for sample in outputs if has_objects(sample)][:missing]
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Keep the latest metrics."""
@@ -98,7 +99,8 @@ def metric_table(metrics: Mapping[str, float]) -> list[str]:
         lines.append(f'{"":8}' + ''.join(f'{name:>8}' for name in columns))
         for label, key in COCO_ROWS.items():
             values = [metrics[f'coco/{COCO_COLUMNS[name]}_{key}'] for name in columns]
-            lines.append(f'{label:8}' + ''.join(f'{value:8.3f}' for value in values))
+            # COCO gives -1 where there is no object of that size
+            lines.append(f'{label:8}' + ''.join(f'{value:8.3f}' if value >= 0 else f'{"-":>8}' for value in values))
     others = {name: value for name, value in metrics.items() if not name.startswith('coco/')}
     lines += [f'{name:8}{value:8.3f}' for name, value in others.items() if isinstance(value, (int, float))]
     return lines

@@ -135,9 +135,17 @@ def _allow_mmengine_types() -> None:
             raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr({owner!r}, {name!r})')
         return getattr(owner, name)
 
+    def encode_latin1(text: str, encoding: str) -> bytes:
+        if encoding != 'latin1':
+            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL _codecs.encode({encoding!r})')
+        return text.encode('latin1')
+
     dtypes = {type(np.dtype(code)) for code in NUMPY_TYPE_CODES}
     allowed = [HistoryBuffer, OneCycleParamScheduler, np.ndarray, np.dtype, *dtypes]
     allowed.append(_named(get_listed_attribute, 'builtins', 'getattr'))
+    # The bytes of an array, in protocol 2; PyTorch 2.4 allows no bytes, and later versions not the empty ones.
+    allowed.append(_named(encode_latin1, '_codecs', 'encode'))
+    allowed.append(_named(lambda: b'', 'builtins', 'bytes'))
     # Protocol 2, which torch.save uses, refers to these two functions, by the name that NumPy 1 or NumPy 2 gives them.
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     for numpy_module in ('numpy.core.multiarray', 'numpy._core.multiarray'):

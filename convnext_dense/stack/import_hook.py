@@ -1,20 +1,29 @@
-"""Run a function on a module as soon as it is imported, so that patching a module does not mean importing it.
+"""Act on a module as soon as it is imported, so that patching a module does not mean importing it.
 
-In: a module's name and a function of the module. Out: the function has run, now or right after the module's own code.
+In: a module's name, a function of the module, and a context. Out: the function has run, now or right after the
+module's own code, which runs in the context.
 """
 
 import importlib.abc
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 Action = Callable[[ModuleType], None]
+Context = Callable[[], AbstractContextManager]
 
 
-def on_import(module_name: str, action: Action) -> None:
-    """Run ``action`` on the module now if it is loaded, and after each later execution of its code."""
-    _finder().actions.setdefault(module_name, []).append(action)
+def on_import(module_name: str, action: Action, during: Context = nullcontext) -> None:
+    """Run ``action`` on the module now if it is loaded, and after each later execution of its code.
+
+    Args:
+        module_name: Full name.
+        action: Called with the module.
+        during: Makes a context manager in which the module's code is executed.
+    """
+    _finder().actions.setdefault(module_name, []).append((action, during))
     if module_name in sys.modules:
         action(sys.modules[module_name])
 
@@ -23,7 +32,7 @@ class _ActingFinder(importlib.abc.MetaPathFinder):
     """Let the other finders find a module, and add the actions to the end of its execution."""
 
     def __init__(self) -> None:
-        self.actions: dict[str, list[Action]] = {}
+        self.actions: dict[str, list[tuple[Action, Context]]] = {}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -43,8 +52,11 @@ class _ActingFinder(importlib.abc.MetaPathFinder):
 
     def _exec_and_act(self, exec_module: Action, fullname: str) -> Action:
         def exec_and_act(module: ModuleType) -> None:
-            exec_module(module)
-            for action in self.actions[fullname]:
+            with ExitStack() as contexts:
+                for _, during in self.actions[fullname]:
+                    contexts.enter_context(during())
+                exec_module(module)
+            for action, _ in self.actions[fullname]:
                 action(module)
 
         return exec_and_act

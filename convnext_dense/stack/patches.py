@@ -6,7 +6,7 @@ A package is patched only in the versions that have the defect, and nothing is i
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -33,6 +33,7 @@ class Patch:
         link: Where the defect is reported, or the code that has it.
         why: What goes wrong without the patch.
         apply: Mends the module.
+        during: Makes a context in which the module is imported.
     """
 
     name: str
@@ -41,7 +42,8 @@ class Patch:
     module: str
     link: str
     why: str
-    apply: Callable[[ModuleType], None]
+    apply: Callable[[ModuleType], None] = lambda module: None
+    during: Callable[[], AbstractContextManager] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,15 @@ PATCHES = (
         why='a sound run logs warnings that no user can act on; convnext_dense/stack/quiet.py lists them',
         apply=quiet.silence_log_lines,
     ),
+    Patch(
+        name='TorchScript warning',
+        packages=('torch',),
+        versions='<2.6',
+        module='torch.distributed.optim',
+        link='https://github.com/pytorch/pytorch/issues/139661',
+        why='the import, which MMEngine makes at every start, warns of TorchScript whatever the filters say',
+        during=quiet.without_torchscript_warning,
+    ),
 )
 
 _applied: set[str] = set()
@@ -148,7 +159,7 @@ def apply_patches() -> None:
         if patch.name in _armed or _not_needed(patch):
             continue
         _armed.add(patch.name)
-        on_import(patch.module, _applier(patch))
+        on_import(patch.module, _applier(patch), patch.during)
 
 
 def patch_report() -> list[PatchStatus]:

@@ -6,6 +6,8 @@ Only messages are listed that appear in a sound run of a stock config and that n
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging import LogRecord
 from types import ModuleType
 from typing import NamedTuple
@@ -52,6 +54,12 @@ WARNINGS = (
         'not to draw is the default of every mmseg config',
     ),
     Warned(
+        r"'maxsplit' is passed as positional argument",
+        DeprecationWarning,
+        r'mmengine\.utils\.misc',
+        'Python >= 3.13 warns about a call in MMEngine, at its import; where warnings are errors, it ends there',
+    ),
+    Warned(
         r"Failed to add <class 'mmengine\.visualization\.vis_backend\.LocalVisBackend'>, please provide the `save_dir`",
         UserWarning,
         r'mmengine\.visualization\.visualizer',
@@ -74,6 +82,16 @@ def silence_warnings() -> None:
     """Drop the listed warnings. Called again it changes nothing: Python keeps equal filters once."""
     for warned in WARNINGS:
         warnings.filterwarnings('ignore', warned.message, warned.category, warned.module)
+
+
+@contextmanager
+def without_torchscript_warning() -> Iterator[None]:
+    """Drop the warning of PyTorch < 2.6 when ``torch.distributed.optim`` is imported, which overrides all filters."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warned in caught:
+        if not str(warned.message).startswith('`TorchScript` support for functional optimizers is deprecated'):
+            warnings.warn_explicit(warned.message, warned.category, warned.filename, warned.lineno)
 
 
 def silence_log_lines(logger_module: ModuleType) -> None:

@@ -10,3 +10,4 @@ param_scheduler = [
 ]
 optim_wrapper = dict(type='OptimWrapper', paramwise_cfg=dict(decay_rate=1.0), optimizer=dict(lr=1e-3))
 auto_scale_lr = dict(base_batch_size=8)
+randomness = dict(seed=0)

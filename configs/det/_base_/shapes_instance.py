@@ -1,7 +1,7 @@
 """The embedded drawn data set as instance segmentation; it is written on first use."""
 
 data_root = 'data/shapes'
-size = 128
+size = 112  # mean side in pixels; batches are padded to 128
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -20,13 +20,15 @@ train_dataloader = dict(
     batch_size=8,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='ShapesInstances', data_root=data_root, split='train', pipeline=train_pipeline),
+    dataset=dict(type='ShapesInstances', data_root=data_root, split='train', size=size, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=8,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='ShapesInstances', data_root=data_root, split='val', test_mode=True, pipeline=test_pipeline),
+    dataset=dict(
+        type='ShapesInstances', data_root=data_root, split='val', size=size, test_mode=True, pipeline=test_pipeline
+    ),
 )
 test_dataloader = val_dataloader
 

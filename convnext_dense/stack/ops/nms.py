@@ -124,6 +124,7 @@ def _greedy_groups(
 def _iou(box: np.ndarray, boxes: np.ndarray, offset: int) -> np.ndarray:
     """Return the IoU of ``box`` ``(4,)`` with each of ``boxes`` ``(N, 4)``; two empty boxes give NaN."""
     x1, y1, x2, y2 = boxes.T
+    offset = np.float32(offset)  # NumPy 1 would go on in double after a Python number
     with np.errstate(all='ignore'):
         width = _larger(np.float32(0), _smaller(box[2], x2) - _larger(box[0], x1) + offset)
         height = _larger(np.float32(0), _smaller(box[3], y2) - _larger(box[1], y1) + offset)

@@ -1,0 +1,132 @@
+"""The screen and the pictures of a run."""
+
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from convnext_dense.console import ConsoleHandler, prints_to
+from convnext_dense.hooks.pictures import draw_curves, read_scalars
+from convnext_dense.hooks.summary import describe_files, metric_table
+
+
+def log_record(message, level=logging.INFO, **extra):
+    record = logging.LogRecord('name', level, 'file', 1, message, None, None)
+    record.__dict__.update(extra)
+    return record
+
+
+def test_console_shows_lines_and_hides_blocks():
+    handler = ConsoleHandler()
+    assert handler.filter(log_record('one line'))
+    assert not handler.filter(log_record('Config:\nmodel = dict(\n'))
+    assert not handler.filter(log_record('Exp name: x'))
+    assert handler.filter(log_record('two\nlines', logging.WARNING))
+    assert handler.filter(log_record('a table\nof two lines', show_table=True))
+
+
+def test_prints_of_third_parties_go_to_a_file(tmp_path, capsys):
+    with prints_to(tmp_path / 'new/prints.txt'):
+        print('loading annotations into memory...')
+    print('shown')
+    assert capsys.readouterr().out == 'shown\n'
+    assert (tmp_path / 'new/prints.txt').read_text() == 'loading annotations into memory...\n'
+
+
+BAR = """
+import time
+from types import SimpleNamespace
+import convnext_dense
+from convnext_dense.hooks import ProgressBarHook
+hook = ProgressBarHook()
+runner = SimpleNamespace(max_iters=40, iter=10, val_dataloader=range(3))
+hook.before_train(runner)
+for i in range(30):
+    time.sleep(0.02)
+    hook.after_train_iter(runner, i, outputs=dict(loss=1.5))
+hook.before_val_epoch(runner)
+hook.after_val_iter(runner, 0)
+hook.after_val_epoch(runner)
+hook.after_train(runner)
+"""
+
+
+def test_progress_bar_on_a_terminal():
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, '-c', BAR], stderr=theirs, stdout=subprocess.PIPE) as process:
+        os.close(theirs)
+        shown = b''
+        try:
+            while chunk := os.read(ours, 65536):
+                shown += chunk
+        except OSError:  # Linux: the other end is closed
+            pass
+        assert process.wait() == 0
+    os.close(ours)
+    text = shown.decode()
+    assert '10/40' in text  # it starts where the run resumes
+    assert '<00:0' in text  # the time left
+    assert 'loss=1.500' in text
+    assert 'val' in text
+
+
+def test_no_progress_bar_in_a_file():
+    result = subprocess.run([sys.executable, '-c', BAR], capture_output=True, text=True, check=True)
+    assert result.stderr == ''
+
+
+def test_metric_table_of_a_detector():
+    metrics = {
+        f'coco/{kind}_{name}': 0.25
+        for kind in ('bbox', 'segm')
+        for name in ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m')
+    }
+    metrics |= {'coco/bbox_mAP_l': -1.0, 'coco/segm_mAP_l': -1.0}
+    lines = metric_table(metrics)
+    assert lines[0].split() == ['box', 'mask']
+    assert lines[2].split() == ['AP50', '0.250', '0.250']
+    assert lines[6].split() == ['APl', '-', '-']  # no large object: COCO's -1
+
+
+def test_metric_table_of_a_segmentor():
+    assert [line.split() for line in metric_table({'mIoU': 45.5, 'aAcc': 80.0})] == [
+        ['mIoU', '45.500'],
+        ['aAcc', '80.000'],
+    ]
+
+
+def test_only_written_files_are_named():
+    assert describe_files({'checkpoint': 'a.pth', 'predictions': None}) == ['checkpoint  a.pth']
+
+
+def test_curves(tmp_path):
+    log = tmp_path / 'scalars.json'
+    rows = [{'loss': 4.0 / i, 'step': i, 'epoch': 1} for i in range(1, 5)] + [{'coco/bbox_mAP': 0.3, 'step': 1}]
+    log.write_text('\n'.join(json.dumps(row) for row in rows))
+    read = read_scalars([log])
+    assert len(read) == 5
+    draw_curves(read, ['coco/bbox_mAP'], tmp_path / 'curves.png')
+    image = cv2.imread(str(tmp_path / 'curves.png'))
+    blue = (np.abs(image.astype(int) - (180, 119, 31)).max(axis=2) < 20).sum()  # matplotlib's first line colour, as BGR
+    assert blue > 100
+
+
+def test_resumed_runs_join_into_one_curve(tmp_path):
+    first, second = tmp_path / '1.json', tmp_path / '2.json'
+    first.write_text('{"loss": 3, "step": 1}\n{"loss": 2, "step": 2}\n{"loss": 9, "step": 3}')
+    second.write_text('{"loss": 1, "step": 3}')
+    assert [row['loss'] for row in read_scalars([first, second])] == [3, 2, 1]
+
+
+def test_readme_pictures_exist():
+    root = Path(__file__).parent.parent
+    readme = (root / 'README.md').read_text()
+    for line in readme.splitlines():
+        if line.startswith('!['):
+            assert (root / line.split('](')[1].rstrip(')')).is_file()
