@@ -115,8 +115,6 @@ def fit_to_cpu(cfg: Config) -> list[str]:
         for key in ('loss_scale', 'dtype'):
             wrapper.pop(key, None)
         notes.append('no GPU: training in fp32 instead of mixed precision')
-    if cfg.launcher != 'none':
-        cfg.setdefault('env_cfg', ConfigDict()).setdefault('dist_cfg', ConfigDict())['backend'] = 'gloo'
     norms = [node for node in walk(cfg.model) if node.get('type') == 'SyncBN']
     for node in norms:
         node['type'] = 'BN'

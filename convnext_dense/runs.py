@@ -173,6 +173,8 @@ def prepare(cfg: Config, config: str | os.PathLike, work_dir: str | None, launch
     tell(*run_config.fit_classes(cfg))
     if not torch.cuda.is_available():
         tell(*run_config.fit_to_cpu(cfg))
+        if cfg.launcher == 'pytorch' and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')  # MMEngine would ask for a GPU first
 
 
 def tell(*notes: str) -> None:

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 import convnext_dense  # noqa: F401 - makes mmdet importable
-from convnext_dense.data import checks
-from convnext_dense.data.checks import check_coco, check_dataset, check_segmentation
+from convnext_dense.data.checks import check_coco, check_dataset, check_segmentation, configs, files
+from convnext_dense.data.checks import coco as coco_checks
+from convnext_dense.data.checks import segmentation as segmentation_checks
 from convnext_dense.data.shapes import LABELS, SHAPES
 from convnext_dense.data.writer import write_shapes
 from convnext_dense.errors import UserError
@@ -205,7 +206,7 @@ def test_no_entries(coco, name):
 
 
 @pytest.mark.parametrize(
-    ('name', 'field'), [(name, field) for name, fields in checks.COCO_FIELDS.items() for field in fields]
+    ('name', 'field'), [(name, field) for name, fields in coco_checks.COCO_FIELDS.items() for field in fields]
 )
 def test_missing_fields(coco, name, field):
     del coco.content[name][1][field]
@@ -430,8 +431,8 @@ def test_images_in_folders_of_their_own(coco):
 
 def test_each_folder_is_listed_once(coco, monkeypatch):
     listed = []
-    scandir = checks.os.scandir
-    monkeypatch.setattr(checks.os, 'scandir', lambda path: listed.append(str(path)) or scandir(path))
+    scandir = files.os.scandir
+    monkeypatch.setattr(files.os, 'scandir', lambda path: listed.append(str(path)) or scandir(path))
     assert coco.check() == []
     assert listed == [str(coco.images)]
 
@@ -474,7 +475,7 @@ def test_pictures_with_a_trailer_pass(coco, form, trailer):
 
 
 def test_many_pictures_are_looked_at_evenly(coco, monkeypatch):
-    monkeypatch.setattr(checks, 'MAX_PICTURES', 4)
+    monkeypatch.setattr(files, 'MAX_PICTURES', 4)
     (coco.images / '1.jpg').write_bytes(b'')
     assert coco.check() == []
     (coco.images / '6.jpg').write_bytes(b'')
@@ -618,7 +619,7 @@ def test_classes_unknown_is_a_note(segmentation):
 
 
 def test_at_most_so_many_label_maps_are_read(segmentation, monkeypatch):
-    monkeypatch.setattr(checks, 'MAX_LABEL_MAPS', 3)
+    monkeypatch.setattr(segmentation_checks, 'MAX_LABEL_MAPS', 3)
     segmentation.write(1, np.full((HEIGHT, WIDTH), 9))
     assert segmentation.check() == []
     segmentation.write(2, np.full((HEIGHT, WIDTH), 9))
@@ -695,7 +696,7 @@ def test_type_given_as_a_class(coco):
 def test_the_table_of_segmentation_types_is_upstreams(tmp_path):
     import mmseg.datasets
 
-    for name, ours in checks.SEGMENTATION_TYPES.items():
+    for name, ours in configs.SEGMENTATION_TYPES.items():
         upstream = getattr(mmseg.datasets, name)
         # Some of them want a list of names and an existing folder at once.
         dataset = upstream(ann_file=__file__, data_prefix={'img_path': str(tmp_path)}, lazy_init=True)

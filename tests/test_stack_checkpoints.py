@@ -291,6 +291,26 @@ def test_the_environment_variable_is_the_opt_in(tmp_path, monkeypatch):
     assert isinstance(read_checkpoint(tmp_path / 'foreign.pth')['args'], OfTheUser)
 
 
+def test_allowed_types_come_back_when_someone_clears_them(tmp_path):
+    torch.save({'mean': np.float64(1)}, tmp_path / 'file.pth')
+    before = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.clear_safe_globals()
+        assert read_checkpoint(tmp_path / 'file.pth') == {'mean': 1}
+        allowed = torch.serialization.get_safe_globals()
+        assert read_checkpoint(tmp_path / 'file.pth') == {'mean': 1}
+        assert len(torch.serialization.get_safe_globals()) == len(allowed)
+    finally:
+        torch.serialization.add_safe_globals(before)
+
+
+def test_a_trusted_file_may_miss_its_type(tmp_path, monkeypatch):
+    torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
+    monkeypatch.delattr(f'{__name__}.OfTheUser')
+    with trust_checkpoints(), pytest.raises(AttributeError, match='OfTheUser'):
+        read_checkpoint(tmp_path / 'foreign.pth')
+
+
 def test_trust_ends_with_its_block(tmp_path):
     torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
     with pytest.raises(KeyError), trust_checkpoints():
@@ -305,10 +325,10 @@ def saved_bytes(zipped=True):
     return buffer.getvalue()
 
 
-def zip_of_a_checkpoint():
+def zip_of(name, content):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, 'w') as archive:
-        archive.writestr('model.pth', saved_bytes())
+        archive.writestr(name, content)
     return buffer.getvalue()
 
 
@@ -319,7 +339,8 @@ UNREADABLE = [
     (b'version https://git-lfs.github.com/spec/v1\noid sha256:1', 'it is a Git LFS pointer'),
     (b'\x40\0\0\0\0\0\0\0{"w": {}}', 'it is a safetensors file'),
     (b'\x1f\x8b\x08 gzip', 'it is an archive of other files'),
-    (zip_of_a_checkpoint(), 'it is an archive of other files'),
+    (zip_of('model.pth', saved_bytes()), 'it is an archive of other files'),
+    (zip_of('model/constants.pkl', b''), 'it is a TorchScript program'),
     (saved_bytes()[:-40], 'it begins like a checkpoint but is cut short or damaged'),
     (saved_bytes()[:70], 'it begins like a checkpoint but is cut short or damaged'),
     (saved_bytes(zipped=False)[:-40], 'it begins like a checkpoint but is cut short or damaged'),

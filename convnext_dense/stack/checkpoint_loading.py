@@ -122,10 +122,17 @@ class _TorchThatReadsSafely:
         return getattr(torch, name)
 
 
-@functools.cache  # once per process: torch keeps the list
 def _allow_mmengine_types() -> None:
-    import numpy as np
     import torch
+
+    known = set(torch.serialization.get_safe_globals())
+    torch.serialization.add_safe_globals([each for each in _mmengine_types() if each not in known])
+
+
+@functools.cache
+def _mmengine_types() -> list[Callable]:
+    """Return the types and functions in MMEngine's checkpoints, functions under the name that a pickle has for them."""
+    import numpy as np
     from mmengine.logging import HistoryBuffer
     from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
@@ -151,7 +158,7 @@ def _allow_mmengine_types() -> None:
     for numpy_module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         allowed.append(_named(scalar, numpy_module, 'scalar'))
         allowed.append(_named(reconstruct, numpy_module, '_reconstruct'))
-    torch.serialization.add_safe_globals(allowed)
+    return allowed
 
 
 def _named(function: Callable, module: str, name: str) -> Callable:
@@ -187,6 +194,8 @@ def _explained_errors(file: str | os.PathLike | IO[bytes], origin: str = '') -> 
         raise
     except Exception as error:  # broken bytes can fail at any point of the unpickler, in a dozen ways
         if 'deserialize object on' in str(error):  # a sound file, whose device is not here: torch says what to do
+            raise
+        if isinstance(error, AttributeError) and checkpoints_are_trusted():  # a type that its module no longer has
             raise
         name = f'{getattr(file, "name", "the downloaded data") if hasattr(file, "read") else file}{origin}'
         refused = _refused_type(error)
@@ -237,7 +246,10 @@ def _appearance(file: str | os.PathLike | IO[bytes]) -> str:
         return 'it is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`'
     if head[6:9] == b'\0\0{':
         return 'it is a safetensors file. Read it with the safetensors package'
-    if head.startswith(b'\x1f\x8b') or _is_foreign_zip(file):
+    parts = _zip_parts(file)
+    if 'constants.pkl' in parts:
+        return 'it is a TorchScript program, not a checkpoint. Save the state_dict() of its model with torch.save'
+    if head.startswith(b'\x1f\x8b') or (parts and 'data.pkl' not in parts):
         return 'it is an archive of other files. Unpack it and name the checkpoint inside'
     if head.startswith(b'PK\3\4') or TORCH_MAGIC in head:
         return 'it begins like a checkpoint but is cut short or damaged. Copy or download it again'
@@ -246,11 +258,12 @@ def _appearance(file: str | os.PathLike | IO[bytes]) -> str:
     return f'it begins with {head[:16]!r}, which no PyTorch checkpoint does. Name a file that torch.save wrote'
 
 
-def _is_foreign_zip(file: IO[bytes]) -> bool:
+def _zip_parts(file: IO[bytes]) -> set[str]:
+    """Return the names in the archive without their folder; none if it is no sound archive."""
     try:
-        return not any(name.endswith('data.pkl') for name in zipfile.ZipFile(file).namelist())
+        return {Path(name).name for name in zipfile.ZipFile(file).namelist()}
     except zipfile.BadZipFile:
-        return False
+        return set()
 
 
 def _first_line(error: Exception) -> str:

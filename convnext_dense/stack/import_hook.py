@@ -52,6 +52,9 @@ class _ActingFinder(importlib.abc.MetaPathFinder):
 
     def _exec_and_act(self, exec_module: Action, fullname: str) -> Action:
         def exec_and_act(module: ModuleType) -> None:
+            if module.__name__ != fullname:  # one loader may serve all modules of a zip archive
+                exec_module(module)
+                return
             with ExitStack() as contexts:
                 for _, during in self.actions[fullname]:
                     contexts.enter_context(during())

@@ -2,7 +2,7 @@
 
 _base_ = ['schedule_3x.py']
 
-max_epochs = 6
+max_epochs = 5
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),

@@ -34,10 +34,9 @@ def find_op(name: str) -> Callable:
 def _missing_op(name: str) -> Callable:
     def missing_op(*args: object, **kwargs: object) -> None:
         raise NotImplementedError(
-            f"The mmcv op '{name}' is not implemented by the stand-in for mmcv's compiled ops, which serves "
-            f'{", ".join(sorted(OPS))}. Use a model without this op, or install an mmcv with compiled ops '
-            '(https://mmcv.readthedocs.io/en/2.x/get_started/installation.html), which is then used instead; '
-            'to add the op, write it in convnext_dense/stack/ops.'
+            f"The mmcv op '{name}' is not implemented here: torchvision serves mmcv's ops, and of them those listed in "
+            'convnext_dense.stack.ops.OPS. Use a model without this op, or install an mmcv with compiled ops '
+            '(https://mmcv.readthedocs.io/en/2.x/get_started/installation.html), which is then used instead.'
         )
 
     missing_op.__name__ = missing_op.__qualname__ = name

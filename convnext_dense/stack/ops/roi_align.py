@@ -48,11 +48,12 @@ def roi_align_forward(
         aligned: Shift by half a pixel, so that a coordinate means the pixel's centre.
 
     Raises:
-        UserError: A RoI cannot be pooled. Not checked on accelerators, where it would stall the queue.
+        UserError: A RoI cannot be pooled. Average pooling on an accelerator does not check: it would have to wait.
     """
     features = _as_computable(input)
     rois = rois.to(features.dtype)
-    _check_rois(rois, num_images=len(features), aligned=aligned)
+    if rois.is_cpu or pool_mode == MAX:
+        _check_rois(rois, num_images=len(features), aligned=aligned)
     cells = (aligned_height, aligned_width)
     scale = float(np.float32(spatial_scale))  # mmcv takes it as a C float
     if pool_mode == AVERAGE:
@@ -104,8 +105,6 @@ def _load_torchvision() -> None:
 
 def _check_rois(rois: Tensor, num_images: int, aligned: bool) -> None:
     """Refuse RoIs that compiled ops refuse, and those with which they read or write foreign memory."""
-    if not rois.is_cpu:
-        return
     image, x1, y1, x2, y2 = rois.unbind(dim=1)
     bad = ~rois.isfinite().all(dim=1) | (image < 0) | (image >= num_images)
     if aligned:

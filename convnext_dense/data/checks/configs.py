@@ -1,0 +1,160 @@
+"""Checks of a data set before a run: a dataset's config goes in, notes come out, or one error that names the mistake.
+
+Upstream meets most of these mistakes late, or never: class names that the annotations do not have are dropped in
+silence, a label out of range is a failed assertion on the GPU, and a cut picture stops the run in its third hour.
+Only plain files are read; nothing of MMDetection or MMSegmentation is imported, except COCO's class names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from convnext_dense.data.checks.coco import check_coco
+from convnext_dense.data.checks.files import listed
+from convnext_dense.data.checks.segmentation import IGNORED, check_segmentation
+from convnext_dense.errors import UserError
+
+COCO_TYPES = ('CocoDataset',)
+
+
+class SegmentationType(NamedTuple):
+    """What a dataset class of MMSegmentation takes for granted."""
+
+    img_suffix: str
+    seg_map_suffix: str
+    reduce_zero_label: bool
+    num_classes: int | None  # None: as many as the config names
+
+
+SEGMENTATION_TYPES = {
+    'BaseSegDataset': SegmentationType('.jpg', '.png', False, None),
+    'ADE20KDataset': SegmentationType('.jpg', '.png', True, 150),
+    'CityscapesDataset': SegmentationType('_leftImg8bit.png', '_gtFine_labelTrainIds.png', False, 19),
+    'COCOStuffDataset': SegmentationType('.jpg', '_labelTrainIds.png', False, 171),
+    'PascalContextDataset': SegmentationType('.jpg', '.png', False, 60),
+    'PascalContextDataset59': SegmentationType('.jpg', '.png', True, 59),
+    'PascalVOCDataset': SegmentationType('.jpg', '.png', False, 21),
+}
+
+
+def check_dataset(dataset: Mapping | None, key: str = 'train_dataloader.dataset') -> list[str]:
+    """Check the data that a dataset's config names, through wrappers; types that are not known here pass.
+
+    Args:
+        dataset: As in a config: ``type``, ``data_root``, ``ann_file``, ``data_prefix``, ``metainfo``, ...
+        key: Where it stands in the config; the advice in the messages uses it.
+
+    Returns:
+        Notes: what is allowed but worth a look.
+
+    Raises:
+        UserError: Something would stop the run, or spoil it in silence.
+    """
+    if not isinstance(dataset, Mapping):
+        return []
+    if 'dataset' in dataset:
+        return check_dataset(dataset['dataset'], f'{key}.dataset')
+    if 'datasets' in dataset:
+        parts = enumerate(dataset['datasets'])
+        return [note for i, part in parts for note in check_dataset(part, f'{key}.datasets.{i}')]
+    kind = _type_name(dataset)
+    if kind not in COCO_TYPES and kind not in SEGMENTATION_TYPES:
+        return []
+    if _is_remote(dataset):
+        return [f'{key} was not checked: its files are not on a local disk.']
+    return (_check_coco_config if kind in COCO_TYPES else _check_segmentation_config)(dataset, key)
+
+
+def _check_coco_config(dataset: Mapping, key: str) -> list[str]:
+    ann_file = dataset.get('ann_file')
+    if not ann_file:
+        raise UserError(f"{key} names no annotation file: set ann_file='annotations/....json' there.")
+    classes = _config_classes(dataset, key)
+    return check_coco(
+        _join(dataset, ann_file),
+        _prefix(dataset, 'img', key),
+        classes=classes or _coco_classes(),
+        classes_are_default=not classes,
+        masks=any(
+            step.get('with_mask') and _type_name(step) == 'LoadAnnotations'
+            for step in dataset.get('pipeline') or ()
+            if isinstance(step, Mapping)
+        ),
+        key=key,
+    )
+
+
+def _check_segmentation_config(dataset: Mapping, key: str) -> list[str]:
+    kind = SEGMENTATION_TYPES[_type_name(dataset)]
+    classes = _config_classes(dataset, key)
+    prefixes = dataset.get('data_prefix', {'img_path': '', 'seg_map_path': ''})
+    ann_file = dataset.get('ann_file')
+    return check_segmentation(
+        _prefix(dataset, 'img_path', key),
+        _prefix(dataset, 'seg_map_path', key) if prefixes.get('seg_map_path') is not None else None,
+        # A class of its own maps a choice of its classes by itself: the files hold the full set.
+        num_classes=kind.num_classes or (len(classes) if classes else None),
+        img_suffix=dataset.get('img_suffix', kind.img_suffix),
+        seg_map_suffix=dataset.get('seg_map_suffix', kind.seg_map_suffix),
+        reduce_zero_label=dataset.get('reduce_zero_label', kind.reduce_zero_label),
+        ignore_index=dataset.get('ignore_index', IGNORED),
+        names_file=_join(dataset, ann_file) if ann_file else None,
+        key=key,
+    )
+
+
+def _type_name(config: Mapping) -> str:
+    """Return ``CocoDataset`` for ``'CocoDataset'``, ``'mmdet.CocoDataset'`` and the class itself."""
+    kind = config.get('type', '')
+    return (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).rpartition('.')[-1]
+
+
+def _is_remote(dataset: Mapping) -> bool:
+    backend = (dataset.get('backend_args') or {}).get('backend', 'local')
+    prefixes = (dataset.get('data_prefix') or {}).values()
+    paths = [dataset.get('data_root'), dataset.get('ann_file'), *prefixes]
+    return backend != 'local' or any('://' in str(path) for path in paths)
+
+
+def _join(dataset: Mapping, path: str) -> str:
+    """Join as MMEngine does: absolute paths stand alone."""
+    return os.path.join(dataset.get('data_root') or '', path)
+
+
+def _prefix(dataset: Mapping, name: str, key: str) -> str:
+    """Return the folder of ``data_prefix`` with this name."""
+    prefixes = dataset.get('data_prefix', {'img_path': '', 'seg_map_path': ''})
+    if prefixes.get(name) is None:
+        raise UserError(
+            f'{key}.data_prefix has no {name!r}, which {_type_name(dataset)} reads; it has {listed(prefixes)}. '
+            f"Set data_prefix=dict({name}='folder/of/the/pictures/')."
+        )
+    return _join(dataset, prefixes[name])
+
+
+def _config_classes(dataset: Mapping, key: str) -> Sequence[str] | None:
+    """Return the class names of the config, or None where it leaves them to the dataset's class."""
+    metainfo = dataset.get('metainfo') or {}
+    if 'classes' in dataset or 'CLASSES' in metainfo:
+        wrong = 'classes=(...)' if 'classes' in dataset else 'metainfo=dict(CLASSES=(...))'
+        raise UserError(f'{key} has {wrong}, which today is not read: write metainfo=dict(classes=(...)).')
+    classes = metainfo.get('classes')
+    if isinstance(classes, str):
+        if not os.path.isfile(classes):
+            raise UserError(
+                f'{key}.metainfo.classes is the string {classes!r}, not several names, and no file is called so. '
+                f'For a single class write the comma: metainfo=dict(classes=({classes!r},)).'
+            )
+        return Path(classes).read_text(encoding='utf-8').splitlines()
+    return classes
+
+
+def _coco_classes() -> Sequence[str] | None:
+    try:
+        from mmdet.datasets import CocoDataset
+    except ModuleNotFoundError:  # then there will be no run either, and it says so better than we could
+        return None
+    return CocoDataset.METAINFO['classes']

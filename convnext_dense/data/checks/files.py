@@ -1,0 +1,163 @@
+"""Folders and image files: is everything there, and is it whole? With the words that all the checks share."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence, Sized
+from typing import Any, NamedTuple, TypeVar
+
+from PIL import ExifTags, Image
+
+from convnext_dense.errors import UserError
+
+MAX_PICTURES = 2000  # whose files are looked into
+TAIL_BYTES = 4096  # some cameras append to a JPEG; its end marker is looked for in so many bytes
+
+
+class Layout(NamedTuple):
+    """Where the configs look for a public data set."""
+
+    name: str
+    marks: tuple[str, ...]  # a path with one of these belongs to it
+    places: tuple[str, ...]
+
+
+LAYOUTS = (
+    Layout(
+        'COCO',
+        ('train2017', 'val2017'),
+        (
+            'data/coco/annotations/instances_train2017.json',
+            'data/coco/annotations/instances_val2017.json',
+            'data/coco/train2017/',
+            'data/coco/val2017/',
+        ),
+    ),
+    Layout(
+        'ADE20K',
+        ('ADEChallengeData2016',),
+        (
+            'data/ade/ADEChallengeData2016/images/training/',
+            'data/ade/ADEChallengeData2016/images/validation/',
+            'data/ade/ADEChallengeData2016/annotations/training/',
+            'data/ade/ADEChallengeData2016/annotations/validation/',
+        ),
+    ),
+)
+
+_T = TypeVar('_T')
+
+
+def check_folder(folder: str | os.PathLike, what: str, option: str, key: str) -> None:
+    """Raise unless the folder is there."""
+    if not os.path.isdir(folder):
+        raise UserError(f'{what} folder not found: {in_full(folder)}, from {option}. {where_to_put(folder, key)}')
+
+
+def where_to_put(path: str | os.PathLike, key: str) -> str:
+    """Say where data is looked for, and how to name another place."""
+    elsewhere = (
+        f'For data in another place: --cfg-options {key}.data_root=/path/to/the/data/ '
+        "(likewise the other loaders, and the evaluators' ann_file)."
+    )
+    for layout in LAYOUTS:
+        if any(mark in os.fspath(path) for mark in layout.marks):
+            lines = ''.join(f'\n  {place}' for place in layout.places)
+            return f'The configs expect {layout.name} as{lines}\nLink it there (ln -s). {elsewhere}'
+    return f'Correct data_root, ann_file or data_prefix in the config. {elsewhere}'
+
+
+def check_present(paths: Sequence[str], what: str, key: str) -> None:
+    """Look for files, with one listing per folder instead of a question per file."""
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in listings:
+            listings[folder] = {entry.name for entry in os.scandir(folder)} if os.path.isdir(folder) else set()
+        if name not in listings[folder]:
+            missing.append(path)
+    if not missing:
+        return
+    folder, name = os.path.split(missing[0])
+    there = sorted(listings[folder])
+    similar = [other for other in there if _stem(other) == _stem(name)]
+    if similar:
+        hint = f'Instead of {name} there is {similar[0]}: names must agree letter by letter, suffix included'
+    else:
+        hint = f'The folder {folder} holds {some(there, str) if there else "nothing, or does not exist"}'
+    raise UserError(
+        f'{share(missing, paths)} {what} are missing: {some(missing, str)}. {hint}. '
+        f'Add the files, or correct the folders and suffixes in {key}.'
+    )
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].lower()
+
+
+def check_files(paths: Sequence[str]) -> None:
+    """Raise if the first or last bytes of a file show that it is no whole image."""
+    broken = [f'{path} ({defect})' for path in paths if (defect := _defect(path))]
+    if broken:
+        raise UserError(
+            f'{share(broken, paths)} picture files looked at are broken: {some(broken, str)}. '
+            'Copy or download them again, or take them out of the data set.'
+        )
+
+
+def _defect(path: str) -> str | None:
+    """Say what is wrong with a picture file, judged by its first and last bytes."""
+    with open(path, 'rb') as stream:
+        head = stream.read(64)
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
+        tail = stream.read()
+    defects = {
+        'empty': not head,
+        'only zeros where it should begin': not any(head),
+        'a web page, not a picture': head.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<'),
+        'a Git LFS pointer, not the picture: git lfs pull': head.startswith(b'version https://git-lfs'),
+        'a JPEG that is cut short': head.startswith(b'\xff\xd8') and b'\xff\xd9' not in tail,
+        'a PNG that is cut short': head.startswith(b'\x89PNG') and b'IEND' not in tail,
+    }
+    return next((defect for defect, is_so in defects.items() if is_so), None)
+
+
+def picture_size(path: str) -> tuple[int, int] | None:
+    """Return width and height as loading gives them, EXIF rotation applied; None for formats unknown to Pillow."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # very large pictures, odd EXIF: no concern of ours
+            with Image.open(path) as picture:
+                turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                return picture.size[::-1] if turned else picture.size
+    except (OSError, Image.DecompressionBombError):
+        return None
+
+
+def spread(items: Sequence[_T], most: int) -> Sequence[_T]:
+    """Return at most so many of the items, evenly spaced."""
+    return items if len(items) <= most else [items[i * len(items) // most] for i in range(most)]
+
+
+def in_full(path: str | os.PathLike) -> str:
+    """Name a path, and where that is."""
+    path = os.fspath(path)
+    return path if os.path.isabs(path) else f'{path} (that is {os.path.abspath(path)})'
+
+
+def share(part: Sized, whole: Sized) -> str:
+    """Say how many of how many."""
+    return f'{len(part)} of {len(whole)}'
+
+
+def listed(names: Iterable) -> str:
+    """Name them all."""
+    return ', '.join(repr(name) for name in names)
+
+
+def some(items: Iterable, form: Callable[[Any], str] = repr) -> str:
+    """Name the first few."""
+    items = list(items)
+    return ', '.join(form(item) for item in items[:5]) + (', ...' if len(items) > 5 else '')

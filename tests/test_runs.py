@@ -1,0 +1,339 @@
+"""Whole runs through the tools on drawn data, and every mistake of a user that a run answers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from convnext_dense import UserError, run_config, runs
+from convnext_dense.data.writer import write_shapes
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
+COCO_CONFIG = ROOT / 'configs/det/cascade_convnext_t_coco.py'
+DRAWN = dict(num_train=16, num_val=6, size=64)
+EPOCHS, ITERS_PER_EPOCH = 5, 4
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp('data') / 'shapes', **DRAWN)
+
+
+@pytest.fixture
+def options(shapes):
+    """Options that shrink the first command to a few iterations."""
+    small = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val') for key, value in DRAWN.items()}
+    roots = {f'{split}_dataloader.dataset.data_root': str(shapes) for split in ('train', 'val', 'test')}
+    test = {f'test_dataloader.dataset.{key}': value for key, value in DRAWN.items()}
+    ann_file = str(shapes / 'annotations/instances_val.json')
+    return {
+        **small,
+        **test,
+        **roots,
+        'train_dataloader.batch_size': 4,
+        'train_cfg.max_epochs': EPOCHS,
+        'val_evaluator.ann_file': ann_file,
+        'test_evaluator.ann_file': ann_file,
+        'default_hooks.logger.interval': 1,
+    }
+
+
+def command(tool: str, *arguments, options: dict | None = None) -> list[str]:
+    pairs = [f'{key}={value}' for key, value in (options or {}).items()]
+    return [str(a) for a in (f'tools/{tool}.py', *arguments, *(['--cfg-options', *pairs] if pairs else []))]
+
+
+def run_tool(*arguments, options=None, launcher=(sys.executable,), **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*launcher, *command(*arguments, options=options)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **kwargs,
+    )
+
+
+def logged_rows(work_dir: Path) -> list[dict]:
+    """Return the rows of the latest run's JSON lines."""
+    latest = max(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in latest.read_text().splitlines()]
+
+
+def test_train_kill_resume_test(options, tmp_path):
+    with subprocess.Popen(
+        [sys.executable, *command('train', CONFIG, '--work-dir', tmp_path, options=options)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 240
+        while 'epoch_2' not in read_if_there(tmp_path / 'last_checkpoint'):
+            assert process.poll() is None, 'training ended early'
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    done = int(Path(read_if_there(tmp_path / 'last_checkpoint')).stem.split('_')[1])
+    assert done < EPOCHS, 'killed too late to resume'
+
+    resumed = run_tool('train', CONFIG, '--work-dir', tmp_path, '--resume', options=options)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f'resumed epoch: {done}, iter: {done * ITERS_PER_EPOCH}' in resumed.stdout
+    losses = [row for row in logged_rows(tmp_path) if 'loss' in row]
+    assert [row['step'] for row in losses] == list(range(done * ITERS_PER_EPOCH + 1, EPOCHS * ITERS_PER_EPOCH + 1))
+    checkpoint = torch.load(tmp_path / f'epoch_{EPOCHS}.pth', weights_only=True)
+    steps = {int(state['step']) for state in checkpoint['optimizer']['state'].values()}
+    assert steps == {EPOCHS * ITERS_PER_EPOCH}
+    assert checkpoint['meta']['iter'] == EPOCHS * ITERS_PER_EPOCH
+    check_screen(resumed.stdout, tmp_path)
+
+    tested = run_tool(
+        'test', CONFIG, tmp_path / f'epoch_{EPOCHS}.pth', '--work-dir', tmp_path / 'test', options=options
+    )
+    assert tested.returncode == 0, tested.stderr
+    assert ap_rows(tested.stdout) == ap_rows(resumed.stdout)
+    assert 'predictions' in tested.stdout
+
+
+def read_if_there(file: Path) -> str:
+    return file.read_text() if file.exists() else ''
+
+
+def ap_rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines() if line.startswith('AP')]
+
+
+def check_screen(text: str, work_dir: Path) -> None:
+    """The table, the files that it names, and nothing that does not belong on a screen."""
+    rows = ap_rows(text)
+    assert [row[0] for row in rows] == ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl']
+    named = dict(
+        line.split(maxsplit=1)
+        for line in text.splitlines()
+        if line.startswith(('checkpoint', 'metrics', 'curves', 'pred'))
+    )
+    assert set(named) == {'checkpoint', 'metrics', 'curves', 'predictions'}
+    for file in named.values():
+        assert Path(file).stat().st_size > 0
+    assert 'System environment' not in text
+    assert 'Warning' not in text
+    assert len([line for line in text.splitlines() if 'Epoch(train)' in line]) <= EPOCHS * ITERS_PER_EPOCH
+    assert max(map(len, text.splitlines())) < 250
+    log = max(work_dir.glob('*/*.log')).read_text()
+    assert 'System environment' in log
+
+
+def test_two_processes_train_together(options, tmp_path):
+    options = {**options, 'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 2}
+    launcher = (
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--nproc_per_node',
+        '2',
+        '--master_port',
+        str(free_port()),
+    )
+    result = run_tool(
+        'train',
+        CONFIG,
+        '--work-dir',
+        tmp_path,
+        options=options,
+        launcher=launcher,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = [row for row in logged_rows(tmp_path) if 'loss' in row]
+    assert len(rows) == ITERS_PER_EPOCH  # 16 images by 2 processes of 2
+    assert result.stdout.count('training finished') == 1
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def test_missing_coco_is_answered_at_once(tmp_path):
+    start = time.monotonic()
+    result = run_tool(
+        'train', COCO_CONFIG, '--work-dir', tmp_path, options={'train_dataloader.dataset.data_root': 'nowhere/'}
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith('error: ')
+    assert 'nowhere/annotations/instances_train2017.json' in result.stderr
+    assert 'train_dataloader.dataset.data_root=' in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert result.stdout == ''
+    assert time.monotonic() - start < 60
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_lr_needs_neither_data_nor_weights():
+    result = run_tool('show_lr', COCO_CONFIG)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith('ConvNeXtLayerDecay: decay rate 0.7, base lr 0.0002, lr 1.65e-05 to 0.0002\n')
+    assert len(result.stdout.splitlines()) == 18
+
+
+def test_show_lr_of_another_constructor():
+    with pytest.raises(UserError, match=r'must be ConvNeXtLayerDecay or ConvNeXtStageDecay .* has None'):
+        runs.describe_rates(COCO_CONFIG, {'optim_wrapper.constructor': None})
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A checkpoint of an untrained femto detector, as MMEngine writes it."""
+    from mmengine.registry import MODELS, init_default_scope
+
+    cfg = Config.fromfile(CONFIG)
+    init_default_scope('mmdet')
+    cfg.model.backbone.arch = 'femto'
+    cfg.model.neck.in_channels = [48, 96, 192, 384]
+    model = MODELS.build(cfg.model)
+    file = tmp_path_factory.mktemp('checkpoint') / 'femto.pth'
+    torch.save({'meta': {}, 'state_dict': model.state_dict()}, file)
+    return file
+
+
+def test_checkpoint_of_another_architecture_is_refused(options, trained, tmp_path):
+    result = run_tool('test', CONFIG, trained, '--work-dir', tmp_path, options=options)
+    assert result.returncode == 2
+    assert 'It is ConvNeXt femto, the model is ConvNeXt atto.' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+def test_fine_tuning_from_another_architecture_is_refused(options, trained, tmp_path):
+    with pytest.raises(UserError, match='does not fit the backbone of the model in the config. It is ConvNeXt femto'):
+        runs.train(CONFIG, str(tmp_path), cfg_options={**options, 'load_from': str(trained)})
+
+
+@pytest.mark.parametrize(
+    ('typo', 'message'),
+    [
+        (
+            {'model.backbone.arch': 'atoo'},
+            "The config cannot be built: .*Unknown ConvNeXt arch 'atoo'. Allowed: atto, femto",
+        ),
+        (
+            {'model.backbone.type': 'ConvNext'},
+            'The config cannot be built: ConvNext is not in the mmdet::model registry',
+        ),
+        ({'model.backbone.drop_path': 0.1}, "The config cannot be built: .*unexpected keyword argument 'drop_path'"),
+        ({'optim_wrapper.optimizer.type': 'AdamWW'}, 'The config cannot be built: AdamWW is not in'),
+        ({'optim_wrapper.paramwise_cfg.decay': 0.1}, r"unknown paramwise_cfg keys \['decay'\]"),
+        ({'train_cfg.max_epoch': 3}, "The config cannot be built: .*unexpected keyword argument 'max_epoch'"),
+        ({'train_dataloader.dataset.split': 'trian'}, 'trian'),
+    ],
+)
+def test_typos_in_a_config(options, tmp_path, typo, message):
+    with pytest.raises(UserError, match=message):
+        runs.train(CONFIG, str(tmp_path), cfg_options={**options, **typo})
+
+
+def test_mistyped_top_level_key(tmp_path):
+    file = tmp_path / 'config.py'
+    file.write_text('optim_wraper = dict(type="OptimWrapper")\n')
+    with pytest.raises(UserError, match="sets 'optim_wraper', which nothing reads. Did you mean 'optim_wrapper'"):
+        run_config.load_config(file)
+
+
+def test_config_that_does_not_parse(tmp_path):
+    file = tmp_path / 'config.py'
+    file.write_text('model = dict(\n')
+    with pytest.raises(UserError, match='cannot be read: .*never closed'):
+        run_config.load_config(file)
+
+
+def test_missing_config_names_its_neighbours():
+    with pytest.raises(UserError, match=r'does not exist. Did you mean .*cascade_convnext_t_coco\.py'):
+        run_config.load_config(COCO_CONFIG.with_name('cascade_convnxt_t_coco.py'))
+
+
+def test_work_dir_that_cannot_be_written(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='The work dir .*file/run cannot be written .*Give another one with --work-dir'):
+        runs.train(CONFIG, str(tmp_path / 'file/run'))
+
+
+def test_missing_checkpoint_names_those_beside_it(tmp_path, trained):
+    with pytest.raises(UserError, match=r'The checkpoint .*epoch_9\.pth does not exist. In .*: femto\.pth\.'):
+        runs.test(CONFIG, str(trained.with_name('epoch_9.pth')), str(tmp_path))
+    with pytest.raises(UserError, match=r'The checkpoint to resume from nothing/here.pth does not exist'):
+        runs.train(CONFIG, str(tmp_path), resume='nothing/here.pth')
+
+
+def test_options_that_a_config_does_not_support(tmp_path, trained):
+    with pytest.raises(UserError, match='--tta needs tta_model in the config'):
+        runs.test(CONFIG, str(trained), str(tmp_path), tta=True)
+    with pytest.raises(UserError, match='--out takes a .pkl file'):
+        runs.test(CONFIG, str(trained), str(tmp_path), out='predictions.txt')
+    with pytest.raises(UserError, match='--auto-scale-lr needs the batch size'):
+        runs.train(CONFIG, str(tmp_path), auto_scale_lr=True, cfg_options={'auto_scale_lr': None})
+    with pytest.raises(UserError, match='has no train_dataloader'):
+        runs.train(CONFIG, str(tmp_path), cfg_options={'train_dataloader': None})
+
+
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [
+        (AssertionError('failed to load image: photos/7.jpg'), 'The image photos/7.jpg is damaged'),
+        (FileNotFoundError(2, 'No such file or directory', 'photos/8.jpg'), 'The image photos/8.jpg does not exist'),
+    ],
+)
+def test_image_that_breaks_in_the_middle_of_a_run(error, message):
+    with pytest.raises(UserError, match=f'{message}. Replace it .*--resume'), runs.image_errors():
+        raise error
+
+
+def test_other_errors_of_a_run_keep_their_traceback():
+    with pytest.raises(AssertionError, match='a bug'), runs.image_errors():
+        raise AssertionError('a bug')
+
+
+def test_user_errors_end_with_code_2(capsys):
+    with pytest.raises(SystemExit) as leave, runs.user_errors():
+        raise UserError('wrong')
+    assert leave.value.code == 2
+    assert capsys.readouterr().err == 'error: wrong\n'
+
+
+def test_amp_option():
+    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD'))))
+    run_config.enable_amp(cfg)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == 'dynamic'
+    with pytest.raises(
+        UserError, match='--amp works with optim_wrapper.type OptimWrapper or AmpOptimWrapper; got Other'
+    ):
+        run_config.enable_amp(Config(dict(optim_wrapper=dict(type='Other'))))
+
+
+def test_cpu_needs_no_amp_and_no_sync_bn():
+    cfg = Config.fromfile(COCO_CONFIG)
+    cfg.launcher = 'pytorch'
+    notes = run_config.fit_to_cpu(cfg)
+    assert cfg.optim_wrapper.type == 'OptimWrapper'
+    assert 'SyncBN' not in str(cfg.model)
+    assert len(notes) == 2
+
+
+def test_heads_follow_the_classes_of_the_data():
+    cfg = Config.fromfile(COCO_CONFIG)
+    assert run_config.fit_classes(cfg) == []
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('date', 'fig', 'hazelnut'))
+    assert run_config.fit_classes(cfg) == ['4 heads set to 3 classes (date, fig, hazelnut)']
+    assert [head.num_classes for head in cfg.model.roi_head.bbox_head] == [3, 3, 3]
+    assert cfg.model.roi_head.mask_head.num_classes == 3
