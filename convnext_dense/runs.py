@@ -4,6 +4,7 @@ Everything that a user can get wrong is looked at before the model is built, and
 """
 
 import contextlib
+import importlib.util
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from convnext_dense.errors import UserError
 from convnext_dense.lr_decay import LearningRateDecay
 
 TRACEBACK_VARIABLE = 'CONVNEXT_DENSE_TRACEBACK'
+LIBRARIES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
 BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError, RuntimeError)
 UNREADABLE_IMAGE = re.compile(r"failed to load image: (?P<broken>\S+)|No such file or directory: '(?P<missing>.+?)'")
 
@@ -161,6 +163,7 @@ def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None
 
 def prepare(cfg: Config, config: str | os.PathLike, work_dir: str | None, launcher: str, splits: tuple) -> None:
     """Settle work dir, launcher, device and runner of a run, and check its data."""
+    require_library(cfg.get('default_scope'))
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
     make_writable(Path(cfg.work_dir))
     is_torchrun = launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ
@@ -182,6 +185,15 @@ def tell(*notes: str) -> None:
     if is_first_process():
         for note in notes:
             print(f'note: {note}', file=sys.stderr)
+
+
+def require_library(scope: str | None) -> None:
+    """Raise a :class:`UserError` where the library that a config builds on is not installed."""
+    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
+        raise UserError(
+            f"The config needs {LIBRARIES[scope]}, which is not installed: pip install 'convnext-dense[mm]' "
+            "(in a clone: pip install -e '.[mm]')."
+        )
 
 
 def is_first_process() -> bool:

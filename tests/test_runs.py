@@ -310,6 +310,14 @@ def test_user_errors_end_with_code_2(capsys):
     assert capsys.readouterr().err == 'error: wrong\n'
 
 
+def test_missing_library_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs MMDetection, which is not installed: pip install 'convnext-dense\[mm\]'"
+    ):
+        runs.train(CONFIG, str(tmp_path))
+
+
 def test_amp_option():
     cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD'))))
     run_config.enable_amp(cfg)
