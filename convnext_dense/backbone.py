@@ -43,8 +43,8 @@ class GRN(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=dtype)
         scale = 1 + self.gamma * (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6))
-        # one pass over x instead of three; at least fp32 inside, the input's dtype outside
-        return torch.addcmul(self.beta, x, scale).to(x.dtype)
+        # the three terms in one pass over x
+        return torch.addcmul(self.beta.to(x.dtype), x, scale.to(x.dtype))
 
 
 class Block(nn.Module):

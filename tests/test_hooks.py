@@ -6,7 +6,6 @@ import os
 import pty
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -122,11 +121,3 @@ def test_resumed_runs_join_into_one_curve(tmp_path):
     first.write_text('{"loss": 3, "step": 1}\n{"loss": 2, "step": 2}\n{"loss": 9, "step": 3}')
     second.write_text('{"loss": 1, "step": 3}')
     assert [row['loss'] for row in read_scalars([first, second])] == [3, 2, 1]
-
-
-def test_readme_pictures_exist():
-    root = Path(__file__).parent.parent
-    readme = (root / 'README.md').read_text()
-    for line in readme.splitlines():
-        if line.startswith('!['):
-            assert (root / line.split('](')[1].rstrip(')')).is_file()

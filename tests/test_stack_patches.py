@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError
 from types import ModuleType
 
 import pytest
+from mmengine.fileio import get_file_backend
 from packaging.version import Version
 
 from convnext_dense import stack
@@ -273,3 +274,29 @@ def test_a_missing_package_needs_no_patch(monkeypatch):
 
 def test_a_package_on_the_path_alone_is_patched(monkeypatch):
     assert 'mmcv.utils.ext_loader' in installed(monkeypatch, {})
+
+
+def test_upstream_writes_checkpoints_in_place_and_we_do_not(tmp_path, monkeypatch):
+    from mmengine.fileio.backends import local_backend
+
+    def fail(descriptor):
+        raise OSError(28, 'No space left on device')
+
+    file = tmp_path / 'epoch_1.pth'
+    file.write_bytes(b'old')
+    local_backend.LocalBackend().put(b'new', file)
+    assert file.read_bytes() == b'new'
+    monkeypatch.setattr(os, 'fsync', fail)
+    with pytest.raises(OSError, match='No space left'):
+        local_backend.LocalBackend().put(b'newer', file)
+    assert file.read_bytes() == b'new'
+    assert list(tmp_path.iterdir()) == [file]  # no temporary file is left
+
+    upstream_copy('mmengine.fileio.backends.local_backend').LocalBackend().put(b'in place', file)
+    assert file.read_bytes() == b'in place'  # upstream opens the target itself, so it never meets the fsync
+
+
+def test_written_files_have_the_usual_permissions(tmp_path):
+    (tmp_path / 'usual').touch()
+    get_file_backend(str(tmp_path)).put(b'x', tmp_path / 'new' / 'file')
+    assert (tmp_path / 'new' / 'file').stat().st_mode == (tmp_path / 'usual').stat().st_mode

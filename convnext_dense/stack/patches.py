@@ -14,7 +14,7 @@ from types import ModuleType
 
 from packaging.specifiers import SpecifierSet
 
-from . import checkpoint_loading, installed_packages, quiet
+from . import atomic_files, checkpoint_loading, installed_packages, quiet
 from .import_hook import on_import
 
 MMENGINE = ('mmengine', 'mmengine-lite')
@@ -128,6 +128,15 @@ PATCHES = (
         why='PyTorch >= 2.6 refuses the HistoryBuffer and the NumPy scalars in every MMEngine checkpoint, so that no '
         'run resumes; older versions, downloads, and MMEngine 0.11.0rc3 run any code that a checkpoint contains',
         apply=checkpoint_loading.read_safely_in,
+    ),
+    Patch(
+        name='checkpoints in one piece',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.fileio.backends.local_backend',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/fileio/backends/local_backend.py',
+        why='checkpoints are written in place: a full disk or a kill leaves half a file, which nothing resumes',
+        apply=atomic_files.replace_put,
     ),
     Patch(
         name='idle log lines',

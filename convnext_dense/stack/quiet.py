@@ -42,6 +42,12 @@ WARNINGS = (
         'the prior generators of mmdet rely on the default, which has not changed',
     ),
     Warned(
+        r'To copy construct from a tensor, it is recommended to use',
+        UserWarning,
+        r'mmdet\.models\.roi_heads\.mask_heads\.fcn_mask_head',
+        "mmdet's mask head copies a tensor in an unusual but sound way",
+    ),
+    Warned(
         r'``build_(backbone|neck|head|loss)`` would be deprecated soon',
         UserWarning,
         r'mmseg\.models\.builder',
