@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,9 +86,8 @@ class OneLineLogProcessor(LogProcessor):
         values['lr_min'], values['lr_max'] = min(rates), max(rates)
         base = values.get('base_lr', values['lr_max'])
         eta = datetime.timedelta(seconds=int(runner.message_hub.get_info('eta', 0)))
-        head = text[: text.index('  ')]
         parts = [
-            head,
+            shorten_head(text),
             f'loss {values["loss"]:.4f}' if 'loss' in values else '',
             f'lr {base:.2e} ({values["lr_min"]:.1e} to {values["lr_max"]:.1e})',
             f'{values["time"]:.2f} s/iter' if 'time' in values else '',
@@ -101,10 +101,19 @@ class OneLineLogProcessor(LogProcessor):
     ) -> tuple[dict, str]:
         """Return (metrics for the JSON lines, text for the screen) of a validation or test."""
         values, text = super().get_log_after_epoch(runner, batch_idx, mode, with_non_scalar)
-        head = text[: text.index('  ')]
         shown = {
             name.split('/')[-1]: value
             for name, value in values.items()
             if isinstance(value, (int, float)) and 'time' not in name and value >= 0
         }
-        return values, '  '.join([head, *(f'{name} {value:.3f}' for name, value in shown.items())])
+        return values, '  '.join([shorten_head(text), *(f'{name} {value:.3f}' for name, value in shown.items())])
+
+
+def shorten_head(text: str) -> str:
+    """Return where a log line stands in the run.
+
+    >>> shorten_head('Epoch(train)  [3][ 20/100]  lr: 1e-4')
+    'Epoch(train) [3][ 20/100]'
+    """
+    loop, places = re.match(r'(\S+\)) *((?:\[[^\]]*\])+)', text).groups()
+    return f'{loop} {places}'

@@ -21,8 +21,8 @@ from convnext_dense.console import prints_to, tame_console
 from convnext_dense.data.checks import check_dataset
 from convnext_dense.errors import UserError
 from convnext_dense.lr_decay import LearningRateDecay
+from convnext_dense.stack import check_exists
 
-TRACEBACK_VARIABLE = 'CONVNEXT_DENSE_TRACEBACK'
 LIBRARIES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
 BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError, RuntimeError)
 UNREADABLE_IMAGE = re.compile(r"failed to load image: (?P<broken>\S+)|No such file or directory: '(?P<missing>.+?)'")
@@ -69,10 +69,12 @@ def train(
         run_config.enable_amp(cfg)
     if auto_scale_lr:
         run_config.enable_auto_scale_lr(cfg)
+    if resume not in (None, 'auto'):
+        check_exists(Path(resume))
     prepare(cfg, config, work_dir, launcher, ('train', 'val'))
     if resume is not None:
         cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else existing_file(resume, 'checkpoint to resume from')
+        cfg.load_from = None if resume == 'auto' else resume
         if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
             tell(f'nothing to resume in {cfg.work_dir}: training starts from the beginning')
     runner = build_runner(cfg)
@@ -120,7 +122,7 @@ def test(
     if cfg.get('test_dataloader') is None:
         raise UserError(f'The config {config} has no test_dataloader: there is nothing to test on.')
     if '://' not in checkpoint:
-        checkpoint = existing_file(checkpoint, 'checkpoint')
+        check_exists(Path(checkpoint))
     cfg.load_from = checkpoint
     if show or show_dir:
         run_config.enable_pictures(cfg, show, show_dir, wait_time)
@@ -218,20 +220,6 @@ def make_writable(folder: Path) -> None:
         ) from error
 
 
-def existing_file(file: str, what: str) -> str:
-    """Return the path of a file that is there.
-
-    Raises:
-        UserError: It is not; the message lists the checkpoints beside it.
-    """
-    path = Path(file)
-    if path.is_file():
-        return file
-    beside = sorted(p.name for p in path.parent.glob('*.pth')) if path.parent.is_dir() else []
-    hint = f' In {path.parent}: {", ".join(beside)}.' if beside else ' Its folder holds no checkpoint either.'
-    raise UserError(f'The {what} {file} does not exist.{hint}')
-
-
 def build_runner(cfg: Config) -> Runner:
     """Build the runner; mistakes in the config become a :class:`UserError`."""
     with build_errors():
@@ -264,21 +252,3 @@ def image_errors() -> Iterator[None]:
             f'The image {problem}. Replace it or take it out of the annotation file; --resume continues from the last '
             'checkpoint.'
         ) from error
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn a :class:`UserError` into one message on standard error and exit code 2; Ctrl-C into exit code 130."""
-    try:
-        yield
-    except UserError as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            raise
-        if is_first_process():
-            print(f'error: {error}', file=sys.stderr)
-            if error.__cause__ is not None:
-                print(f'(set {TRACEBACK_VARIABLE}=1 for the traceback)', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print('interrupted; the last checkpoint is kept, continue with --resume', file=sys.stderr)
-        sys.exit(130)

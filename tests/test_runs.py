@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from convnext_dense import UserError, run_config, runs
+from convnext_dense import UserError, command_line, run_config, runs
 from convnext_dense.data.writer import write_shapes
 
 ROOT = Path(__file__).parent.parent
@@ -132,6 +132,81 @@ def check_screen(text: str, work_dir: Path) -> None:
     assert 'System environment' in log
 
 
+SEGMENTOR = """
+_base_ = ['{root}/configs/_base_/runtime.py']
+default_scope = 'mmseg'
+data = dict(type='ShapesLabels', data_root='{shapes}', num_train=16, num_val=6, size=64)
+load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)]
+pack = dict(type='PackSegInputs')
+crop = dict(type='RandomCrop', crop_size=(64, 64))
+train_dataloader = dict(
+    batch_size=4,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(split='train', pipeline=[*load, crop, pack], **data),
+)
+val_dataloader = dict(
+    batch_size=1,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(split='val', pipeline=[*load, pack], **data),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+        size=(64, 64),
+    ),
+    backbone=dict(type='ConvNeXt', arch='atto', out_indices=(0,)),
+    decode_head=dict(
+        type='FCNHead', in_channels=40, in_index=0, channels=16, num_convs=1, num_classes=8,
+        norm_cfg=dict(type='SyncBN'), loss_decode=dict(type='CrossEntropyLoss'),
+    ),
+    test_cfg=dict(mode='whole'),
+)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=6, val_interval=3)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    constructor='ConvNeXtStageDecay',
+    paramwise_cfg=dict(decay_rate=0.9),
+    optimizer=dict(type='AdamW', lr=1e-3),
+)
+log_processor = dict(by_epoch=False)
+default_hooks = dict(
+    logger=dict(interval=1),
+    checkpoint=dict(by_epoch=False, interval=3),
+    visualization=dict(type='SegVisualizationHook'),
+)
+visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+"""
+
+
+def test_segmentor_trains_and_tests_with_the_same_tools(shapes, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(SEGMENTOR.format(root=ROOT, shapes=shapes))
+    trained = run_tool('train', config, '--work-dir', tmp_path / 'run')
+    assert trained.returncode == 0, trained.stderr
+    assert 'no GPU: training in fp32' in trained.stderr
+    assert 'Iter(train) [6/6]  loss ' in trained.stdout
+    (miou,) = [line.split()[1] for line in trained.stdout.splitlines() if line.startswith('mIoU')]
+    assert (tmp_path / 'run/predictions.png').stat().st_size > 0
+    assert (tmp_path / 'run/curves.png').stat().st_size > 0
+    tested = run_tool(
+        'test', config, tmp_path / 'run/iter_6.pth', '--work-dir', tmp_path / 'test', '--out', tmp_path / 'out'
+    )
+    assert tested.returncode == 0, tested.stderr
+    assert [line.split()[1] for line in tested.stdout.splitlines() if line.startswith('mIoU')] == [miou]
+    assert len(list((tmp_path / 'out').glob('*.png'))) == DRAWN['num_val']
+
+
 def test_two_processes_train_together(options, tmp_path):
     options = {**options, 'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 2}
     launcher = (
@@ -156,6 +231,23 @@ def test_two_processes_train_together(options, tmp_path):
     rows = [row for row in logged_rows(tmp_path) if 'loss' in row]
     assert len(rows) == ITERS_PER_EPOCH  # 16 images by 2 processes of 2
     assert result.stdout.count('training finished') == 1
+
+
+def test_mmdetections_own_tool_trains_the_config(options, tmp_path):
+    import mmdet
+
+    tool = Path(mmdet.__file__).parent / '.mim/tools/train.py'
+    pairs = [f'{key}={value}' for key, value in {**options, 'train_cfg.max_epochs': 1}.items()]
+    result = subprocess.run(
+        [sys.executable, tool, CONFIG, '--work-dir', tmp_path, '--cfg-options', *pairs],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / 'epoch_1.pth').exists()
 
 
 def free_port() -> int:
@@ -269,9 +361,13 @@ def test_work_dir_that_cannot_be_written(tmp_path):
 
 
 def test_missing_checkpoint_names_those_beside_it(tmp_path, trained):
-    with pytest.raises(UserError, match=r'The checkpoint .*epoch_9\.pth does not exist. In .*: femto\.pth\.'):
+    with pytest.raises(
+        UserError, match=r'Checkpoint .*epoch_9\.pth does not exist. The \.pth files in .* are: femto\.pth\.'
+    ):
         runs.test(CONFIG, str(trained.with_name('epoch_9.pth')), str(tmp_path))
-    with pytest.raises(UserError, match=r'The checkpoint to resume from nothing/here.pth does not exist'):
+    with pytest.raises(
+        UserError, match=r'Checkpoint nothing/here.pth does not exist, and neither does the folder nothing'
+    ):
         runs.train(CONFIG, str(tmp_path), resume='nothing/here.pth')
 
 
@@ -304,7 +400,7 @@ def test_other_errors_of_a_run_keep_their_traceback():
 
 
 def test_user_errors_end_with_code_2(capsys):
-    with pytest.raises(SystemExit) as leave, runs.user_errors():
+    with pytest.raises(SystemExit) as leave, command_line.user_errors():
         raise UserError('wrong')
     assert leave.value.code == 2
     assert capsys.readouterr().err == 'error: wrong\n'

@@ -6,7 +6,7 @@ torchvision, upstream defects patched, messages without meaning silenced, checkp
 ``prepare()`` imports none of them: each change waits for the import of the module that it concerns.
 """
 
-from .checkpoint_loading import TRUST_VARIABLE, read_checkpoint, trust_checkpoints
+from .checkpoint_loading import TRUST_VARIABLE, check_exists, read_checkpoint, trust_checkpoints
 from .ext_finder import install_finder, ops_backend
 from .patches import Patch, PatchStatus, apply_patches, patch_report
 from .quiet import silence_warnings
@@ -15,6 +15,7 @@ __all__ = [
     'TRUST_VARIABLE',
     'Patch',
     'PatchStatus',
+    'check_exists',
     'ops_backend',
     'patch_report',
     'prepare',

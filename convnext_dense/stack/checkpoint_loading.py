@@ -66,7 +66,7 @@ def read_checkpoint(file: str | os.PathLike | IO[bytes], map_location: Any = Non
     import torch
 
     if isinstance(file, str | os.PathLike):
-        _check_exists(Path(file))
+        check_exists(Path(file))
     torch_options['weights_only'] = not checkpoints_are_trusted()
     _allow_mmengine_types()
     with _explained_errors(file):
@@ -171,7 +171,8 @@ def _named(function: Callable, module: str, name: str) -> Callable:
     return renamed
 
 
-def _check_exists(path: Path) -> None:
+def check_exists(path: Path) -> None:
+    """Raise a ``UserError`` that names the checkpoints nearby unless the file is there."""
     if path.is_file():
         return
     folder = path if path.is_dir() else path.parent
