@@ -6,6 +6,7 @@ norms; the learning rate is ``base_lr * decay_rate ** (last slot - slot)``. One-
 are not decayed.
 """
 
+import difflib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import nn
 
 from convnext_dense.backbone import ConvNeXt
@@ -138,6 +139,11 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
             raise ValueError(f'{name}: paramwise_cfg needs decay_rate in (0, 1]; got {rate!r}.')
         if self.base_lr is None:
             raise ValueError(f'{name}: the optimizer needs an lr; got {self.optimizer_cfg}.')
+        optimizer = self.optimizer_cfg.get('type')
+        if isinstance(optimizer, str) and OPTIMIZERS.get(optimizer) is None:
+            near = difflib.get_close_matches(optimizer, OPTIMIZERS.module_dict)
+            hint = f' Did you mean {" or ".join(near)}?' if near else ''
+            raise ValueError(f'{name}: there is no optimizer {optimizer!r}.{hint}')
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         """Append the optimizer groups of all trainable parameters of ``module``, the whole model, to ``params``."""

@@ -1,11 +1,14 @@
 """The screen and the pictures of a run."""
 
+import fcntl
 import json
 import logging
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import cv2
 import numpy as np
@@ -58,6 +61,7 @@ hook.after_train(runner)
 
 def test_progress_bar_on_a_terminal():
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('4H', 24, 100, 0, 0))  # rows, columns
     with subprocess.Popen([sys.executable, '-c', BAR], stderr=theirs, stdout=subprocess.PIPE) as process:
         os.close(theirs)
         shown = b''
