@@ -5,6 +5,7 @@ import datetime
 import logging
 import re
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 
 from mmengine.logging import MMLogger
@@ -104,7 +105,7 @@ class OneLineLogProcessor(LogProcessor):
         shown = {
             name.split('/')[-1]: value
             for name, value in values.items()
-            if isinstance(value, (int, float)) and 'time' not in name and value >= 0
+            if isinstance(value, Real) and 'time' not in name and value >= 0
         }
         return values, '  '.join([shorten_head(text), *(f'{name} {value:.3f}' for name, value in shown.items())])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 
 MIN_SCORE = 0.5
@@ -99,8 +99,8 @@ def enlarge(sample: BaseDataElement, factor: int) -> BaseDataElement:
                 )
     for name in ('gt_sem_seg', 'pred_sem_seg'):
         if name in sample:
-            field = sample.get(name)
-            field.data = field.data.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+            labels = sample.get(name).data.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+            setattr(sample, name, PixelData(data=labels))
     return sample
 
 

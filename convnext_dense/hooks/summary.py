@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -87,7 +88,11 @@ class RunSummaryHook(Hook):
         """Draw the kept predictions; None where there are none, or where nobody can draw them."""
         if not self.samples or not hasattr(runner.visualizer, 'dataset_meta'):
             return None
-        draw_predictions(runner.visualizer, self.samples, file)
+        try:
+            draw_predictions(runner.visualizer, self.samples, file)
+        except Exception as error:  # a finished training must not fail for want of a picture
+            runner.logger.warning(f'The predictions could not be drawn: {error!r}')
+            return None
         return file
 
 
@@ -102,7 +107,7 @@ def metric_table(metrics: Mapping[str, float]) -> list[str]:
             # COCO gives -1 where there is no object of that size
             lines.append(f'{label:8}' + ''.join(f'{value:8.3f}' if value >= 0 else f'{"-":>8}' for value in values))
     others = {name: value for name, value in metrics.items() if not name.startswith('coco/')}
-    lines += [f'{name:8}{value:8.3f}' for name, value in others.items() if isinstance(value, (int, float))]
+    lines += [f'{name:8}{value:8.3f}' for name, value in others.items() if isinstance(value, Real)]
     return lines
 
 
