@@ -115,11 +115,15 @@ def fit_to_cpu(cfg: Config) -> list[str]:
         for key in ('loss_scale', 'dtype'):
             wrapper.pop(key, None)
         notes.append('no GPU: training in fp32 instead of mixed precision')
-    norms = [node for node in walk(cfg.model) if node.get('type') == 'SyncBN']
-    for node in norms:
-        node['type'] = 'BN'
-    if norms and cfg.launcher != 'none':
-        notes.append('no GPU: BN with per-process statistics instead of SyncBN')
+    if cfg.launcher != 'none':  # a single process reverts SyncBN by itself
+        unused = cfg.get('find_unused_parameters', False)
+        wrapper = ConfigDict(broadcast_buffers=False, find_unused_parameters=unused)
+        cfg.setdefault('model_wrapper_cfg', wrapper)['device_ids'] = None
+        norms = [node for node in walk(cfg.model) if node.get('type') == 'SyncBN']
+        for node in norms:
+            node['type'] = 'BN'
+        if norms:
+            notes.append('no GPU: BN with per-process statistics instead of SyncBN')
     return notes
 
 

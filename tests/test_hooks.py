@@ -104,6 +104,10 @@ def test_metric_table_of_a_segmentor():
     ]
 
 
+def test_metric_table_of_a_model_that_predicts_nothing():
+    assert metric_table({}) == ['no metrics: the model predicted nothing']
+
+
 def test_only_written_files_are_named():
     assert describe_files({'checkpoint': 'a.pth', 'predictions': None}) == ['checkpoint  a.pth']
 

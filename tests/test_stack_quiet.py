@@ -24,6 +24,10 @@ SAMPLES = {
         UserWarning,
         'The draw is False, it means that the hook for visualization will not take effect. The results will NOT be',
     ),
+    'mmdet.models.roi_heads.mask_heads.fcn_mask_head': (
+        UserWarning,
+        'To copy construct from a tensor, it is recommended to use sourceTensor.detach().clone() or',
+    ),
     'mmengine.utils.misc': (DeprecationWarning, "'maxsplit' is passed as positional argument"),
     'mmengine.visualization.visualizer': (
         UserWarning,

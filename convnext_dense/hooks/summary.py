@@ -108,7 +108,7 @@ def metric_table(metrics: Mapping[str, float]) -> list[str]:
             lines.append(f'{label:8}' + ''.join(f'{value:8.3f}' if value >= 0 else f'{"-":>8}' for value in values))
     others = {name: value for name, value in metrics.items() if not name.startswith('coco/')}
     lines += [f'{name:8}{value:8.3f}' for name, value in others.items() if isinstance(value, Real)]
-    return lines
+    return lines or ['no metrics: the model predicted nothing']
 
 
 def describe_files(written: Mapping[str, object]) -> list[str]:
