@@ -4,7 +4,8 @@ The strides s_i are 4, 8, 16 and 32. Architecture and parameter names follow fac
 2201.03545) and facebookresearch/ConvNeXt-V2 (arXiv 2301.00808), so that their files fit key by key.
 
 Activations keep the channels last in memory from the stem on; the (N, C, H, W) tensors that modules pass around are
-views of (N, H, W, C) storage, and a permute costs nothing.
+views of (N, H, W, C) storage, and a permute costs nothing. :func:`pointwise`, :func:`depthwise` and :func:`gelu` choose
+faster kernels on a CPU; a compiled or exported graph holds the plain operations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -246,7 +247,8 @@ def pointwise(x: Tensor, linear: nn.Linear) -> Tensor:
     In fp32 on the CPU it runs as a 1x1 convolution: PyTorch sends that to oneDNN and ``F.linear`` to MKL, which on
     processors that are not Intel's takes twice as long (``tools/benchmark_backbone.py``). Elsewhere the two are equal.
     """
-    if x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu'):
+    is_fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
+    if x.is_cpu and is_fp32 and not torch.compiler.is_compiling():
         weight = linear.weight[:, :, None, None]
         return F.conv2d(x.permute(0, 3, 1, 2), weight, linear.bias).permute(0, 2, 3, 1)
     return linear(x)

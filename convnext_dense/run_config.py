@@ -20,6 +20,7 @@ RUNNER_KEYS = (
     'runner_type', 'model_wrapper_cfg', 'tta_model', 'tta_pipeline',
     *(f'{split}_{part}' for split in SPLITS for part in ('dataloader', 'evaluator')),
 )  # fmt: skip
+CLASS_AGNOSTIC_HEADS = ('rpn_head', 'semantic_head')  # their num_classes is not that of the data set's objects
 
 
 def load_config(file: str | os.PathLike, options: Mapping | None = None) -> Config:
@@ -147,7 +148,8 @@ def fit_classes(cfg: Config) -> list[str]:
     classes = (dataset.get('metainfo') or {}).get('classes')
     if not classes or isinstance(classes, str):
         return []
-    heads = [node for node in walk(cfg.model) if node.get('num_classes', len(classes)) != len(classes)]
+    parts = [part for name, part in cfg.model.items() if name not in CLASS_AGNOSTIC_HEADS]
+    heads = [node for node in walk(parts) if node.get('num_classes', len(classes)) != len(classes)]
     for head in heads:
         head['num_classes'] = len(classes)
     names = ', '.join(classes[:5]) + (', ...' if len(classes) > 5 else '')
