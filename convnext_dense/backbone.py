@@ -182,7 +182,7 @@ class ConvNeXt(BaseModule):
             for block in stage:
                 x = checkpoint(block, x, use_reentrant=False) if self.with_cp and x.requires_grad else block(x)
             if i in self.out_indices:
-                maps[i] = self.get_submodule(f'norm{i}')(x) if self.out_norm else x
+                maps[i] = getattr(self, f'norm{i}')(x) if self.out_norm else x
         return tuple(maps[i] for i in self.out_indices)
 
     def init_weights(self) -> None:

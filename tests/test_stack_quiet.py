@@ -28,6 +28,7 @@ SAMPLES = {
         UserWarning,
         'To copy construct from a tensor, it is recommended to use sourceTensor.detach().clone() or',
     ),
+    'torch.utils.checkpoint': (FutureWarning, '`torch.cpu.amp.autocast(args...)` is deprecated. Please use'),
     'mmengine.utils.misc': (DeprecationWarning, "'maxsplit' is passed as positional argument"),
     'mmengine.visualization.visualizer': (
         UserWarning,

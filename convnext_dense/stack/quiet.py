@@ -36,6 +36,12 @@ WARNINGS = (
         'the old spelling is in the OpenMMLab code and works; with mixed precision it is warned about at every start',
     ),
     Warned(
+        r'`torch\.cpu\.amp\.autocast\(args\.\.\.\)` is deprecated',
+        FutureWarning,
+        r'torch\.utils\.checkpoint',
+        'torch 2.4 warns of its own recomputation of activations',
+    ),
+    Warned(
         r'torch\.meshgrid: in an upcoming release, it will be required to pass the indexing argument',
         UserWarning,
         r'torch\.functional',
