@@ -8,7 +8,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 # the newest Python >= 3.10 on the path
 BASE_PYTHON := $(shell for v in 3.13 3.12 3.11 3.10 3; do p=$$(command -v python$$v) && \
-	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
 ifeq ($(PYTHON),$(VENV)/bin/python)
 INSTALLED := $(VENV)/installed
@@ -29,8 +29,8 @@ lint: $(INSTALLED)
 	$(PYTHON) -m ruff format --check .
 
 $(VENV)/installed: setup.py constraints.txt
-	@test -n "$(BASE_PYTHON)" || { echo "error: no Python >= 3.10 with venv found; install one, or set PYTHON=" >&2; exit 2; }
-	test -x $(PYTHON) || $(BASE_PYTHON) -m venv $(VENV)
+	@test -n "$(BASE_PYTHON)" || { echo "error: no Python >= 3.10 with venv and pip found (Debian: apt install python3-venv); or set PYTHON=" >&2; exit 2; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(BASE_PYTHON) -m venv --clear $(VENV)
 	$(PYTHON) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[mm,dev]'
 	@# OpenCV's desktop build needs libGL, which a bare server does not have
 	@$(PYTHON) -c 'import cv2' 2>/dev/null || $(PYTHON) -m pip install --disable-pip-version-check --quiet \

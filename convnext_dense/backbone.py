@@ -4,8 +4,8 @@ The strides s_i are 4, 8, 16 and 32. Architecture and parameter names follow fac
 2201.03545) and facebookresearch/ConvNeXt-V2 (arXiv 2301.00808), so that their files fit key by key.
 
 Activations keep the channels last in memory from the stem on; the (N, C, H, W) tensors that modules pass around are
-views of (N, H, W, C) storage, and a permute costs nothing. :func:`pointwise`, :func:`depthwise` and :func:`gelu` choose
-faster kernels on a CPU; a compiled or exported graph holds the plain operations.
+views of (N, H, W, C) storage, and a permute costs nothing. :class:`Pointwise`, :func:`depthwise` and :func:`gelu`
+choose faster kernels on a CPU; a compiled, exported or traced graph holds the plain operations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,6 +48,22 @@ class GRN(nn.Module):
         return torch.addcmul(self.beta.to(x.dtype), x, scale.to(x.dtype))
 
 
+class Pointwise(nn.Linear):
+    """A linear layer over the channels of (N, H, W, C).
+
+    In fp32 on the CPU it runs as a 1x1 convolution: PyTorch sends that to oneDNN and ``F.linear`` to MKL, which on
+    AMD's processors takes twice as long (``tools/benchmark_backbone.py``).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, H, W, C) to (N, H, W, C')."""
+        is_fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
+        if not x.is_cpu or not is_fp32 or is_traced():
+            return super().forward(x)
+        weight = self.weight[:, :, None, None]
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, self.bias).permute(0, 2, 3, 1)
+
+
 class Block(nn.Module):
     """Depthwise 7x7 -> LayerNorm -> Linear -> GELU (-> GRN) -> Linear, scaled and added to the input."""
 
@@ -55,10 +71,10 @@ class Block(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.pwconv1 = Pointwise(dim, 4 * dim)
         self.grn = GRN(4 * dim) if grn else nn.Identity()
-        self.pwconv2 = nn.Linear(4 * dim, dim)
-        self.gamma = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale else None
+        self.pwconv2 = Pointwise(4 * dim, dim)
+        self.gamma = nn.Parameter(torch.full((dim,), float(layer_scale))) if layer_scale else None
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,9 +82,9 @@ class Block(nn.Module):
         y = depthwise(x, self.dwconv)
         y = y.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         y = self.norm(y)
-        y = pointwise(y, self.pwconv1)
+        y = self.pwconv1(y)
         y = self.grn(gelu(y))
-        y = pointwise(y, self.pwconv2)
+        y = self.pwconv2(y)
         scale = self.branch_scale(y)
         residual = x.permute(0, 2, 3, 1)
         y = residual + y if scale is None else torch.addcmul(residual, y, scale)
@@ -131,12 +147,12 @@ class ConvNeXt(BaseModule):
         self.grn = grn
         self.in_channels = in_channels
         self.with_cp = with_cp
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must be in [0, 1); got {drop_path_rate}.')
+        if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be a number in [0, 1); got {drop_path_rate!r}.')
         if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f'in_channels must be a positive integer (3 for RGB); got {in_channels!r}.')
         num_built = max(self.out_indices) + 1
-        if not -1 <= frozen_stages <= num_built:
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= num_built:
             raise ValueError(
                 f'frozen_stages must be -1 (none), 0 (the stem) or up to {num_built} (that many stages, the ones that '
                 f'out_indices {tuple(out_indices)} needs); got {frozen_stages}.'
@@ -241,22 +257,14 @@ def init_module(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def pointwise(x: Tensor, linear: nn.Linear) -> Tensor:
-    """Apply ``linear`` to the last dimension of (N, H, W, C).
-
-    In fp32 on the CPU it runs as a 1x1 convolution: PyTorch sends that to oneDNN and ``F.linear`` to MKL, which on
-    processors that are not Intel's takes twice as long (``tools/benchmark_backbone.py``). Elsewhere the two are equal.
-    """
-    is_fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
-    if x.is_cpu and is_fp32 and not torch.compiler.is_compiling():
-        weight = linear.weight[:, :, None, None]
-        return F.conv2d(x.permute(0, 3, 1, 2), weight, linear.bias).permute(0, 2, 3, 1)
-    return linear(x)
+def is_traced() -> bool:
+    """Tell whether PyTorch is recording a graph, which shall hold the plain operations."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def gelu(x: Tensor) -> Tensor:
     """Apply the exact (erf) GELU, in place where no gradient needs the input: the widest map is then written once."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or is_traced():
         return F.gelu(x)
     return torch.ops.aten.gelu_(x)
 
@@ -264,7 +272,7 @@ def gelu(x: Tensor) -> Tensor:
 def depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Apply the depthwise ``conv`` to (N, C, H, W), with a backward pass that is fast in bf16 on the CPU too."""
     is_training = torch.is_grad_enabled() and conv.weight.requires_grad
-    if x.is_cpu and is_training and not torch.compiler.is_compiling():
+    if x.is_cpu and is_training and not is_traced():
         if torch.is_autocast_enabled('cpu'):
             x = x.to(torch.get_autocast_dtype('cpu'))
         if x.dtype == torch.bfloat16:

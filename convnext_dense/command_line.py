@@ -18,7 +18,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with a config file and options that override it."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE', help='override the config')
     return parser
 
 
@@ -28,6 +28,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     # PyTorch's old launcher passes this instead of setting LOCAL_RANK
     parser.add_argument('--local_rank', '--local-rank', action=LocalRank, type=int, help=argparse.SUPPRESS)
+
+
+class Options(DictAction):
+    """MMEngine's ``KEY=VALUE`` pairs, with an error for words that are none."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Parse the pairs."""
+        for word in values:
+            if '=' not in word:
+                parser.error(f'{option_string} takes KEY=VALUE pairs; got {word!r}')
+        super().__call__(parser, namespace, values, option_string)
 
 
 class LocalRank(argparse.Action):
@@ -49,11 +60,12 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        if is_first_process():
-            print(f'error: {error}', file=sys.stderr)
-            if error.__cause__ is not None:
-                print(f'(set {TRACEBACK_VARIABLE}=1 for the traceback)', file=sys.stderr)
+        # every rank speaks: an image may be damaged for one of them alone
+        rank = '' if is_first_process() else f' (rank {os.environ["RANK"]})'
+        print(f'error{rank}: {error}', file=sys.stderr)
+        if error.__cause__ is not None:
+            print(f'(set {TRACEBACK_VARIABLE}=1 for the traceback)', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print('interrupted; the last checkpoint is kept, continue with --resume', file=sys.stderr)
+        print('interrupted; a training continues from its latest checkpoint with --resume', file=sys.stderr)
         sys.exit(130)

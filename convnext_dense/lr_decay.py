@@ -137,6 +137,9 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
         rate = self.paramwise_cfg.get('decay_rate')
         if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
             raise ValueError(f'{name}: paramwise_cfg needs decay_rate in (0, 1]; got {rate!r}.')
+        for key, factors in self.custom_keys.items():
+            if unknown := sorted(set(factors) - {'lr_mult', 'decay_mult'}):
+                raise ValueError(f'{name}: custom_keys[{key!r}] has {unknown}. Allowed: lr_mult, decay_mult.')
         if self.base_lr is None:
             raise ValueError(f'{name}: the optimizer needs an lr; got {self.optimizer_cfg}.')
         optimizer = self.optimizer_cfg.get('type')

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from convnext_dense.data.checks import read_classes
 from convnext_dense.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
@@ -20,7 +21,7 @@ RUNNER_KEYS = (
     'runner_type', 'model_wrapper_cfg', 'tta_model', 'tta_pipeline',
     *(f'{split}_{part}' for split in SPLITS for part in ('dataloader', 'evaluator')),
 )  # fmt: skip
-CLASS_AGNOSTIC_HEADS = ('rpn_head', 'semantic_head')  # their num_classes is not that of the data set's objects
+CLASS_AGNOSTIC = ('rpn_head', 'semantic_head')  # their num_classes is not that of the data set's objects
 
 
 def load_config(file: str | os.PathLike, options: Mapping | None = None) -> Config:
@@ -41,11 +42,11 @@ def load_config(file: str | os.PathLike, options: Mapping | None = None) -> Conf
             cfg.merge_from_dict(dict(options))
     except UserError:
         raise
-    except (SyntaxError, NameError, KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # a config is code of the user's: anything may go wrong in it
         raise UserError(f'The config {path} cannot be read: {type(error).__name__}: {error}') from error
     for key in cfg:
         near = difflib.get_close_matches(key, RUNNER_KEYS, n=1, cutoff=0.9)
-        if near and key not in RUNNER_KEYS and near[0] not in cfg:
+        if near and key not in RUNNER_KEYS:
             raise UserError(f'The config {path} sets {key!r}, which nothing reads. Did you mean {near[0]!r}?')
     return cfg
 
@@ -142,24 +143,25 @@ def drop_training(cfg: Config) -> None:
 
 def fit_classes(cfg: Config) -> list[str]:
     """Give every head as many classes as the dataset's ``metainfo`` names; return what was changed, a note each."""
-    dataset = next(cfg[f'{split}_dataloader']['dataset'] for split in SPLITS if cfg.get(f'{split}_dataloader'))
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if not classes or isinstance(classes, str):
+    loader = next((cfg[f'{split}_dataloader'] for split in SPLITS if cfg.get(f'{split}_dataloader')), {})
+    dataset = loader.get('dataset') or {}
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    classes = read_classes(dataset)
+    if not classes:
         return []
-    parts = [part for name, part in cfg.model.items() if name not in CLASS_AGNOSTIC_HEADS]
-    heads = [node for node in walk(parts) if node.get('num_classes', len(classes)) != len(classes)]
+    heads = [node for node in walk(cfg.model, CLASS_AGNOSTIC) if node.get('num_classes', len(classes)) != len(classes)]
     for head in heads:
         head['num_classes'] = len(classes)
     names = ', '.join(classes[:5]) + (', ...' if len(classes) > 5 else '')
     return [f'{len(heads)} heads set to {len(classes)} classes ({names})'] if heads else []
 
 
-def walk(node) -> Iterator[dict]:
-    """Yield every dict below and including a config node."""
+def walk(node, skip: tuple[str, ...] = ()) -> Iterator[dict]:
+    """Yield every dict below and including a config node, but for what lies under the keys in ``skip``."""
+    children = node if isinstance(node, (list, tuple)) else ()
     if isinstance(node, dict):
         yield node
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+        children = [child for key, child in node.items() if key not in skip]
     for child in children:
-        yield from walk(child)
+        yield from walk(child, skip)

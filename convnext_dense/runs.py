@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, RUNNERS, init_default_scope
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from convnext_dense import run_config
 from convnext_dense.console import prints_to, tame_console
@@ -25,7 +25,7 @@ from convnext_dense.stack import check_exists
 
 LIBRARIES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
 BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError, RuntimeError)
-UNREADABLE_IMAGE = re.compile(r"failed to load image: (?P<broken>\S+)|No such file or directory: '(?P<missing>.+?)'")
+UNREADABLE_IMAGE = re.compile(r"failed to load image: (?P<broken>.+)|No such file or directory: '(?P<missing>.+?)'")
 
 
 @RUNNERS.register_module()
@@ -72,11 +72,13 @@ def train(
     if resume not in (None, 'auto'):
         check_exists(Path(resume))
     prepare(cfg, config, work_dir, launcher, ('train', 'val'))
-    if resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
-        if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
+    fit_to_device(cfg)
+    if resume == 'auto':
+        resume = latest_checkpoint(Path(cfg.work_dir))
+        if resume is None:
             tell(f'nothing to resume in {cfg.work_dir}: training starts from the beginning')
+    if resume is not None:
+        cfg.resume, cfg.load_from = True, str(resume)
     runner = build_runner(cfg)
     with prints_to(Path(runner.log_dir) / 'prints.txt'):
         with build_errors():  # what MMEngine would build in train(), so that mistakes are answered the same way
@@ -86,6 +88,7 @@ def train(
                 _ = runner.val_loop
         with image_errors():
             runner.train()
+    leave_group()
     return runner
 
 
@@ -128,16 +131,19 @@ def test(
         run_config.enable_pictures(cfg, show, show_dir, wait_time)
     if tta:
         run_config.enable_tta(cfg)
-    prepare(cfg, config, work_dir, launcher, ('test',))
-    run_config.drop_training(cfg)
     if out is not None:
         run_config.dump_predictions(cfg, out)
+    prepare(cfg, config, work_dir, launcher, ('test',))
+    run_config.drop_training(cfg)
+    fit_to_device(cfg)
     runner = build_runner(cfg)
     with prints_to(Path(runner.log_dir) / 'prints.txt'):
         with build_errors():
             _ = runner.test_loop
         with image_errors():
-            return runner.test()
+            metrics = runner.test()
+    leave_group()
+    return metrics
 
 
 def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None) -> str:
@@ -147,6 +153,9 @@ def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None
         UserError: The config has none of this package's optimizer constructors, or cannot be built.
     """
     cfg = run_config.load_config(config, cfg_options)
+    require_library(cfg.get('default_scope'))
+    if not cfg.get('model') or not cfg.get('optim_wrapper'):
+        raise UserError(f'The config {config} has no model or no optim_wrapper: there are no rates to show.')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     wrapper_cfg = dict(cfg.optim_wrapper)
     name, paramwise_cfg = wrapper_cfg.pop('constructor', None), wrapper_cfg.pop('paramwise_cfg', None)
@@ -171,11 +180,15 @@ def prepare(cfg: Config, config: str | os.PathLike, work_dir: str | None, launch
     is_torchrun = launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ
     cfg.launcher = 'pytorch' if is_torchrun else launcher
     cfg.setdefault('runner_type', 'OneLineRunner')
-    if is_first_process():
+    if is_first_process(cfg.launcher):
         for split in splits:
             if cfg.get(f'{split}_dataloader'):
                 tell(*check_dataset(cfg[f'{split}_dataloader']['dataset'], f'{split}_dataloader.dataset'))
     tell(*run_config.fit_classes(cfg))
+
+
+def fit_to_device(cfg: Config) -> None:
+    """Make a config run without a GPU where there is none."""
     if not torch.cuda.is_available():
         tell(*run_config.fit_to_cpu(cfg))
         if cfg.launcher == 'pytorch' and not torch.distributed.is_initialized():
@@ -198,9 +211,26 @@ def require_library(scope: str | None) -> None:
         )
 
 
-def is_first_process() -> bool:
+def is_first_process(launcher: str = 'none') -> bool:
     """Tell whether this is the process that speaks, before torch.distributed is up."""
-    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+    return int(os.environ.get('SLURM_PROCID' if launcher == 'slurm' else 'RANK', 0)) == 0
+
+
+def latest_checkpoint(work_dir: Path) -> Path | None:
+    """Return the checkpoint to resume from: the one that MMEngine noted, wherever the folder is now, or the newest."""
+    note = work_dir / 'last_checkpoint'
+    noted = work_dir / Path(note.read_text().strip()).name if note.is_file() else work_dir
+    if noted.is_file():
+        return noted
+    files = [file for kind in ('epoch_*.pth', 'iter_*.pth') for file in work_dir.glob(kind)]
+    return max(files, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def leave_group() -> None:
+    """End a distributed run on all processes together: one that leaves early can abort the others."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def make_writable(folder: Path) -> None:

@@ -177,6 +177,29 @@ def test_drop_path_keeps_the_expected_value():
     assert relative_error(mean, branch) < 0.1
 
 
+def test_integer_layer_scale():
+    assert ConvNeXt(SMALL, layer_scale_init_value=1).stages[0][0].gamma.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings('ignore:`torch.jit.*` is deprecated:FutureWarning')
+@pytest.mark.filterwarnings('ignore:`torch.jit.*` is deprecated:DeprecationWarning')
+def test_trace():
+    model = ConvNeXt(SMALL).eval()
+    x = torch.randn(1, 3, 64, 64)
+    for a, b in zip(torch.jit.trace(model, x)(x), model(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_fp16_autocast_gives_finite_maps():
+    model = ConvNeXt(SMALL)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.autocast('cpu', torch.float16):
+        maps = model(x)
+    for a, b in zip(maps, model(x), strict=True):
+        assert torch.isfinite(a).all()
+        assert relative_error(a.float(), b) < 0.01
+
+
 @pytest.mark.parametrize('value', [0, None])
 def test_no_layer_scale(value):
     model = ConvNeXt(SMALL, layer_scale_init_value=value)
@@ -313,7 +336,7 @@ def test_compile_with_inductor():
         (dict(frozen_stages=5), r'frozen_stages must be -1 \(none\), 0 \(the stem\) or up to 4'),
         (dict(frozen_stages=3, out_indices=(0, 1)), 'or up to 2 .* got 3'),
         (dict(in_channels=0), 'in_channels must be a positive integer'),
-        (dict(drop_path_rate=1.0), r'drop_path_rate must be in \[0, 1\); got 1.0'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate must be a number in \[0, 1\); got 1.0'),
     ],
 )
 def test_bad_arguments_are_answered(arguments, message):

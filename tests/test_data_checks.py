@@ -714,3 +714,34 @@ def test_upstream_reads_what_passes(coco):
     dataset = CocoDataset(**config)
     assert sum(len(dataset.get_data_info(index)['instances']) for index in range(len(dataset))) == 16
     assert all(Path(dataset.get_data_info(index)['img_path']).is_file() for index in range(len(dataset)))
+
+
+def test_a_test_set_needs_no_annotations(coco):
+    del coco.content['annotations']
+    coco.save()
+    assert "no list 'annotations'" in error_of(check_coco, coco.file, coco.images)
+    assert check_coco(coco.file, coco.images, is_labelled=False) == []
+    test_mode = dict(
+        type='CocoDataset',
+        ann_file=str(coco.file),
+        data_prefix=dict(img=str(coco.images)),
+        metainfo=dict(classes=CLASSES),
+        test_mode=True,
+    )
+    assert all('no annotation of' in note for note in check_dataset(test_mode))
+
+
+@pytest.mark.parametrize(
+    ('name', 'entry', 'message'),
+    [
+        ('images', 'a.jpg', "images[0] is 'a.jpg', where an object with 'id', 'file_name'"),
+        ('images', dict(id=0, file_name='0.jpg', width='ten', height=24), "images[0] with 'ten'"),
+        ('images', dict(id=[0], file_name='0.jpg', width=32, height=24), 'images[0] with [0]'),
+        ('images', dict(id=0, file_name=7, width=32, height=24), 'images[0] with 7'),
+        ('categories', dict(id=1, name=['fig']), "categories[0] with ['fig']"),
+    ],
+)
+def test_entries_of_the_wrong_type(coco, name, entry, message):
+    coco.content[name][0] = entry
+    coco.save()
+    assert message in error_of(check_coco, coco.file, coco.images)

@@ -104,6 +104,13 @@ def test_metric_table_of_a_segmentor():
     ]
 
 
+def test_metric_table_of_a_choice_of_metrics():
+    lines = metric_table({'coco/bbox_mAP': 0.3, 'coco/AR@100': 0.4})
+    assert lines[1].split() == ['AP', '0.300']
+    assert lines[2].split() == ['AP50', '-']
+    assert lines[-1].split() == ['AR@100', '0.400']
+
+
 def test_metric_table_of_a_model_that_predicts_nothing():
     assert metric_table({}) == ['no metrics: the model predicted nothing']
 
@@ -127,5 +134,5 @@ def test_curves(tmp_path):
 def test_resumed_runs_join_into_one_curve(tmp_path):
     first, second = tmp_path / '1.json', tmp_path / '2.json'
     first.write_text('{"loss": 3, "step": 1}\n{"loss": 2, "step": 2}\n{"loss": 9, "step": 3}')
-    second.write_text('{"loss": 1, "step": 3}')
+    second.write_text('{"loss": 1, "step": 3}\n{"loss": 0.5, "st')  # the run was killed in the middle of a line
     assert [row['loss'] for row in read_scalars([first, second])] == [3, 2, 1]

@@ -145,7 +145,15 @@ def test_optimizer_without_weight_decay():
     assert len(settings(model, build_optim_wrapper(model, cfg))) == len(list(model.parameters()))
 
 
-def test_table_in_the_log(caplog):
+def test_the_table_is_logged(monkeypatch):
+    shown = []
+    monkeypatch.setattr('convnext_dense.lr_decay.show_table', shown.append)
+    build(Detector())
+    assert len(shown) == 1
+    assert shown[0].startswith('ConvNeXtLayerDecay: decay rate 0.7')
+
+
+def test_table_of_the_groups():
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get('ConvNeXtLayerDecay')(
         dict(optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05)), dict(decay_rate=0.7)
     )
@@ -168,6 +176,7 @@ def test_table_in_the_log(caplog):
             r"unknown paramwise_cfg keys \['decay_type'\]. Allowed: decay_rate, num_layers",
         ),
         (dict(num_layers=6), r'num_layers=6 is too small for the depths \(3, 3, 27, 3\): 12 are needed'),
+        (dict(custom_keys={'neck': dict(lr_multi=0.1)}), r"custom_keys\['neck'\] has \['lr_multi'\]. Allowed: lr_mult"),
         (dict(custom_keys={'backbone': dict(lr_mult=0.1)}), "'backbone' matches only parameters of the ConvNeXt"),
     ],
 )

@@ -98,7 +98,7 @@ def test_train_kill_resume_test(options, tmp_path):
     steps = {int(state['step']) for state in checkpoint['optimizer']['state'].values()}
     assert steps == {EPOCHS * ITERS_PER_EPOCH}
     assert checkpoint['meta']['iter'] == EPOCHS * ITERS_PER_EPOCH
-    check_screen(resumed.stdout, tmp_path)
+    check_screen(resumed.stdout, resumed.stderr, tmp_path)
 
     tested = run_tool(
         'test', CONFIG, tmp_path / f'epoch_{EPOCHS}.pth', '--work-dir', tmp_path / 'test', options=options
@@ -116,7 +116,7 @@ def ap_rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.startswith('AP')]
 
 
-def check_screen(text: str, work_dir: Path) -> None:
+def check_screen(text: str, errors: str, work_dir: Path) -> None:
     """The table, the files that it names, and nothing that does not belong on a screen."""
     rows = ap_rows(text)
     assert [row[0] for row in rows] == ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl']
@@ -129,7 +129,7 @@ def check_screen(text: str, work_dir: Path) -> None:
     for file in named.values():
         assert Path(file).stat().st_size > 0
     assert 'System environment' not in text
-    assert 'Warning' not in text
+    assert 'Warning' not in text + errors
     assert len([line for line in text.splitlines() if 'Epoch(train)' in line]) <= EPOCHS * ITERS_PER_EPOCH
     assert max(map(len, text.splitlines())) < 250
     log = max(work_dir.glob('*/*.log')).read_text()
@@ -346,7 +346,7 @@ def test_typos_in_a_config(options, tmp_path, typo, message):
 
 def test_mistyped_top_level_key(tmp_path):
     file = tmp_path / 'config.py'
-    file.write_text('optim_wraper = dict(type="OptimWrapper")\n')
+    file.write_text(f'_base_ = [{str(CONFIG)!r}]\noptim_wraper = dict(type="OptimWrapper")\n')
     with pytest.raises(UserError, match="sets 'optim_wraper', which nothing reads. Did you mean 'optim_wrapper'"):
         run_config.load_config(file)
 
@@ -394,7 +394,7 @@ def test_options_that_a_config_does_not_support(tmp_path, trained):
 @pytest.mark.parametrize(
     ('error', 'message'),
     [
-        (AssertionError('failed to load image: photos/7.jpg'), 'The image photos/7.jpg is damaged'),
+        (AssertionError('failed to load image: my photos/7.jpg\nin a worker'), 'The image my photos/7.jpg is damaged'),
         (FileNotFoundError(2, 'No such file or directory', 'photos/8.jpg'), 'The image photos/8.jpg does not exist'),
     ],
 )
@@ -423,6 +423,43 @@ def test_missing_library_is_named(monkeypatch, tmp_path):
         runs.train(CONFIG, str(tmp_path))
 
 
+def test_interruption_ends_with_code_130(capsys):
+    with pytest.raises(SystemExit) as leave, command_line.user_errors():
+        raise KeyboardInterrupt
+    assert leave.value.code == 130
+    assert '--resume' in capsys.readouterr().err
+
+
+def test_errors_of_other_ranks_are_shown(capsys, monkeypatch):
+    monkeypatch.setenv('RANK', '3')
+    with pytest.raises(SystemExit), command_line.user_errors():
+        raise UserError('wrong')
+    assert capsys.readouterr().err == 'error (rank 3): wrong\n'
+
+
+def test_options_need_an_equals_sign():
+    result = run_tool('show_lr', CONFIG, '--cfg-options', 'max_epochs')
+    assert result.returncode == 2
+    assert "--cfg-options takes KEY=VALUE pairs; got 'max_epochs'" in result.stderr
+
+
+def test_latest_checkpoint_is_found_after_a_move(tmp_path):
+    assert runs.latest_checkpoint(tmp_path) is None
+    (tmp_path / 'epoch_1.pth').touch()
+    assert runs.latest_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
+    (tmp_path / 'epoch_2.pth').touch()
+    (tmp_path / 'last_checkpoint').write_text('/where/it/was/epoch_2.pth')
+    assert runs.latest_checkpoint(tmp_path) == tmp_path / 'epoch_2.pth'
+    (tmp_path / 'last_checkpoint').write_text('')
+    assert runs.latest_checkpoint(tmp_path) in {tmp_path / 'epoch_1.pth', tmp_path / 'epoch_2.pth'}
+
+
+def test_auto_scale_lr_option():
+    cfg = Config.fromfile(COCO_CONFIG)
+    run_config.enable_auto_scale_lr(cfg)
+    assert cfg.auto_scale_lr.to_dict() == dict(enable=True, base_batch_size=16)
+
+
 def test_amp_option():
     cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD'))))
     run_config.enable_amp(cfg)
@@ -446,7 +483,9 @@ def test_cpu_needs_no_amp_and_no_sync_bn():
 def test_heads_follow_the_classes_of_the_data():
     cfg = Config.fromfile(COCO_CONFIG)
     assert run_config.fit_classes(cfg) == []
+    cfg.model.roi_head.semantic_head = dict(num_classes=183)
     cfg.train_dataloader.dataset.metainfo = dict(classes=('date', 'fig', 'hazelnut'))
     assert run_config.fit_classes(cfg) == ['4 heads set to 3 classes (date, fig, hazelnut)']
     assert [head.num_classes for head in cfg.model.roi_head.bbox_head] == [3, 3, 3]
     assert cfg.model.roi_head.mask_head.num_classes == 3
+    assert cfg.model.roi_head.semantic_head.num_classes == 183

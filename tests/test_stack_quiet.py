@@ -28,6 +28,8 @@ SAMPLES = {
         UserWarning,
         'To copy construct from a tensor, it is recommended to use sourceTensor.detach().clone() or',
     ),
+    'torch.autograd.graph': (UserWarning, 'Grad strides do not match bucket view strides. This may indicate'),
+    'mmengine.model.wrappers.distributed': (FutureWarning, '`broadcast_buffers` is deprecated. Use `forward_sync'),
     'torch.utils.checkpoint': (FutureWarning, '`torch.cpu.amp.autocast(args...)` is deprecated. Please use'),
     'mmengine.utils.misc': (DeprecationWarning, "'maxsplit' is passed as positional argument"),
     'mmengine.visualization.visualizer': (

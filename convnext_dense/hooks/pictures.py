@@ -1,6 +1,8 @@
 """Pictures of a run: logged values -> curves; data samples -> ground truth beside predictions."""
 
+import contextlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 
+DRAWN_FIELDS = ('gt_instances', 'pred_instances', 'gt_sem_seg', 'pred_sem_seg')
 MIN_SCORE = 0.5
 MIN_SIDE = 320  # pixels; smaller images are enlarged so that labels can be read
 
@@ -19,8 +22,9 @@ def read_scalars(files: Iterable[Path]) -> list[dict]:
     rows = {}
     for file in files:
         for line in file.read_text().splitlines():
-            row = json.loads(line)
-            rows[row.get('step', 0), 'loss' in row] = row
+            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
+                row = json.loads(line)
+                rows[row.get('step', 0), 'loss' in row] = row
     return [rows[key] for key in sorted(rows)]
 
 
@@ -36,7 +40,7 @@ def draw_curves(rows: Sequence[dict], metrics: Sequence[str], file: Path) -> Non
     losses = [row for row in rows if 'loss' in row]
     left.plot([row['step'] for row in losses], [row['loss'] for row in losses])
     left.set(xlabel='iteration', ylabel='loss', title='training loss', ylim=(0, None))
-    for name in metrics:
+    for name in [name for name in metrics if any(name in row for row in rows)]:
         points = [(row['step'], row[name]) for row in rows if name in row]
         right.plot(*zip(*points, strict=True), marker='o', label=name.split('/')[-1])
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -65,7 +69,9 @@ def draw_predictions(visualizer: Visualizer, samples: Sequence[BaseDataElement],
         image = cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB)
         factor = max(1, round(MIN_SIDE / min(image.shape[:2])))
         image = image.repeat(factor, axis=0).repeat(factor, axis=1)
-        visualizer.add_datasample('sample', image, keep_confident(enlarge(sample, factor)), show=False)
+        with warnings.catch_warnings():  # the visualizer warns of boxes that touch the border
+            warnings.simplefilter('ignore', UserWarning)
+            visualizer.add_datasample('sample', image, keep_confident(enlarge(sample, factor)), show=False)
         cells.append(visualizer.get_image())
     rows = [hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     grid = vstack(rows)
@@ -77,6 +83,15 @@ def keep_confident(sample: BaseDataElement) -> BaseDataElement:
     if 'pred_instances' in sample:
         sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= MIN_SCORE]
     return sample
+
+
+def keep_drawn(sample: BaseDataElement) -> BaseDataElement:
+    """Return a copy on the CPU with what is drawn alone: a segmentor's logits are large."""
+    kept = type(sample)(metainfo=sample.metainfo)
+    for name in DRAWN_FIELDS:
+        if name in sample:
+            setattr(kept, name, sample.get(name))
+    return kept.cpu()
 
 
 def has_objects(sample: BaseDataElement) -> bool:

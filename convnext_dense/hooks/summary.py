@@ -1,7 +1,7 @@
 """The end of a run: a short table of the metrics, pictures, and where everything was written."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from convnext_dense.console import show_table
-from convnext_dense.hooks.pictures import draw_curves, draw_predictions, has_objects, read_scalars
+from convnext_dense.hooks.pictures import draw_curves, draw_predictions, has_objects, keep_drawn, read_scalars
 
 COCO_ROWS = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m', 'APl': 'mAP_l'}
 COCO_COLUMNS = {'box': 'bbox', 'mask': 'segm'}
@@ -47,7 +47,7 @@ class RunSummaryHook(Hook):
         """Keep the first predictions."""
         missing = self.num_pictures - len(self.samples)
         if missing > 0:
-            self.samples += [sample.cpu() for sample in outputs if has_objects(sample)][:missing]
+            self.samples += [keep_drawn(sample) for sample in outputs if has_objects(sample)][:missing]
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Keep the latest metrics."""
@@ -69,9 +69,9 @@ class RunSummaryHook(Hook):
         written = {'checkpoint': runner.message_hub.get_info('last_ckpt', None)}
         if scalars:
             written['metrics'] = scalars[-1]
-            written['curves'] = work_dir / 'curves.png'
-            rows = read_scalars(scalars)
-            draw_curves(rows, [name for name in CURVES if any(name in row for row in rows)], written['curves'])
+            is_resumed = self.first_iter > 0
+            rows = read_scalars(scalars if is_resumed else scalars[-1:])
+            written['curves'] = self.draw(runner, draw_curves, rows, CURVES, file=work_dir / 'curves.png')
         written['predictions'] = self.draw_samples(runner, work_dir / 'predictions.png')
         show_table('\n'.join(['training finished', *lines, *describe_files(written)]))
 
@@ -88,10 +88,14 @@ class RunSummaryHook(Hook):
         """Draw the kept predictions; None where there are none, or where nobody can draw them."""
         if not self.samples or not hasattr(runner.visualizer, 'dataset_meta'):
             return None
+        return self.draw(runner, draw_predictions, runner.visualizer, self.samples, file=file)
+
+    def draw(self, runner: Runner, function: Callable, *args, file: Path) -> Path | None:
+        """Draw a file; a finished run must not fail for want of a picture, so that errors become a warning."""
         try:
-            draw_predictions(runner.visualizer, self.samples, file)
-        except Exception as error:  # a finished training must not fail for want of a picture
-            runner.logger.warning(f'The predictions could not be drawn: {error!r}')
+            function(*args, file=file)
+        except Exception as error:
+            runner.logger.warning(f'{file} could not be drawn: {error!r}')
             return None
         return file
 
@@ -103,12 +107,13 @@ def metric_table(metrics: Mapping[str, float]) -> list[str]:
     if columns:
         lines.append(f'{"":8}' + ''.join(f'{name:>8}' for name in columns))
         for label, key in COCO_ROWS.items():
-            values = [metrics[f'coco/{COCO_COLUMNS[name]}_{key}'] for name in columns]
+            values = [metrics.get(f'coco/{COCO_COLUMNS[name]}_{key}', -1) for name in columns]
             # COCO gives -1 where there is no object of that size
             lines.append(f'{label:8}' + ''.join(f'{value:8.3f}' if value >= 0 else f'{"-":>8}' for value in values))
-    others = {name: value for name, value in metrics.items() if not name.startswith('coco/')}
+    in_table = {f'coco/{kind}_{key}' for kind in COCO_COLUMNS.values() for key in COCO_ROWS.values()}
+    others = {name.split('/')[-1]: value for name, value in metrics.items() if name not in in_table}
     lines += [f'{name:8}{value:8.3f}' for name, value in others.items() if isinstance(value, Real)]
-    return lines or ['no metrics: the model predicted nothing']
+    return lines if metrics else ['no metrics: the model predicted nothing']
 
 
 def describe_files(written: Mapping[str, object]) -> list[str]:

@@ -191,10 +191,11 @@ def _explained_errors(file: str | os.PathLike | IO[bytes], origin: str = '') -> 
     """Turn the many errors of unreadable files into a ``UserError`` that says what the file is."""
     try:
         yield
-    except (OSError, ImportError):  # they name their cause: no permission, no network, a trusted file's missing module
+    except (OSError, ImportError, MemoryError):  # they name their cause: no permission, no network, a missing module
         raise
     except Exception as error:  # broken bytes can fail at any point of the unpickler, in a dozen ways
-        if 'deserialize object on' in str(error):  # a sound file, whose device is not here: torch says what to do
+        # A sound file, whose device is not here or too small: torch says what to do.
+        if any(hint in str(error) for hint in ('deserialize object on', 'out of memory')):
             raise
         if isinstance(error, AttributeError) and checkpoints_are_trusted():  # a type that its module no longer has
             raise
@@ -234,6 +235,8 @@ def _refusal(name: str, refused: str) -> str:
 def _appearance(file: str | os.PathLike | IO[bytes]) -> str:
     """Say what a file that is no sound checkpoint is, by its first bytes, and what to do."""
     if not hasattr(file, 'read'):
+        if not os.path.isfile(file):
+            return 'the download was broken off. Try again'
         with open(file, 'rb') as opened:
             return _appearance(opened)
     file.seek(0)

@@ -48,6 +48,18 @@ WARNINGS = (
         'the prior generators of mmdet rely on the default, which has not changed',
     ),
     Warned(
+        r'`broadcast_buffers` is deprecated',
+        FutureWarning,
+        r'mmengine\.model\.wrappers\.distributed',
+        "MMEngine's runner passes it; the old spelling works",
+    ),
+    Warned(
+        r'Grad strides do not match bucket view strides',
+        UserWarning,
+        r'torch\.autograd\.graph',
+        'DDP compares strides of depthwise weights (C, 1, k, k) in their dimension of size 1, where they mean nothing',
+    ),
+    Warned(
         r'To copy construct from a tensor, it is recommended to use',
         UserWarning,
         r'mmdet\.models\.roi_heads\.mask_heads\.fcn_mask_head',

@@ -29,11 +29,12 @@ from convnext_dense.errors import UserError
 TOLERATED_SHARE = 0.01  # of annotations or images: below it a defect is a note, as public data sets have a few
 
 
+NUMBER = (int, float)
 # What a COCO instances file needs: upstream reads these fields of every entry.
 COCO_FIELDS = {
-    'images': ('id', 'file_name', 'height', 'width'),
-    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
-    'categories': ('id', 'name'),
+    'images': {'id': (int, str), 'file_name': str, 'height': int, 'width': int},
+    'annotations': {'id': (int, str), 'image_id': (int, str), 'category_id': (int, str), 'bbox': list, 'area': NUMBER},
+    'categories': {'id': (int, str), 'name': str},
 }
 
 
@@ -44,6 +45,7 @@ def check_coco(
     classes: Sequence[str] | None = None,
     classes_are_default: bool = False,
     masks: bool = False,
+    is_labelled: bool = True,
     key: str = 'train_dataloader.dataset',
 ) -> list[str]:
     """Check a COCO instances file and the pictures it names.
@@ -53,6 +55,7 @@ def check_coco(
         image_dir: Folder to which the ``file_name`` of the images are relative.
         classes: Names that the run will look for; None compares none.
         classes_are_default: The names come from the dataset's class, for want of any in the config.
+        is_labelled: The run needs annotations; a test may do without.
         masks: The run needs a ``segmentation`` of every annotation.
         key: Where the dataset stands in the config, for the advice in the messages.
 
@@ -62,7 +65,7 @@ def check_coco(
     Raises:
         UserError: Something would stop the run, or spoil it in silence.
     """
-    coco = _read_coco(ann_file, key)
+    coco = _read_coco(ann_file, key, is_labelled)
     _check_fields(coco, ann_file)
     notes = []
     if classes is not None:
@@ -79,7 +82,7 @@ def check_coco(
     return notes + _check_sizes(chosen, ann_file)
 
 
-def _read_coco(ann_file: str | os.PathLike, key: str) -> dict[str, list[dict]]:
+def _read_coco(ann_file: str | os.PathLike, key: str, is_labelled: bool) -> dict[str, list[dict]]:
     if not os.path.isfile(ann_file):
         what = 'is a folder' if os.path.isdir(ann_file) else 'not found'
         raise UserError(f'annotation file {what}: {in_full(ann_file)}. {where_to_put(ann_file, key)}')
@@ -103,12 +106,15 @@ def _read_coco(ann_file: str | os.PathLike, key: str) -> dict[str, list[dict]]:
             f'{ann_file} is JSON but not COCO instances: it holds a {type(coco).__name__}, where an object with the '
             f'keys {listed(COCO_FIELDS)} is expected. Export the annotations as COCO instances.'
         )
+    if not is_labelled:
+        coco.setdefault('annotations', [])
     if missing := [name for name in COCO_FIELDS if not isinstance(coco.get(name), list)]:
         raise UserError(
             f'{ann_file} is JSON but not COCO instances: no list {listed(missing)}; its keys are {listed(coco)}. '
             'Export the annotations as COCO instances (object detection).'
         )
-    if empty := [name for name in COCO_FIELDS if not coco[name]]:
+    needed = [name for name in COCO_FIELDS if is_labelled or name != 'annotations']
+    if empty := [name for name in needed if not coco[name]]:
         raise UserError(f'{ann_file} holds no {" and no ".join(empty)}: there is nothing to train on. Export it again.')
     return coco
 
@@ -116,11 +122,21 @@ def _read_coco(ann_file: str | os.PathLike, key: str) -> dict[str, list[dict]]:
 def _check_fields(coco: dict[str, list[dict]], ann_file: str | os.PathLike) -> None:
     for name, fields in COCO_FIELDS.items():
         entries = coco[name]
-        for field in fields:
+        if odd := [i for i, entry in enumerate(entries) if not isinstance(entry, dict)]:
+            raise UserError(
+                f'{ann_file} is JSON but not COCO instances: {name}[{odd[0]}] is {entries[odd[0]]!r}, where an object '
+                f'with {listed(fields)} is expected. Export the annotations as COCO instances.'
+            )
+        for field, kind in fields.items():
             if lacking := [i for i, entry in enumerate(entries) if entry.get(field) is None]:
                 raise UserError(
                     f'{ann_file}: {share(lacking, entries)} {name} have no {field!r}, the first is '
                     f'{name}[{lacking[0]}]. Each needs {listed(fields)}: export the file again.'
+                )
+            if odd := [i for i, entry in enumerate(entries) if not isinstance(entry[field], kind)]:
+                raise UserError(
+                    f'{ann_file}: {field!r} of {share(odd, entries)} {name} is of the wrong type, the first is '
+                    f'{name}[{odd[0]}] with {entries[odd[0]][field]!r}. Export the file again.'
                 )
         if repeated := [i for i, times in Counter(entry['id'] for entry in entries).items() if times > 1]:
             raise UserError(
@@ -180,6 +196,8 @@ def _check_references(coco: dict[str, list[dict]], ann_file: str | os.PathLike) 
 
 def _check_boxes(coco: dict[str, list[dict]], ann_file: str | os.PathLike) -> list[str]:
     annotations = coco['annotations']
+    if not annotations:
+        return []
     if odd := [entry for entry in annotations if not _is_box(entry['bbox'])]:
         raise UserError(
             f'{ann_file}: {share(odd, annotations)} boxes are not four numbers [x, y, width, height]: '

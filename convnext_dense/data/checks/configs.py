@@ -72,7 +72,7 @@ def _check_coco_config(dataset: Mapping, key: str) -> list[str]:
     ann_file = dataset.get('ann_file')
     if not ann_file:
         raise UserError(f"{key} names no annotation file: set ann_file='annotations/....json' there.")
-    classes = _config_classes(dataset, key)
+    classes = read_classes(dataset, key)
     return check_coco(
         _join(dataset, ann_file),
         _prefix(dataset, 'img', key),
@@ -83,13 +83,14 @@ def _check_coco_config(dataset: Mapping, key: str) -> list[str]:
             for step in dataset.get('pipeline') or ()
             if isinstance(step, Mapping)
         ),
+        is_labelled=not dataset.get('test_mode'),
         key=key,
     )
 
 
 def _check_segmentation_config(dataset: Mapping, key: str) -> list[str]:
     kind = SEGMENTATION_TYPES[_type_name(dataset)]
-    classes = _config_classes(dataset, key)
+    classes = read_classes(dataset, key)
     prefixes = dataset.get('data_prefix', {'img_path': '', 'seg_map_path': ''})
     ann_file = dataset.get('ann_file')
     return check_segmentation(
@@ -135,8 +136,8 @@ def _prefix(dataset: Mapping, name: str, key: str) -> str:
     return _join(dataset, prefixes[name])
 
 
-def _config_classes(dataset: Mapping, key: str) -> Sequence[str] | None:
-    """Return the class names of the config, or None where it leaves them to the dataset's class."""
+def read_classes(dataset: Mapping, key: str = 'dataset') -> Sequence[str] | None:
+    """Return the class names that a dataset's config or the file it names gives; None where it gives none."""
     metainfo = dataset.get('metainfo') or {}
     if 'classes' in dataset or 'CLASSES' in metainfo:
         wrong = 'classes=(...)' if 'classes' in dataset else 'metainfo=dict(CLASSES=(...))'
