@@ -183,6 +183,7 @@ def test_integer_layer_scale():
 
 @pytest.mark.filterwarnings('ignore:`torch.jit.*` is deprecated:FutureWarning')
 @pytest.mark.filterwarnings('ignore:`torch.jit.*` is deprecated:DeprecationWarning')
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 def test_trace():
     model = ConvNeXt(SMALL).eval()
     x = torch.randn(1, 3, 64, 64)
