@@ -9,7 +9,7 @@ are not decayed.
 import difflib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mmengine.logging import print_log
@@ -122,7 +122,7 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
             depths, or no rule covers a backbone parameter.
     """
 
-    slot_of = staticmethod(layer_index)
+    slot_of: Callable[[str, Sequence[int], int], int]  # a subclass's rule
     allowed = ('decay_rate', 'num_layers', 'custom_keys')
 
     def _validate_cfg(self) -> None:

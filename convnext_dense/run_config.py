@@ -131,9 +131,8 @@ def fit_to_cpu(cfg: Config) -> list[str]:
 
 def drop_training(cfg: Config) -> None:
     """Take training and validation out of a config, so that a test needs no training data."""
-    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'):
-        cfg[key] = None
-    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+    training = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
+    for key in (*training, 'val_dataloader', 'val_cfg', 'val_evaluator'):
         cfg[key] = None
     for node in walk(cfg.model):
         init_cfg = node.get('init_cfg')

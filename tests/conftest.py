@@ -1,14 +1,11 @@
 """What several rooms' tests share."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from convnext_dense.stack.quiet import WARNINGS
-
-ROOT = Path(__file__).parent.parent
 
 
 def pytest_configure(config):

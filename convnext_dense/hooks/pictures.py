@@ -44,7 +44,7 @@ def draw_curves(rows: Sequence[dict], metrics: Sequence[str], file: Path) -> Non
         points = [(row['step'], row[name]) for row in rows if name in row]
         right.plot(*zip(*points, strict=True), marker='o', label=name.split('/')[-1])
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set(xlabel='epoch' if losses and rows_by_epoch(rows) else 'iteration', title='validation', ylim=(0, None))
+    right.set(xlabel='epoch' if rows_by_epoch(rows) else 'iteration', title='validation', ylim=(0, None))
     if right.lines:
         right.legend()
     figure.savefig(file, dpi=110)

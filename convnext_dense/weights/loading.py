@@ -3,7 +3,7 @@
 Nothing is loaded in part in silence: upstream's loaders skip what does not fit and leave the backbone random.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.error import URLError
 
@@ -67,14 +67,9 @@ def load_backbone(backbone: nn.Module, source: str, prefix: str | None = None) -
         left_out.append(key)
         del ours[key]
     from_scratch = [key for key in target if key not in ours and key.startswith('norm')]
-    missing = [key for key in target if key not in ours and key not in from_scratch]
-    misfits = [key for key in ours if key in target and ours[key].shape != target[key].shape]
-    unknown += [key for key in ours if key not in target]
-    if missing or misfits or unknown:
-        raise UserError(
-            f'{source} does not fit the backbone. {likely_cause(ours, target)} '
-            + describe_misfit(ours, target, missing, misfits, unknown)
-        )
+    needed = {key: value for key, value in target.items() if key not in from_scratch}
+    if misfit := describe_misfit(ours, needed, unknown):
+        raise UserError(f'{source} does not fit the backbone. {likely_cause(ours, target)} {misfit}')
     backbone.load_state_dict(ours, strict=False)
     return Report(source, fmt.name, tuple(ours), tuple(left_out), tuple(from_scratch))
 
@@ -94,16 +89,11 @@ def check_fit(model: nn.Module, state_dict: Mapping, source: str, only: str = ''
     target = {key: value for key, value in model.state_dict().items() if key.startswith(only)}
     given = {key.removeprefix('module.'): value for key, value in state_dict.items()}
     given = {key: value for key, value in given.items() if key.startswith(only)}
-    missing = [key for key in target if key not in given]
-    misfits = [key for key in target if key in given and given[key].shape != target[key].shape]
-    unknown = [key for key in given if key not in target]
-    if missing or misfits or unknown:
+    if misfit := describe_misfit(given, target):
         part = f'the {only.rstrip(".")} of the model' if only else 'the model'
-        bare = {k.removeprefix('backbone.'): v for k, v in given.items()}
+        backbones = ({k.removeprefix('backbone.'): v for k, v in side.items()} for side in (given, target))
         raise UserError(
-            f'The checkpoint {source} does not fit {part} in the config. '
-            f'{likely_cause(bare, {k.removeprefix("backbone."): v for k, v in target.items()})} '
-            + describe_misfit(given, target, missing, misfits, unknown)
+            f'The checkpoint {source} does not fit {part} in the config. {likely_cause(*backbones)} {misfit}'
         )
 
 
@@ -169,8 +159,17 @@ def describe_architecture(state_dict: Mapping[str, Tensor]) -> str | None:
     return f'{version} {names[0]}' if names else f'a {version} with depths {depths} and dims {dims}'
 
 
-def describe_misfit(given: Mapping, target: Mapping, missing: list, misfits: list, unknown: list) -> str:
-    """List the first few keys that are missing, of another shape, or unexpected."""
+def describe_misfit(given: Mapping, target: Mapping, unknown: Iterable[str] = ()) -> str:
+    """List the first few keys that are of another shape, missing, or unexpected; empty where all fit.
+
+    Args:
+        given: The file's weights under our names.
+        target: The weights that the model needs.
+        unknown: Further keys of the file, for which we have no name.
+    """
+    missing = [key for key in target if key not in given]
+    misfits = [key for key in target if key in given and given[key].shape != target[key].shape]
+    unknown = [*unknown, *(key for key in given if key not in target)]
     parts = []
     if misfits:
         first = misfits[0]
