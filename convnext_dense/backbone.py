@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convnext_dense.variants import resolve_variant
-from convnext_dense.weights.loading import load_pretrained
 
 NUM_STAGES = 4
 
@@ -115,7 +114,8 @@ class ConvNeXt(BaseModule):
         out_norm: Normalise each returned map with its own LayerNorm ``norm{i}``. Classifiers do not have these; they
             start from scratch in fine-tuning.
         frozen_stages: -1: none; 0: the stem; k: the stem and the first k stages, with the downsampling between them.
-            Frozen parts get no gradient and stay in eval mode. The output norms are never frozen.
+            Frozen parts get no gradient and stay in eval mode.
+        frozen_norms: Freeze the output norms as well, where they come trained with the weights.
         with_cp: Recompute each block's activations in the backward pass (non-reentrant, works under DDP).
         norm_eps: Epsilon of every LayerNorm.
         init_cfg: MMEngine initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
@@ -137,6 +137,7 @@ class ConvNeXt(BaseModule):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         out_norm: bool = True,
         frozen_stages: int = -1,
+        frozen_norms: bool = False,
         with_cp: bool = False,
         norm_eps: float = 1e-6,
         init_cfg: dict | None = None,
@@ -147,6 +148,7 @@ class ConvNeXt(BaseModule):
         self.grn = grn
         self.in_channels = in_channels
         self.with_cp = with_cp
+        self.norm_eps = norm_eps
         if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be a number in [0, 1); got {drop_path_rate!r}.')
         if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
@@ -158,6 +160,7 @@ class ConvNeXt(BaseModule):
                 f'out_indices {tuple(out_indices)} needs); got {frozen_stages}.'
             )
         self.frozen_stages = frozen_stages
+        self.frozen_norms = frozen_norms
 
         rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
         layer_scale = None if grn else layer_scale_init_value
@@ -208,17 +211,21 @@ class ConvNeXt(BaseModule):
             UserError: The checkpoint does not hold every weight of this backbone (the output norms aside).
         """
         if isinstance(self.init_cfg, Mapping) and self.init_cfg['type'] == 'Pretrained':
+            from convnext_dense.weights import load_pretrained  # which knows this class
+
             load_pretrained(self, self.init_cfg)
             self._is_init = True
         else:
             super().init_weights()
 
     def freeze(self) -> None:
-        """Stop gradients and training mode in the parts that ``frozen_stages`` names."""
-        if self.frozen_stages < 0:
-            return
-        frozen = [self.downsample_layers[0], *self.stages[: self.frozen_stages]]
-        frozen += self.downsample_layers[1 : self.frozen_stages]
+        """Stop gradients and training mode in the parts that ``frozen_stages`` and ``frozen_norms`` name."""
+        frozen = []
+        if self.frozen_stages >= 0:
+            frozen += [self.downsample_layers[0], *self.stages[: self.frozen_stages]]
+            frozen += self.downsample_layers[1 : self.frozen_stages]
+        if self.frozen_norms and self.out_norm:
+            frozen += [getattr(self, f'norm{i}') for i in self.out_indices]
         for module in frozen:
             module.eval().requires_grad_(False)
 

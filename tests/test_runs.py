@@ -313,7 +313,7 @@ def test_checkpoint_of_another_architecture_is_refused(options, trained, tmp_pat
 
 @SEVERAL_RUNNERS
 def test_fine_tuning_from_another_architecture_is_refused(options, trained, tmp_path):
-    with pytest.raises(UserError, match='does not fit the backbone of the model in the config. It is ConvNeXt femto'):
+    with pytest.raises(UserError, match='does not fit the backbone. It is ConvNeXt femto'):
         runs.train(CONFIG, str(tmp_path), cfg_options={**options, 'load_from': str(trained)})
 
 

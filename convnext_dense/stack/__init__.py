@@ -8,18 +8,20 @@ torchvision, upstream defects patched, messages without meaning silenced, checkp
 
 from .checkpoint_loading import TRUST_VARIABLE, check_exists, read_checkpoint, trust_checkpoints
 from .ext_finder import install_finder, ops_backend
-from .patches import Patch, PatchStatus, apply_patches, patch_report
+from .patches import Patch, PatchStatus, add_patch, apply_patches, patch_report, replace_function
 from .quiet import silence_warnings
 
 __all__ = [
     'TRUST_VARIABLE',
     'Patch',
     'PatchStatus',
+    'add_patch',
     'check_exists',
     'ops_backend',
     'patch_report',
     'prepare',
     'read_checkpoint',
+    'replace_function',
     'trust_checkpoints',
 ]
 

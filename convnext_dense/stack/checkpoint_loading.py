@@ -4,12 +4,16 @@ In: a checkpoint file, a URL or an open file, and where its tensors shall go. Ou
 
 A checkpoint is a pickle, and a pickle can call any function when it is read. PyTorch's ``weights_only`` mode builds
 tensors and plain data alone; to these come here the few types in MMEngine's own checkpoints, and nothing else. A file
-that needs more is refused unless the user trusts it by name:
+that needs more is refused unless the user trusts it by name: ``--trust-checkpoint`` of the tools,
 ``CONVNEXT_DENSE_TRUST_CHECKPOINT=1`` or ``with trust_checkpoints(): ...``.
+
+A safetensors file holds nothing but tensors and text; it is known by its first bytes, whatever its name. Tensors of
+local files are mapped into memory: what is copied into a model exists once there and once in the file, not thrice.
 """
 
 import contextlib
 import functools
+import json
 import os
 import pickle
 import re
@@ -23,6 +27,10 @@ from urllib.parse import urlparse
 from ..errors import UserError
 
 TRUST_VARIABLE = 'CONVNEXT_DENSE_TRUST_CHECKPOINT'
+TRUST_ADVICE = (
+    'If, and only if, you trust whoever made the file, allow it with --trust-checkpoint, with the environment variable '
+    f'{TRUST_VARIABLE}=1, or in Python with `with convnext_dense.stack.trust_checkpoints():`.'
+)
 _trusted = ContextVar('trust checkpoints', default=False)
 
 # MMEngine saves these by reference, which a pickle writes as getattr(owner, name). The real getattr would lead from
@@ -32,6 +40,14 @@ ONE_CYCLE_SHAPES = ('_annealing_cos', '_annealing_linear')
 
 # Text, bool, integers, floats and complex numbers. Not objects: an array of objects can hold anything.
 NUMPY_TYPE_CODES = '?bhilqpBHILQPefdgFDGSU'
+
+# A checkpoint of the largest model with its optimizer, its config and a log of a million steps stays far below these.
+MOST_PICKLE_BYTES = 2**28
+MOST_EXPANSION = 10
+MOST_ENTRIES = 100_000
+META_KEY = 'convnext_dense'  # where a safetensors file carries what a checkpoint holds besides tensors
+
+HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.[a-z]+$')
 
 # The number at the start of torch.save's files before PyTorch 1.6; newer ones are zip archives
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, 'little')
@@ -53,7 +69,7 @@ def checkpoints_are_trusted() -> bool:
 
 
 def read_checkpoint(file: str | os.PathLike | IO[bytes], map_location: Any = None, **torch_options: Any) -> Any:
-    """Return what is saved in the file, as ``torch.load`` does, but safely.
+    """Return what is saved in the file, as ``torch.load`` does, but safely; a safetensors file too.
 
     Args:
         file: Path, or a file opened for reading bytes.
@@ -67,35 +83,116 @@ def read_checkpoint(file: str | os.PathLike | IO[bytes], map_location: Any = Non
 
     if isinstance(file, str | os.PathLike):
         check_exists(Path(file))
+        if is_safetensors(file):
+            return read_safetensors(file, map_location)
+        torch_options.setdefault('mmap', can_be_mapped(file))
     torch_options['weights_only'] = not checkpoints_are_trusted()
     _allow_mmengine_types()
     with _explained_errors(file):
         return torch.load(file, map_location=map_location, **torch_options)
 
 
+def is_safetensors(file: str | os.PathLike) -> bool:
+    """Tell whether a file begins like a safetensors file: the length of a JSON header, then the header."""
+    with open(file, 'rb') as opened:
+        head = opened.read(9)
+    return len(head) == 9 and head[8:] == b'{' and head[6:8] == b'\0\0'
+
+
+def read_safetensors(file: str | os.PathLike, map_location: Any = None) -> dict:
+    """Return the tensors of a safetensors file; with ``meta``, as a checkpoint, where this package wrote it.
+
+    Raises:
+        UserError: The file is cut short or damaged, or the package safetensors is missing.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise UserError(f'{file} needs the package safetensors: pip install safetensors.') from error
+    try:
+        with safe_open(file, framework='pt') as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no dict)
+            meta = (opened.metadata() or {}).get(META_KEY)
+    except SafetensorError as error:
+        raise UserError(
+            f'Cannot read the checkpoint {file}: it begins like a safetensors file but is cut short or damaged. Copy '
+            f'or download it again. (safetensors says: {_first_line(error)})'
+        ) from error
+    if map_location is not None and not callable(map_location):
+        tensors = {key: tensor.to(map_location) for key, tensor in tensors.items()}
+    return tensors if meta is None else {'meta': json.loads(meta), 'state_dict': tensors}
+
+
+def can_be_mapped(file: str | os.PathLike) -> bool:
+    """Tell whether a file's tensors can be mapped into memory: an archive as torch.save writes it, uncompressed.
+
+    Raises:
+        UserError: It would fill the memory: its entries expand manifold, or it holds far more than any checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+    packed = sum(part.compress_size for part in parts)
+    unpacked = sum(part.file_size for part in parts)
+    pickles = sum(part.file_size for part in parts if part.filename.endswith('.pkl'))
+    problem = ''
+    if unpacked > MOST_EXPANSION * max(packed, 2**20):
+        problem = f'its {packed:,} bytes expand to {unpacked:,}'
+    elif pickles > MOST_PICKLE_BYTES:
+        problem = f'it holds {pickles:,} bytes of names and settings'
+    elif len(parts) > MOST_ENTRIES:
+        problem = f'it holds {len(parts):,} entries'
+    if problem and not checkpoints_are_trusted():
+        raise UserError(
+            f'The checkpoint {file} is not read: {problem}, which no checkpoint of a model does; it could fill the '
+            f'memory. {TRUST_ADVICE}'
+        )
+    return all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+
+
 def read_checkpoint_from_url(
-    url: str, model_dir: str | None = None, map_location: Any = None, file_name: str | None = None, **hub_options: Any
+    url: str,
+    model_dir: str | None = None,
+    map_location: Any = None,
+    file_name: str | None = None,
+    progress: bool = True,
 ) -> Any:
     """Download the checkpoint unless it is in the cache, and read it safely.
 
     Args:
-        url: Where the file is.
+        url: Where the file is. A name that ends in a hash, as in ``NAME-1a2b3c4d.pth``, is checked: the file's SHA-256
+            must begin so.
         model_dir: Folder of the cache; torch's own, ``~/.cache/torch/hub/checkpoints``, if None.
         map_location: As for ``torch.load``.
         file_name: Name in the cache; the URL's last part if None.
-        **hub_options: Further options of ``torch.hub.load_state_dict_from_url``.
+        progress: Show a progress bar.
 
     Raises:
         UserError: What was downloaded is damaged, no checkpoint, or not safe to read.
+        OSError: It cannot be downloaded.
     """
     import torch
 
-    folder = model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints')
-    cached = os.path.join(folder, file_name or os.path.basename(urlparse(url).path))
-    hub_options['weights_only'] = not checkpoints_are_trusted()
-    _allow_mmengine_types()
-    with _explained_errors(cached, origin=f', downloaded from {url},'):
-        return torch.hub.load_state_dict_from_url(url, folder, map_location, file_name=file_name, **hub_options)
+    folder = Path(model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints'))
+    cached = folder / (file_name or os.path.basename(urlparse(url).path))
+    if not cached.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        found = HASH_IN_NAME.search(cached.name)
+        try:
+            torch.hub.download_url_to_file(url, str(cached), found and found[1], progress)
+        except RuntimeError as error:
+            if 'invalid hash value' not in str(error):
+                raise
+            raise UserError(
+                f'What {url} sent is not the file of that name: its SHA-256 does not begin with {found[1]}. Nothing '
+                'was kept; try again, or get the file from its makers.'
+            ) from error
+    try:
+        return read_checkpoint(cached, map_location)
+    except UserError as error:
+        raise UserError(f'{error} The file was downloaded from {url}; delete it to download it again.') from error
 
 
 def read_safely_in(module: Any) -> None:
@@ -187,7 +284,7 @@ def check_exists(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained_errors(file: str | os.PathLike | IO[bytes], origin: str = '') -> Iterator[None]:
+def _explained_errors(file: str | os.PathLike | IO[bytes]) -> Iterator[None]:
     """Turn the many errors of unreadable files into a ``UserError`` that says what the file is."""
     try:
         yield
@@ -199,7 +296,7 @@ def _explained_errors(file: str | os.PathLike | IO[bytes], origin: str = '') -> 
             raise
         if isinstance(error, AttributeError) and checkpoints_are_trusted():  # a type that its module no longer has
             raise
-        name = f'{getattr(file, "name", "the downloaded data") if hasattr(file, "read") else file}{origin}'
+        name = getattr(file, 'name', 'the downloaded data') if hasattr(file, 'read') else str(file)
         refused = _refused_type(error)
         if refused:
             raise UserError(_refusal(name, refused)) from error
@@ -227,8 +324,7 @@ def _refusal(name: str, refused: str) -> str:
     return (
         f'The checkpoint {name} is not read: besides tensors and plain data it needs {refused}, and a file that may '
         'name such types can run any code on your machine. The checkpoints of this package, MMEngine, MMDetection and '
-        'MMSegmentation need none. If, and only if, you trust whoever made the file, allow it with the environment '
-        f'variable {TRUST_VARIABLE}=1, or in Python with `with convnext_dense.stack.trust_checkpoints():`.'
+        f'MMSegmentation need none. {TRUST_ADVICE}'
     )
 
 
@@ -249,7 +345,7 @@ def _appearance(file: str | os.PathLike | IO[bytes]) -> str:
     if text.startswith(b'version https://git-lfs'):
         return 'it is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`'
     if head[6:9] == b'\0\0{':
-        return 'it is a safetensors file. Read it with the safetensors package'
+        return 'it is a safetensors file, which is read by its path only'
     parts = _zip_parts(file)
     if 'constants.pkl' in parts:
         return 'it is a TorchScript program, not a checkpoint. Save the state_dict() of its model with torch.save'

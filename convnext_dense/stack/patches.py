@@ -57,7 +57,7 @@ class PatchStatus:
 
 def _use_importlib_metadata(module: ModuleType) -> None:
     for name in ('is_installed', 'get_installed_path', 'package2module'):
-        _replace(module, name, getattr(installed_packages, name))
+        replace_function(module, name, getattr(installed_packages, name))
 
 
 def _ops_can_be_imported() -> bool:
@@ -65,11 +65,11 @@ def _ops_can_be_imported() -> bool:
 
 
 def _mend_mmcv_full_available(module: ModuleType) -> None:
-    _replace(module, 'mmcv_full_available', _ops_can_be_imported)
+    replace_function(module, 'mmcv_full_available', _ops_can_be_imported)
 
 
 def _mend_check_ops_exist(module: ModuleType) -> None:
-    _replace(module, 'check_ops_exist', _ops_can_be_imported)
+    replace_function(module, 'check_ops_exist', _ops_can_be_imported)
 
 
 def _collect_env_without_distutils(module: ModuleType) -> None:
@@ -79,7 +79,7 @@ def _collect_env_without_distutils(module: ModuleType) -> None:
         with _importable_distutils():
             return upstream_collect_env()
 
-    _replace(module, 'collect_env', collect_env)
+    replace_function(module, 'collect_env', collect_env)
 
 
 PATCHES = (
@@ -158,6 +158,7 @@ PATCHES = (
     ),
 )
 
+_added: list[Patch] = []
 _applied: set[str] = set()
 _armed: set[str] = set()
 
@@ -165,15 +166,24 @@ _armed: set[str] = set()
 def apply_patches() -> None:
     """Apply the patches that the installed versions need: now to imported modules, to others when they are imported."""
     for patch in PATCHES:
-        if patch.name in _armed or _not_needed(patch):
-            continue
+        _arm(patch)
+
+
+def add_patch(patch: Patch) -> None:
+    """Apply a patch of another room of this package, which needs what is in that room."""
+    _added.append(patch)
+    _arm(patch)
+
+
+def _arm(patch: Patch) -> None:
+    if patch.name not in _armed and not _not_needed(patch):
         _armed.add(patch.name)
         on_import(patch.module, _applier(patch), patch.during)
 
 
 def patch_report() -> list[PatchStatus]:
-    """Return the status of every patch, in the order of ``PATCHES``."""
-    return [_status(patch) for patch in PATCHES]
+    """Return the status of every patch: those of ``PATCHES`` in their order, then the added ones."""
+    return [_status(patch) for patch in (*PATCHES, *_added)]
 
 
 def _status(patch: Patch) -> PatchStatus:
@@ -216,7 +226,7 @@ def _installed_version(packages: tuple[str, ...]) -> str | None:
     return None
 
 
-def _replace(module: ModuleType, name: str, replacement: Callable) -> None:
+def replace_function(module: ModuleType, name: str, replacement: Callable) -> None:
     """Replace a function in its module and in every loaded module that imported it by name."""
     original = getattr(module, name)
     for holder in [module, *sys.modules.values()]:

@@ -1,119 +1,329 @@
 """Foreign parameter names <-> ours: one literal table per format, read in either direction.
 
+In: the keys and tensors of a checkpoint. Out: the same tensors under this package's names and in its shapes, and back.
+
 ``{s}`` stands for a stage 0..3, ``{b}`` for a block and ``{i}`` for an entry of a Sequential. A row renames what its
-left side begins with; what follows (``weight``, ``bias``) is kept.
+left side begins with; what follows (``weight``, ``bias``) is kept. Inside a classifier the final norm and the head
+have facebookresearch's names, ``norm`` and ``head``; a backbone has neither.
 """
 
+import functools
+import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+FLAT, GRN, CHW = (-1,), (1, 1, 1, -1), (-1, 1, 1)  # how a vector of C entries is stored
+STEM = 'downsample_layers.0.0.weight'
+CLASSIFIER = ('norm.', 'head.')
+
+
+def dense_kernel(kernel: Tensor) -> Tensor:
+    """Return a sparse-convolution kernel as PyTorch stores it: (out, in / groups, k, k).
+
+    Args:
+        kernel: (k * k, in, out), or (k * k, C) of a depthwise convolution, x before y
+            (facebookresearch/ConvNeXt-V2, MinkowskiEngine).
+    """
+    size = math.isqrt(kernel.shape[0])
+    if kernel.ndim == 2:
+        kernel = kernel[:, None]
+    return kernel.permute(2, 1, 0).unflatten(-1, (size, size)).transpose(-1, -2)
+
+
+class Row(NamedTuple):
+    """One line of a table: what a key begins with there, and here.
+
+    Attributes:
+        theirs: Their beginning of the key.
+        ours: Our beginning of the key.
+        shape: The shape in which they store the tensor, where it is not ours.
+        read: Makes our tensor from theirs, where a reshape does not.
+    """
+
+    theirs: str
+    ours: str
+    shape: tuple[int, ...] | None = None
+    read: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Format:
-    """A naming scheme: theirs -> ours.
+    """A naming scheme.
 
     Attributes:
-        name: What the report calls it.
-        prefixes: What may stand before every key of the file; the one that occurs is taken off.
-        rows: (their beginning, our beginning) of a key.
-        left_out: Beginnings of keys (after the prefix) that a backbone does not have: classifier heads and the norm
-            before them.
+        name: Short, for ``--to``.
+        title: What reports call it.
+        rows: The table; where two rows have the same right side, the first is written.
+        classifier: Their names of the final norm and the head.
+        left_out: Beginnings of keys that no backbone needs, and why they are there.
+        mark: A pattern that some key matches, where the rows alone do not tell the format.
+        licence: That of the weights which the format's makers publish.
+        prefix: What stands before a backbone's keys in their files.
+        heads: (theirs, ours) inside the keys of a whole model's heads.
+        conv_mlp: Sizes whose pointwise layers are stored as 1x1 convolutions, (out, in, 1, 1).
     """
 
     name: str
-    prefixes: tuple[str, ...]
-    rows: tuple[tuple[str, str], ...]
-    left_out: tuple[str, ...]
+    title: str
+    rows: tuple[Row, ...]
+    classifier: tuple[Row, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    mark: str = ''
+    licence: str = ''
+    prefix: str = ''
+    heads: tuple[tuple[str, str], ...] = ()
+    conv_mlp: tuple[str, ...] = ()
 
-    def to_ours(self, key: str) -> str | None:
-        """Return our name of a key without prefix; None where the table has no row for it."""
-        return rename(key, self.rows)
+    @functools.cached_property
+    def readers(self) -> tuple[tuple[re.Pattern, Row], ...]:
+        """Compiled rows from theirs to ours."""
+        return tuple((compile_template(row.theirs), row) for row in (*self.rows, *self.classifier))
 
-    def to_theirs(self, key: str) -> str | None:
-        """Return their name of our key; None where the table has no row for it."""
-        return rename(key, tuple((ours, theirs) for theirs, ours in self.rows))
+    @functools.cached_property
+    def writers(self) -> tuple[tuple[re.Pattern, Row], ...]:
+        """Compiled rows from ours to theirs."""
+        return tuple((compile_template(row.ours), row) for row in (*self.rows, *self.classifier) if row.read is None)
+
+    @functools.cached_property
+    def stems(self) -> set[str]:
+        """Their names of the stem's weight."""
+        first = [row.theirs.format(s=0, i=0, b=0) for row in self.rows]
+        return {key for start in first for key in (start, f'{start}weight') if self.read(key) == (STEM, None)}
+
+    def read(self, key: str, tensor: Tensor | None = None) -> tuple[str, Tensor | None] | None:
+        """Return our name and tensor of a key without prefix; None where the table has no row for it."""
+        for pattern, row in self.readers:
+            if match := pattern.match(key):
+                name = row.ours.format(**match.groupdict()) + key[match.end() :]
+                if tensor is None:
+                    return name, None
+                return name, in_our_shape(name, row.read(tensor) if row.read else tensor)
+        return None
+
+    def write(self, key: str, tensor: Tensor, arch: str | None = None) -> tuple[str, Tensor] | None:
+        """Return their name and tensor of our key; None where the table has no row for it.
+
+        Args:
+            key: Our name, without prefix.
+            tensor: Our tensor.
+            arch: The size's name, for formats whose shapes depend on it.
+        """
+        for pattern, row in self.writers:
+            if match := pattern.match(key):
+                name = row.theirs.format(**match.groupdict()) + key[match.end() :]
+                if arch in self.conv_mlp and '.pwconv' in key and tensor.ndim == 2:
+                    tensor = tensor[:, :, None, None]
+                return name, tensor.reshape(row.shape) if row.shape else tensor
+        return None
 
 
-FB = Format(
-    'facebookresearch ConvNeXt',
-    prefixes=('', 'module.', 'backbone.'),
-    rows=tuple((same, same) for same in ('downsample_layers.{s}.', 'stages.{s}.{b}.', 'norm{s}.')),
-    left_out=('norm.', 'head.'),
+def compile_template(template: str) -> re.Pattern:
+    """Return the pattern of a row's side.
+
+    >>> compile_template('stages.{s}.').match('stages.12.gamma').groupdict()
+    {'s': '12'}
+    """
+    return re.compile(re.sub(r'\\{(\w)\\}', r'(?P<\1>\\d+)', re.escape(template)))
+
+
+def in_our_shape(key: str, tensor: Tensor) -> Tensor:
+    """Return the tensor in the shape that our parameter of that name has: a view wherever possible."""
+    if '.grn.' in key:
+        return tensor.reshape(GRN)
+    if '.pwconv' in key and key.endswith('weight') and tensor.ndim == 4:
+        return tensor.flatten(1)
+    if key.endswith(('.gamma', '.bias')):
+        return tensor.reshape(FLAT)
+    return tensor
+
+
+PARTS = ('dwconv.', 'norm.', 'pwconv1.', 'grn.gamma', 'grn.beta', 'pwconv2.', 'gamma')  # of our blocks
+
+FB_ROWS = (
+    Row('downsample_layers.{s}.{i}.', 'downsample_layers.{s}.{i}.'),
+    *(Row(f'stages.{{s}}.{{b}}.{part}', f'stages.{{s}}.{{b}}.{part}') for part in PARTS),
+    Row('norm{s}.', 'norm{s}.'),
 )
+FB_CLASSIFIER = (Row('norm.', 'norm.'), Row('head.', 'head.'))
 
+FB = Format('fb', 'facebookresearch ConvNeXt', FB_ROWS, FB_CLASSIFIER, licence='MIT')
+FB_V2 = Format(
+    'fb', 'facebookresearch ConvNeXt V2', FB_ROWS, FB_CLASSIFIER, mark=r'\.grn\.gamma$', licence='CC-BY-NC 4.0'
+)
+FCMAE = Format(
+    'fcmae',
+    'facebookresearch ConvNeXt V2, self-supervised (FCMAE)',
+    rows=(
+        Row('downsample_layers.{s}.{i}.kernel', 'downsample_layers.{s}.{i}.weight', read=dense_kernel),
+        Row('downsample_layers.{s}.{i}.ln.', 'downsample_layers.{s}.{i}.'),
+        Row('stages.{s}.{b}.dwconv.kernel', 'stages.{s}.{b}.dwconv.weight', read=dense_kernel),
+        Row('stages.{s}.{b}.norm.ln.', 'stages.{s}.{b}.norm.'),
+        Row('stages.{s}.{b}.pwconv1.linear.', 'stages.{s}.{b}.pwconv1.'),
+        Row('stages.{s}.{b}.pwconv2.linear.', 'stages.{s}.{b}.pwconv2.'),
+        *FB_ROWS,
+    ),
+    classifier=FB_CLASSIFIER,
+    left_out=dict.fromkeys(('proj.', 'mask_token', 'decoder.', 'pred.'), 'decoder'),
+    mark=r'\.kernel$|(^|\.)(mask_token|decoder\.)',
+    licence='CC-BY-NC 4.0',
+)
+DINOV3 = Format(
+    'dinov3',
+    'DINOv3 repository',
+    FB_ROWS,
+    FB_CLASSIFIER,
+    left_out={'norms.': 'final norm once more'},
+    mark=r'(^|\.)norms\.3\.',
+    licence='DINOv3 License',
+)
+EUPE = Format(
+    'eupe',
+    'EUPE',
+    FB_ROWS,
+    FB_CLASSIFIER,
+    left_out={'norms.': 'final norm once more', 'projectors.': 'projectors'},
+    mark=r'(^|\.)projectors\.',
+    licence='FAIR Noncommercial Research License',
+)
 TIMM = Format(
     'timm',
-    prefixes=('', 'model.'),
+    'timm',
+    rows=tuple(
+        row
+        for dot in '._'  # features_only models flatten the first dot
+        for row in (
+            Row(f'stem{dot}{{i}}.', 'downsample_layers.0.{i}.'),
+            Row(f'stages{dot}{{s}}.downsample.{{i}}.', 'downsample_layers.{s}.{i}.'),
+            Row(f'stages{dot}{{s}}.blocks.{{b}}.conv_dw.', 'stages.{s}.{b}.dwconv.'),
+            Row(f'stages{dot}{{s}}.blocks.{{b}}.norm.', 'stages.{s}.{b}.norm.'),
+            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.fc1.', 'stages.{s}.{b}.pwconv1.'),
+            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.grn.weight', 'stages.{s}.{b}.grn.gamma', FLAT),
+            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.grn.bias', 'stages.{s}.{b}.grn.beta', FLAT),
+            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.fc2.', 'stages.{s}.{b}.pwconv2.'),
+            Row(f'stages{dot}{{s}}.blocks.{{b}}.gamma', 'stages.{s}.{b}.gamma'),
+        )
+    ),
+    classifier=(Row('head.norm.', 'norm.'), Row('head.fc.', 'head.')),
+    left_out={'head.': 'classifier', 'norm_pre.': 'final norm'},
+    licence="the model card's; facebookresearch's V1 weights are MIT, V2 CC-BY-NC 4.0",
+    conv_mlp=('atto', 'femto', 'pico', 'nano'),
+)
+MMPRETRAIN = Format(
+    'mmpretrain',
+    'mmpretrain',
     rows=(
-        ('stem.{i}.', 'downsample_layers.0.{i}.'),
-        ('stem_{i}.', 'downsample_layers.0.{i}.'),  # features_only models flatten the names
-        ('stages.{s}.downsample.{i}.', 'downsample_layers.{s}.{i}.'),
-        ('stages_{s}.downsample.{i}.', 'downsample_layers.{s}.{i}.'),
+        Row('downsample_layers.{s}.{i}.', 'downsample_layers.{s}.{i}.'),
+        Row('stages.{s}.{b}.depthwise_conv.', 'stages.{s}.{b}.dwconv.'),
+        Row('stages.{s}.{b}.norm.', 'stages.{s}.{b}.norm.'),
+        Row('stages.{s}.{b}.pointwise_conv1.', 'stages.{s}.{b}.pwconv1.'),
+        Row('stages.{s}.{b}.grn.gamma', 'stages.{s}.{b}.grn.gamma', FLAT),
+        Row('stages.{s}.{b}.grn.beta', 'stages.{s}.{b}.grn.beta', FLAT),
+        Row('stages.{s}.{b}.pointwise_conv2.', 'stages.{s}.{b}.pwconv2.'),
+        Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
+        Row('norm{s}.', 'norm{s}.'),
+    ),
+    # The classifier's final norm is norm3 there; `translate` tells it from a detector's.
+    classifier=(Row('head.fc.', 'head.'),),
+    mark=r'\.depthwise_conv\.',
+    licence="Apache-2.0; converted weights keep their makers' licence",
+    prefix='backbone.',
+)
+HF = Format(
+    'hf',
+    'Hugging Face ConvNeXt',
+    rows=(
+        Row('embeddings.patch_embeddings.', 'downsample_layers.0.0.'),
+        Row('embeddings.layernorm.', 'downsample_layers.0.1.'),
+        Row('encoder.stages.{s}.downsampling_layer.{i}.', 'downsample_layers.{s}.{i}.'),
+        Row('encoder.stages.{s}.layers.{b}.dwconv.', 'stages.{s}.{b}.dwconv.'),
+        Row('encoder.stages.{s}.layers.{b}.layernorm.', 'stages.{s}.{b}.norm.'),
+        Row('encoder.stages.{s}.layers.{b}.pwconv1.', 'stages.{s}.{b}.pwconv1.'),
+        Row('encoder.stages.{s}.layers.{b}.grn.weight', 'stages.{s}.{b}.grn.gamma'),
+        Row('encoder.stages.{s}.layers.{b}.grn.bias', 'stages.{s}.{b}.grn.beta'),
+        Row('encoder.stages.{s}.layers.{b}.pwconv2.', 'stages.{s}.{b}.pwconv2.'),
+        Row('encoder.stages.{s}.layers.{b}.layer_scale_parameter', 'stages.{s}.{b}.gamma'),
+        Row('hidden_states_norms.stage1.', 'norm0.'),
+        Row('hidden_states_norms.stage2.', 'norm1.'),
+        Row('hidden_states_norms.stage3.', 'norm2.'),
+        Row('hidden_states_norms.stage4.', 'norm3.'),
+    ),
+    classifier=(Row('layernorm.', 'norm.'), Row('classifier.', 'head.')),
+    licence="the model card's; facebookresearch's V1 weights are MIT, V2 CC-BY-NC 4.0",
+    heads=(('.batch_norm.', '.bn.'), ('head.classifier.', 'head.conv_seg.')),
+)
+HF_DINOV3 = Format(
+    'hf_dinov3',
+    'Hugging Face DINOv3 ConvNeXt',
+    rows=(
+        Row('stages.{s}.downsample_layers.{i}.', 'downsample_layers.{s}.{i}.'),
+        Row('stages.{s}.layers.{b}.depthwise_conv.', 'stages.{s}.{b}.dwconv.'),
+        Row('stages.{s}.layers.{b}.layer_norm.', 'stages.{s}.{b}.norm.'),
+        Row('stages.{s}.layers.{b}.pointwise_conv1.', 'stages.{s}.{b}.pwconv1.'),
+        Row('stages.{s}.layers.{b}.pointwise_conv2.', 'stages.{s}.{b}.pwconv2.'),
+        Row('stages.{s}.layers.{b}.gamma', 'stages.{s}.{b}.gamma'),
+    ),
+    classifier=(Row('layer_norm.', 'norm.'),),
+    licence='DINOv3 License',
+)
+TORCHVISION = Format(
+    'torchvision',
+    'torchvision',
+    rows=(
+        Row('features.0.{i}.', 'downsample_layers.0.{i}.'),
         *(
-            (f'stages{dot}{{s}}.blocks.{{b}}.{theirs}', f'stages.{{s}}.{{b}}.{ours}')
-            for dot in '._'
-            for theirs, ours in (
-                ('conv_dw.', 'dwconv.'),
-                ('norm.', 'norm.'),
-                ('mlp.fc1.', 'pwconv1.'),
-                ('mlp.grn.weight', 'grn.gamma'),
-                ('mlp.grn.bias', 'grn.beta'),
-                ('mlp.fc2.', 'pwconv2.'),
-                ('gamma', 'gamma'),
+            row
+            for s in range(4)
+            for row in (
+                # stage s stands at 2s + 1, the downsampling before it at 2s
+                *([Row(f'features.{2 * s}.{{i}}.', f'downsample_layers.{s}.{{i}}.')] if s else []),
+                Row(f'features.{2 * s + 1}.{{b}}.block.0.', f'stages.{s}.{{b}}.dwconv.'),
+                Row(f'features.{2 * s + 1}.{{b}}.block.2.', f'stages.{s}.{{b}}.norm.'),
+                Row(f'features.{2 * s + 1}.{{b}}.block.3.', f'stages.{s}.{{b}}.pwconv1.'),
+                Row(f'features.{2 * s + 1}.{{b}}.block.5.', f'stages.{s}.{{b}}.pwconv2.'),
+                Row(f'features.{2 * s + 1}.{{b}}.layer_scale', f'stages.{s}.{{b}}.gamma', CHW),
             )
         ),
     ),
-    left_out=('head.', 'norm_pre.'),
+    classifier=(Row('classifier.0.', 'norm.'), Row('classifier.2.', 'head.')),
+    licence='BSD-3-Clause',
 )
 
-FORMATS = (FB, TIMM)
+# Where several formats know as many keys, the first one is meant: those with a mark stand first.
+FORMATS = (FCMAE, EUPE, DINOV3, MMPRETRAIN, FB_V2, FB, TIMM, HF, HF_DINOV3, TORCHVISION)
+TARGETS = {fmt.name: fmt for fmt in (FB, TIMM, MMPRETRAIN, HF, TORCHVISION)}  # that `write` serves
 
 
-def rename(key: str, rows: Iterable[tuple[str, str]]) -> str | None:
-    """Return the key renamed by the first row that fits, or None.
+@dataclass(frozen=True)
+class Found:
+    """A ConvNeXt in a checkpoint: its format and what stands before its keys."""
 
-    >>> rename('stem.0.weight', [('stem.{i}.', 'downsample_layers.0.{i}.')])
-    'downsample_layers.0.0.weight'
-    """
-    for source, target in rows:
-        pattern = re.sub(r'\\{(\w)\\}', r'(?P<\1>\\d+)', re.escape(source))
-        match = re.match(pattern, key)
-        if match:
-            return target.format(**match.groupdict()) + key[match.end() :]
-    return None
+    format: Format
+    prefix: str
+    num_keys: int
 
 
-def detect_format(keys: Iterable[str]) -> tuple[Format, str] | None:
-    """Return the format and the prefix under which it knows the most keys; None where none knows a stem.
+def find_backbones(keys: Iterable[str]) -> list[Found]:
+    """Return the ConvNeXts in a checkpoint, the one with the most known keys first.
 
-    >>> detect_format(['backbone.downsample_layers.0.0.weight'])[0].name
-    'facebookresearch ConvNeXt'
+    >>> [(found.format.name, found.prefix) for found in find_backbones(['backbone.downsample_layers.0.0.weight'])]
+    [('fb', 'backbone.')]
     """
     keys = list(keys)
-    candidates = [
-        (sum(key.startswith(prefix) and fmt.to_ours(key[len(prefix) :]) is not None for key in keys), fmt, prefix)
-        for fmt in FORMATS
-        for prefix in fmt.prefixes
-    ]
-    known, fmt, prefix = max(candidates, key=lambda candidate: candidate[0])
-    return (fmt, prefix) if known else None
+    best = {}
+    for fmt in FORMATS:
+        if fmt.mark and not any(re.search(fmt.mark, key) for key in keys):
+            continue
+        for prefix in stem_prefixes(fmt, keys):
+            known = sum(key.startswith(prefix) and fmt.read(key[len(prefix) :]) is not None for key in keys)
+            if prefix not in best or known > best[prefix].num_keys:
+                best[prefix] = Found(fmt, prefix, known)
+    return sorted(best.values(), key=lambda found: -found.num_keys)
 
 
-def to_backbone(state_dict: Mapping, fmt: Format, prefix: str) -> tuple[dict, list[str], list[str]]:
-    """Rename a file's entries for the backbone.
-
-    Returns:
-        The entries under our names; the keys left out on purpose; the keys that no rule knows.
-    """
-    ours, left_out, unknown = {}, [], []
-    for key, value in state_dict.items():
-        bare = key.removeprefix(prefix)
-        renamed = fmt.to_ours(bare) if key.startswith(prefix) else None
-        if renamed is not None:
-            ours[renamed] = value
-        elif bare.startswith(fmt.left_out) or (prefix and not key.startswith(prefix)):
-            left_out.append(key)
-        else:
-            unknown.append(key)
-    return ours, left_out, unknown
+def stem_prefixes(fmt: Format, keys: Iterable[str]) -> list[str]:
+    """Return what stands before the stem's weight in this format, once for each stem among the keys."""
+    return [key[: -len(stem)] for key in keys for stem in fmt.stems if f'.{key}'.endswith(f'.{stem}')]

@@ -1,201 +1,242 @@
-"""Weights -> backbone or whole model: a checkpoint goes in, a report or an error that says why it cannot fit comes out.
+"""A source and a model go in; the model's weights and a report come out, or one error that says why they cannot.
 
 Nothing is loaded in part in silence: upstream's loaders skip what does not fit and leave the backbone random.
+
+    source -> fetch -> read_part -> fit -> model.load_state_dict -> Report
 """
 
+import os
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from urllib.error import URLError
+from typing import Literal
 
 import torch
-from mmengine.logging import print_log
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
+from convnext_dense.backbone import ConvNeXt
+from convnext_dense.console import show_table
 from convnext_dense.errors import UserError
-from convnext_dense.variants import VARIANTS
-from convnext_dense.weights.formats import detect_format, to_backbone
+from convnext_dense.weights.architecture import read_architecture, stage_of, what_differs
+from convnext_dense.weights.formats import CLASSIFIER
+from convnext_dense.weights.reading import Entry, Part, choose_backbone, keys_of, read_part, unwrap
+from convnext_dense.weights.report import Report, shorten
+from convnext_dense.weights.sources import fetch
+
+Need = Literal['backbone', 'all']
+COUNTER = 'num_batches_tracked'  # of BatchNorm: older files lack it, and nothing depends on it
 
 
-@dataclass(frozen=True)
-class Report:
-    """What became of a checkpoint's entries."""
-
-    source: str
-    format: str
-    loaded: tuple[str, ...]
-    left_out: tuple[str, ...]
-    from_scratch: tuple[str, ...]
-
-    def __str__(self) -> str:
-        text = f'Loaded {len(self.loaded)} backbone weights ({self.format}) from {self.source}'
-        if self.left_out:
-            text += f'; left out: {shorten(self.left_out)}'
-        if self.from_scratch:
-            text += f'; trained from scratch: {shorten(self.from_scratch)}'
-        return text
-
-
-def load_backbone(backbone: nn.Module, source: str, prefix: str | None = None) -> Report:
-    """Load a checkpoint of any known format into a :class:`~convnext_dense.backbone.ConvNeXt`.
+def load_weights(
+    model: nn.Module,
+    source: str | os.PathLike | Mapping,
+    *,
+    need: Need = 'backbone',
+    strict: bool = True,
+    prefix: str | None = None,
+    final_norm: bool = False,
+) -> Report:
+    """Load weights of any known format into a backbone, a detector or a segmentor.
 
     Args:
-        backbone: The ConvNeXt; its output norms may be absent from the file, all else must be there.
-        source: Anything that MMEngine's loader reads: a path, a URL, ``torchvision://...``.
-        prefix: Where the backbone sits in the file, e.g. ``'backbone.'``; found by itself where not given.
+        model: A :class:`~convnext_dense.backbone.ConvNeXt`, or a model that contains one.
+        source: What :func:`~convnext_dense.weights.sources.fetch` takes, or a checkpoint that was read already.
+        need: 'backbone': every weight of the backbone must be there, its output norms aside; other parts are loaded
+            where they fit. 'all': every key of the model must be there, and no other.
+        strict: Raise where something that is needed is missing; otherwise load what fits and report the rest.
+        prefix: What stands before the backbone's keys in a file that holds several ConvNeXts.
+        final_norm: Load the classifier's final norm into ``norm3``: the last map is then what a classifier pools.
+
+    Returns:
+        What was loaded, left out and missing.
 
     Raises:
-        UserError: The file is not a ConvNeXt, or one of another size or version.
+        UserError: The weights cannot be read or do not fit; the model is as it was.
     """
-    state_dict = unwrap(read(source))
-    if prefix:
-        state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    found = detect_format(state_dict)
-    if found is None:
+    checkpoint = source if isinstance(source, Mapping) else fetch(source)
+    tensors, report = fit(model, checkpoint, need=need, strict=strict, prefix=prefix, final_norm=final_norm)
+    state_dict = OrderedDict(tensors)
+    state_dict._metadata = module_versions(checkpoint)
+    with torch.no_grad():
+        unwrap_model(model).load_state_dict(state_dict, strict=False)
+    return report
+
+
+def load_pretrained(backbone: ConvNeXt, init_cfg: Mapping) -> None:
+    """Carry out an ``init_cfg`` of type 'Pretrained' for a backbone, and log the report.
+
+    Raises:
+        UserError: The weights do not fit, or ``init_cfg`` has a key that nothing reads.
+    """
+    options = {key: value for key, value in init_cfg.items() if key not in ('type', 'checkpoint', 'map_location')}
+    allowed = ('prefix', 'strict', 'final_norm')
+    if not init_cfg.get('checkpoint') or set(options) - set(allowed):
         raise UserError(
-            f'{source} holds no ConvNeXt weights in a known format; its first keys are {shorten(state_dict)}. '
-            'Give a ConvNeXt checkpoint of facebookresearch or timm, or one trained here.'
+            f'init_cfg of type Pretrained takes checkpoint, {", ".join(allowed)}; got '
+            f'{", ".join(key for key in init_cfg if key != "type") or "nothing"}.'
         )
-    fmt, found_prefix = found
-    ours, left_out, unknown = to_backbone(state_dict, fmt, found_prefix)
-    target = backbone.state_dict()
-    ours = {key: match_shape(value, target.get(key)) for key, value in ours.items()}
-    built_stages = len(backbone.stages)
-    not_built = [key for key in ours if key not in target and stage_of(key) >= built_stages]
-    norms = [key for key in ours if key not in target and key.startswith('norm')]
-    for key in (*not_built, *norms):
-        left_out.append(key)
-        del ours[key]
-    from_scratch = [key for key in target if key not in ours and key.startswith('norm')]
-    needed = {key: value for key, value in target.items() if key not in from_scratch}
-    if misfit := describe_misfit(ours, needed, unknown):
-        raise UserError(f'{source} does not fit the backbone. {likely_cause(ours, target)} {misfit}')
-    backbone.load_state_dict(ours, strict=False)
-    return Report(source, fmt.name, tuple(ours), tuple(left_out), tuple(from_scratch))
+    show_table(str(load_weights(backbone, init_cfg['checkpoint'], **options)))
 
 
-def check_fit(model: nn.Module, state_dict: Mapping, source: str, only: str = '') -> None:
-    """Raise unless the entries of ``state_dict`` are the model's own, key by key and shape by shape.
-
-    Args:
-        model: The whole detector or segmentor.
-        state_dict: The checkpoint's weights.
-        source: Where they came from, for the message.
-        only: Check just the keys that begin so, e.g. ``'backbone.'``.
+def fit(
+    model: nn.Module,
+    checkpoint: Mapping,
+    *,
+    need: Need = 'backbone',
+    strict: bool = True,
+    prefix: str | None = None,
+    final_norm: bool = False,
+) -> tuple[dict[str, Tensor], Report]:
+    """Return a checkpoint's tensors under the model's keys, with the report; arguments as for :func:`load_weights`.
 
     Raises:
-        UserError: Keys are missing, unexpected, or of another shape.
+        UserError: They do not fit.
     """
-    target = {key: value for key, value in model.state_dict().items() if key.startswith(only)}
-    given = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    given = {key: value for key, value in given.items() if key.startswith(only)}
-    if misfit := describe_misfit(given, target):
-        part = f'the {only.rstrip(".")} of the model' if only else 'the model'
-        backbones = ({k.removeprefix('backbone.'): v for k, v in side.items()} for side in (given, target))
+    model = unwrap_model(model)
+    source = getattr(checkpoint, 'source', 'the checkpoint')
+    given = unwrap(checkpoint, source)
+    places = {f'{name}.' if name else '': part for name, part in model.named_modules() if isinstance(part, ConvNeXt)}
+    parts = {
+        place: read_part(given, choose_backbone(given, source, prefix, place), with_head=not place) for place in places
+    }
+    used = keys_of(parts.values())
+    report = Report(source, licence=getattr(checkpoint, 'licence', ''))
+    for place, part in parts.items():
+        prepare(part, places[place], report, final_norm)
+
+    entries = {place + key: entry for place, part in parts.items() for key, entry in part.entries.items()}
+    rest = [key for key in given if key not in used]
+    if parts and not rest and not report.licence:  # the weights as their makers publish them, not a model of the user's
+        report.licence = next(iter(parts.values())).found.format.licence
+    if '' in places:
+        report.leave_out('other parts', *rest)
+    else:
+        entries.update({rename_head(key, parts.values()): Entry(key, given[key]) for key in rest})
+
+    target = model.state_dict()
+    needed = {key for key in target if COUNTER not in key and (need == 'all' or is_of_backbone(key, places))}
+    fitting = {key: e.tensor for key, e in entries.items() if key in target and e.tensor.shape == target[key].shape}
+    misfits = {key: e for key, e in entries.items() if key in target and key not in fitting}
+    report.missing = [key for key in target if key in needed and key not in entries]
+    report.from_scratch = [key for key in target if key not in {*needed, *fitting} and COUNTER not in key]
+    report.leave_out('of another shape', *(e.origin for key, e in misfits.items() if key not in needed))
+    unknown = [key for part in parts.values() for key in part.unknown]
+    report.unexpected = unknown + [e.origin for key, e in entries.items() if key not in target and COUNTER not in key]
+    for key, tensor in fitting.items():
+        report.note_loaded(key, given[entries[key].origin], tensor, target[key])
+
+    if strict:
+        shapes = {key: (e.tensor.shape, target[key].shape) for key, e in misfits.items() if key in needed}
+        surplus = report.unexpected if need == 'all' else unknown
+        if report.missing or shapes or surplus:
+            part = 'the model' if need == 'all' else 'the backbone'
+            raise UserError(
+                f'{source} does not fit {part}. {likely_cause(parts, target)}'
+                + describe_misfit(report.missing, shapes, surplus)
+            )
+        check_finite(fitting, source)
+    return fitting, report
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the model inside of DistributedDataParallel, test-time augmentation and the like."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def module_versions(checkpoint: Mapping) -> Mapping | None:
+    """Return the versions of the modules that wrote a state dict, which PyTorch notes beside the tensors."""
+    versions = (getattr(each, '_metadata', None) for each in (checkpoint, checkpoint.get('state_dict')))
+    return next((each for each in versions if each), None)
+
+
+def prepare(part: Part, backbone: ConvNeXt, report: Report, final_norm: bool) -> None:
+    """Leave out of a part what this backbone does not have, and note what the part is.
+
+    Raises:
+        UserError: It is another architecture, or lacks the final norm that was asked for.
+    """
+    if difference := what_differs(part.found.format, part.tensors, backbone.norm_eps):
+        raise UserError(f'{report.source} is {difference}. Give the weights of a plain ConvNeXt.')
+    if final_norm:
+        norm = part.pop('norm.')
+        if not norm:
+            raise UserError(f'{report.source} has no final norm to load into norm3. Leave final_norm out of init_cfg.')
+        part.entries.update({key.replace('norm.', 'norm3.'): entry for key, entry in norm.items()})
+    own = backbone.state_dict().keys()
+    for why, keys in part.left_out.items():
+        report.leave_out(why, *keys)
+    for key, entry in [*part.entries.items()]:
+        why = ''
+        if key.startswith(CLASSIFIER):
+            why = 'classifier'
+        elif key not in own and stage_of(key) >= len(backbone.stages):
+            why = 'stages that are not built'
+        elif key not in own and key.startswith('norm'):
+            why = 'output norms'
+        if why:
+            report.leave_out(why, entry.origin)
+            del part.entries[key]
+    report.format = part.found.format.title
+    report.architecture = str(part.architecture)
+    part.left_out.clear()
+
+
+def is_of_backbone(key: str, places: Iterable[str]) -> bool:
+    """Tell whether a key of the model belongs to a ConvNeXt and is no output norm."""
+    return any(key.startswith(place) and not key.removeprefix(place).startswith('norm') for place in places)
+
+
+def rename_head(key: str, parts: Iterable[Part]) -> str:
+    """Return our name of a key outside of the backbones."""
+    for part in parts:
+        for theirs, ours in part.found.format.heads:
+            key = key.replace(theirs, ours)
+    return key
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise a :class:`UserError` that names the first tensors with NaN or infinity."""
+    bad = [
+        key
+        for key, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all()
+    ]
+    if bad:
         raise UserError(
-            f'The checkpoint {source} does not fit {part} in the config. {likely_cause(*backbones)} {misfit}'
+            f'{source} holds NaN or infinity in {len(bad)} of {len(tensors)} weights: {shorten(bad)}. The training '
+            'that wrote it had diverged; take an earlier checkpoint.'
         )
 
 
-def read(source: str) -> Mapping:
-    """Return what a checkpoint file or URL holds.
-
-    Raises:
-        UserError: It cannot be fetched.
-    """
-    try:
-        return CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
-    except URLError as error:
-        raise UserError(
-            f'{source} cannot be downloaded ({error.reason}). Download it elsewhere and give its path with '
-            '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from scratch with '
-            'model.backbone.init_cfg=None.'
-        ) from error
+def likely_cause(parts: Mapping[str, Part], target: Mapping[str, Tensor]) -> str:
+    """Say which ConvNeXts the two sides are, where that tells them apart; ends in a space."""
+    for place, part in parts.items():
+        own = {key.removeprefix(place): value for key, value in target.items() if key.startswith(place)}
+        ours, theirs = read_architecture(own), part.architecture
+        if ours[:2] != tuple(sizes[: len(ours.depths)] for sizes in theirs[:2]) or ours.grn != theirs.grn:
+            return f'It is {theirs}, the model is {ours}. '
+    return ''
 
 
-def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, out of the ``state_dict`` or ``model`` entry that may hold them."""
-    for key in ('state_dict', 'model'):
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-    return {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
-
-
-def match_shape(value: Tensor, target: Tensor | None) -> Tensor:
-    """Reshape weights that differ from the target in dimensions of size 1 alone (GRN, 1x1 convolutions)."""
-    if target is None or value.shape == target.shape:
-        return value
-    squeezed = [size for size in value.shape if size != 1]
-    return value.reshape(target.shape) if squeezed == [size for size in target.shape if size != 1] else value
-
-
-def stage_of(key: str) -> int:
-    """Return the stage that a ``downsample_layers.S.*`` or ``stages.S.*`` key belongs to; -1 for other keys."""
-    parts = key.split('.')
-    return int(parts[1]) if parts[0] in ('downsample_layers', 'stages') else -1
-
-
-def likely_cause(given: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
-    """Say which ConvNeXt the two sides are, where that tells them apart."""
-    ours, theirs = describe_architecture(target), describe_architecture(given)
-    if theirs is None:
-        return 'It holds no ConvNeXt.'
-    if ours is None:
-        return f'It is {theirs}, and the model has no ConvNeXt.'
-    return f'It is {theirs}, the model is {ours}.' if ours != theirs else ''
-
-
-def describe_architecture(state_dict: Mapping[str, Tensor]) -> str | None:
-    """Name the ConvNeXt with these weights, e.g. 'ConvNeXt tiny'; None where there is none."""
-    if 'downsample_layers.0.0.weight' not in state_dict:
-        return None
-    stages = range(4)
-    blocks = {(stage_of(key), int(key.split('.')[2])) for key in state_dict if key.startswith('stages.')}
-    depths = tuple(sum(stage == s for stage, _ in blocks) for s in stages)
-    stems = [state_dict.get(f'stages.{s}.0.dwconv.weight') for s in stages]
-    dims = tuple(0 if stem is None else stem.shape[0] for stem in stems)
-    version = 'ConvNeXt V2' if any('.grn.' in key for key in state_dict) else 'ConvNeXt'
-    names = [name for name, variant in VARIANTS.items() if variant == (depths, dims)]
-    return f'{version} {names[0]}' if names else f'a {version} with depths {depths} and dims {dims}'
-
-
-def describe_misfit(given: Mapping, target: Mapping, unknown: Iterable[str] = ()) -> str:
-    """List the first few keys that are of another shape, missing, or unexpected; empty where all fit.
+def describe_misfit(missing: list[str], shapes: Mapping[str, tuple], surplus: list[str]) -> str:
+    """List the first few keys that are of another shape, missing, or unexpected.
 
     Args:
-        given: The file's weights under our names.
-        target: The weights that the model needs.
-        unknown: Further keys of the file, for which we have no name.
+        missing: The model's keys that the file lacks.
+        shapes: The model's key -> (shape in the file, shape in the model).
+        surplus: The file's keys for which the model has no place.
     """
-    missing = [key for key in target if key not in given]
-    misfits = [key for key in target if key in given and given[key].shape != target[key].shape]
-    unknown = [*unknown, *(key for key in given if key not in target)]
-    parts = []
-    if misfits:
-        first = misfits[0]
-        parts.append(
-            f'Of another shape ({len(misfits)}): {shorten(misfits)}; {first} is {tuple(given[first].shape)} in the '
-            f'file and {tuple(target[first].shape)} in the model.'
+    sentences = []
+    if shapes:
+        first, (theirs, ours) = next(iter(shapes.items()))
+        sentences.append(
+            f'Of another shape ({len(shapes)}): {shorten(shapes)}; {first} is {tuple(theirs)} in the file and '
+            f'{tuple(ours)} in the model.'
         )
     if missing:
-        parts.append(f'Missing from the file ({len(missing)}): {shorten(missing)}.')
-    if unknown:
-        parts.append(f'Only in the file ({len(unknown)}): {shorten(unknown)}.')
-    return ' '.join(parts)
-
-
-def shorten(keys, most: int = 4) -> str:
-    """Join the first few keys.
-
-    >>> shorten(['a', 'b', 'c'], most=2)
-    'a, b, ... (3)'
-    """
-    keys = list(keys)
-    return ', '.join(keys[:most]) + (f', ... ({len(keys)})' if len(keys) > most else '')
-
-
-def load_pretrained(backbone: nn.Module, init_cfg: Mapping) -> None:
-    """Carry out an ``init_cfg`` of type 'Pretrained' for a backbone and log the report."""
-    with torch.no_grad():
-        report = load_backbone(backbone, init_cfg['checkpoint'], init_cfg.get('prefix'))
-    print_log(str(report), logger='current')
+        sentences.append(f'Missing from the file ({len(missing)}): {shorten(missing)}.')
+    if surplus:
+        sentences.append(f'Only in the file ({len(surplus)}): {shorten(surplus)}.')
+    return ' '.join(sentences)

@@ -1,0 +1,161 @@
+"""A checkpoint goes in; the ConvNeXts in it come out, under this package's names and in its shapes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from convnext_dense.errors import UserError
+from convnext_dense.weights.architecture import Architecture, name_other_model, read_architecture
+from convnext_dense.weights.formats import CLASSIFIER, MMPRETRAIN, Found, find_backbones
+from convnext_dense.weights.report import shorten
+
+WRAPPERS = ('state_dict', 'model', 'teacher')  # entries of a file that may hold the tensors
+MOST_TENSORS = 100_000
+
+
+class Entry(NamedTuple):
+    """A tensor of a file: its key there, and the tensor in our shape."""
+
+    origin: str
+    tensor: Tensor
+
+
+@dataclass
+class Part:
+    """One ConvNeXt of a file.
+
+    Attributes:
+        found: Its format, and what stands before its keys.
+        entries: Our name, without prefix -> entry; a classifier's final norm and head are ``norm`` and ``head``.
+        left_out: Why the format leaves something out -> keys of the file.
+        unknown: Keys below the prefix for which the format has no row.
+    """
+
+    found: Found
+    entries: dict[str, Entry] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Our name -> tensor."""
+        return {key: entry.tensor for key, entry in self.entries.items()}
+
+    @property
+    def architecture(self) -> Architecture:
+        """Which ConvNeXt it is."""
+        return read_architecture(self.tensors)
+
+    def pop(self, *beginnings: str) -> dict[str, Entry]:
+        """Take out the entries whose names begin so."""
+        return {key: self.entries.pop(key) for key in [*self.entries] if key.startswith(beginnings)}
+
+
+def unwrap(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint, out of the entry that may hold them, without ``module.``.
+
+    Raises:
+        UserError: There are none, or more than any model has.
+    """
+    for key in WRAPPERS:
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+    tensors = {
+        key.removeprefix('module.'): value
+        for key, value in checkpoint.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise UserError(
+            f'{source} holds no weights; its entries are {shorten(map(str, checkpoint)) or "none"}. Save the '
+            'state_dict() of the model.'
+        )
+    if len(tensors) > MOST_TENSORS:
+        raise UserError(f'{source} holds {len(tensors):,} tensors; a model has a few thousand. Is it the right file?')
+    return tensors
+
+
+def read_part(given: Mapping[str, Tensor], found: Found, with_head: bool = True) -> Part:
+    """Return a ConvNeXt that was found, under our names.
+
+    Args:
+        given: All tensors of the file.
+        found: The ConvNeXt's format and prefix in it.
+        with_head: Where the rest of the file is a classifier's head, it belongs to the part.
+    """
+    part = Part(found)
+    with_head = with_head and is_classifier(given, found)
+    for key, tensor in given.items():
+        if not key.startswith(found.prefix):
+            continue
+        bare = key.removeprefix(found.prefix)
+        why = next((why for start, why in found.format.left_out.items() if bare.startswith(start)), None)
+        read = found.format.read(bare, tensor)
+        if read:
+            name, tensor = read
+            part.entries[name] = Entry(key, tensor)
+        elif why:
+            part.left_out.setdefault(why, []).append(key)
+        else:
+            part.unknown.append(key)
+    for key, tensor in given.items():
+        if with_head and not key.startswith(found.prefix):  # the head stands beside the backbone there
+            name, tensor = found.format.read(key, tensor)
+            part.entries[name] = Entry(key, tensor)
+    if found.format is MMPRETRAIN and with_head and 'norm0.weight' not in part.entries:
+        for key, entry in part.pop('norm3.').items():
+            part.entries[key.replace('norm3.', 'norm.')] = entry
+    return part
+
+
+def is_classifier(given: Mapping[str, Tensor], found: Found) -> bool:
+    """Tell whether all that a file holds beside a backbone is a final norm and a head."""
+    rest = [key for key in given if not key.startswith(found.prefix)]
+    return all((found.format.read(key) or ('',))[0].startswith(CLASSIFIER) for key in rest)
+
+
+def choose_backbone(
+    given: Mapping[str, Tensor], source: str, prefix: str | None = None, place: str | None = None
+) -> Found:
+    """Return the ConvNeXt of a file that is meant.
+
+    Args:
+        given: The file's tensors.
+        source: Where they came from, for messages.
+        prefix: The user's choice among several.
+        place: Where the backbone sits in the model: a ConvNeXt in the same place of the file is meant.
+
+    Raises:
+        UserError: There is none, none with that prefix, or several to choose from.
+    """
+    found = find_backbones(given)
+    if not found:
+        other = name_other_model(given)
+        raise UserError(
+            f'{source} holds no ConvNeXt{f": it is {other}" if other else " in a known format"}; its first keys are '
+            f'{shorten(given)}. Give a ConvNeXt checkpoint of facebookresearch, timm, mmpretrain, Hugging Face or '
+            'torchvision, or one trained here.'
+        )
+    prefixes = [each.prefix for each in found]
+    wanted = place if prefix is None else prefix
+    if wanted and not wanted.endswith('.'):
+        wanted += '.'
+    if wanted in prefixes:
+        return found[prefixes.index(wanted)]
+    if prefix is None and len(found) == 1:
+        return found[0]
+    raise UserError(
+        f'{source} holds {"a ConvNeXt" if len(found) == 1 else f"{len(found)} ConvNeXts"}, at '
+        f'{", ".join(map(repr, prefixes))}{f", none at {wanted!r}" if prefix else ""}. Choose with prefix=...'
+    )
+
+
+def keys_of(parts: Iterable[Part]) -> set[str]:
+    """Return the keys of the file that belong to these parts."""
+    keys = set()
+    for part in parts:
+        keys.update(entry.origin for entry in part.entries.values())
+        keys.update(part.unknown, *part.left_out.values())
+    return keys

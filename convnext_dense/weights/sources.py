@@ -1,0 +1,179 @@
+"""Where weights come from: a source's name goes in, what the file holds comes out, read without running code.
+
+========================  =============================================================================================
+``PATH``                  a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file
+``convnext://NAME``       a file that facebookresearch published (:mod:`convnext_dense.weights.published`)
+``timm://NAME[.TAG]``     pretrained weights of timm's registry, fetched by timm's code into the Hugging Face cache
+``hf://ORG/REPO[@REV]``   a repository of the Hugging Face Hub; ``hf://ORG/REPO[@REV]/FILE`` names the file in it
+``https://...``           any address; a name that carries a hash (``NAME-1a2b3c4d.pth``) is checked against it
+========================  =============================================================================================
+
+The first four are registered with MMEngine's ``CheckpointLoader``, so that they work wherever MMEngine takes a
+checkpoint, also for other models; its own schemes (``torchvision://``, ``open-mmlab://``, ``s3://``) work here.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from convnext_dense.errors import UserError
+from convnext_dense.stack import read_checkpoint
+from convnext_dense.stack.checkpoint_loading import read_checkpoint_from_url
+from convnext_dense.weights.published import find_published
+
+# in a repository of the Hub, best first
+HUB_FILES = (
+    'model.safetensors',
+    'pytorch_model.safetensors',
+    'open_clip_model.safetensors',
+    'pytorch_model.bin',
+    'open_clip_pytorch_model.bin',
+)
+
+
+class Checkpoint(dict):
+    """What a file holds, with where it came from.
+
+    Attributes:
+        source: As the user named it.
+        licence: That of the weights, where the source tells.
+    """
+
+    def __init__(self, content: Mapping, source: str, licence: str = '') -> None:
+        super().__init__(content)
+        self.source = source
+        self.licence = licence
+
+
+def fetch(source: str | os.PathLike) -> Checkpoint:
+    """Return what a source holds, with its tensors on the CPU; local files are mapped, not copied, into memory.
+
+    Raises:
+        UserError: It does not exist, cannot be fetched, is damaged, or is not safe to read.
+    """
+    source = os.fspath(source)
+    with explained_failures(source):
+        content = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f'{source} holds {type(content).__name__}, not a checkpoint. Save the state_dict() of the model.'
+        )
+    return content if isinstance(content, Checkpoint) else Checkpoint(content, source)
+
+
+@CheckpointLoader.register_scheme(prefixes='convnext://', force=True)
+def load_from_convnext(source: str, map_location: Any = None) -> Checkpoint:
+    """Load a file of facebookresearch's by its short name."""
+    published = find_published(source.removeprefix('convnext://'))
+    with first_on_this_machine():
+        content = read_checkpoint_from_url(published.url, map_location=map_location)
+    return Checkpoint(content, f'{source} ({published.url})', published.licence)
+
+
+@CheckpointLoader.register_scheme(prefixes='timm://', force=True)
+def load_from_timm(source: str, map_location: Any = None) -> Checkpoint:
+    """Load the pretrained weights of a model of timm's registry, with timm's own download code."""
+    name = source.removeprefix('timm://')
+    try:
+        import timm
+        from timm.models import get_pretrained_cfg, load_state_dict_from_hf
+    except ImportError as error:
+        raise UserError(f'{source} needs timm, which is not installed: pip install timm.') from error
+    config = get_pretrained_cfg(name) if timm.models.is_model(name) else None
+    if config is None or not (config.hf_hub_id or config.url):
+        near = timm.list_models(f'{name.split(".")[0]}*', pretrained=True) or timm.list_models(
+            '*convnext*', pretrained=True
+        )
+        raise UserError(f'timm {timm.__version__} has no pretrained weights {name!r}. Known: {", ".join(near[:12])}.')
+    with first_on_this_machine(), explained_failures(source):
+        if config.hf_hub_id:
+            file = {'filename': config.hf_hub_filename} if config.hf_hub_filename else {}
+            content = load_state_dict_from_hf(config.hf_hub_id, weights_only=True, **file)
+        else:
+            content = read_checkpoint_from_url(config.url, map_location=map_location)
+    return Checkpoint(content, source, config.license or '')
+
+
+@CheckpointLoader.register_scheme(prefixes='hf://', force=True)
+def load_from_hf(source: str, map_location: Any = None) -> Checkpoint:
+    """Load a file of a Hugging Face repository: safetensors where there is one."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise UserError(
+            f'{source} needs huggingface_hub, which is not installed: pip install huggingface_hub.'
+        ) from error
+    repository, revision, file = split_hub_source(source)
+    missing = None
+    with first_on_this_machine(), explained_failures(source):
+        for name in [file] if file else HUB_FILES:
+            try:
+                path = hf_hub_download(repository, name, revision=revision)
+            except EntryNotFoundError as error:
+                missing = error
+                continue
+            return Checkpoint(read_checkpoint(path, map_location), source, "see the repository's card")
+    if isinstance(missing, LocalEntryNotFoundError):
+        raise UserError(
+            f'{source} is not in the cache and the Hub cannot be reached. Download it where there is a network with '
+            f'`hf download {repository}`, or give the path of a file.'
+        ) from missing
+    wanted = file or f'none of {", ".join(HUB_FILES)}'
+    raise UserError(
+        f'The repository {repository} has {"no file " if file else ""}{wanted}. Name its file: hf://{repository}/FILE.'
+    ) from missing
+
+
+def split_hub_source(source: str) -> tuple[str, str | None, str | None]:
+    """Return repository, revision and file of ``hf://ORG/REPO[@REV][/FILE]``.
+
+    Raises:
+        UserError: It has no ORG/REPO.
+
+    >>> split_hub_source('hf://facebook/convnext-tiny-224@main/model.safetensors')
+    ('facebook/convnext-tiny-224', 'main', 'model.safetensors')
+    """
+    parts = source.removeprefix('hf://').split('/', 2)
+    if len(parts) < 2 or not all(parts[:2]):
+        raise UserError(f'A Hub source is hf://ORG/REPO, hf://ORG/REPO@REV or hf://ORG/REPO/FILE; got {source!r}.')
+    name, _, revision = parts[1].partition('@')
+    return f'{parts[0]}/{name}', revision or None, parts[2] if len(parts) > 2 else None
+
+
+@contextlib.contextmanager
+def explained_failures(source: str) -> Iterator[None]:
+    """Turn the errors of a download into a :class:`UserError` that says what to do instead."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (URLError, OSError, ValueError, RuntimeError) as error:
+        # huggingface_hub's and requests' errors are OSErrors or ValueErrors
+        if '://' not in source:
+            raise
+        reason = getattr(error, 'reason', None) or str(error).strip().split('\n')[0]
+        raise UserError(
+            f'{source} cannot be fetched ({reason}). Download it elsewhere and give its path, for initial weights with '
+            '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from scratch with '
+            'model.backbone.init_cfg=None.'
+        ) from error
+
+
+@contextlib.contextmanager
+def first_on_this_machine() -> Iterator[None]:
+    """Let one process of each machine download first; the others then find the file in the cache."""
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    is_first = int(os.environ.get('LOCAL_RANK', 0)) == 0
+    if is_distributed and not is_first:
+        torch.distributed.barrier()
+    try:
+        yield
+    finally:  # a failed download must not keep the others waiting
+        if is_distributed and is_first:
+            torch.distributed.barrier()
