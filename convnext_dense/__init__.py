@@ -1,7 +1,8 @@
 """ConvNeXt backbones for detection and segmentation on MMEngine.
 
 Importing the package prepares the OpenMMLab stack for the PyTorch at hand and registers the backbone, the optimizer
-constructors, the embedded datasets, the hooks and the runner in MMEngine's root registries.
+constructors, the embedded datasets, a head, the models of test-time augmentation, the hooks and the runner in
+MMEngine's root registries.
 """
 
 from convnext_dense import stack
@@ -10,7 +11,7 @@ __version__ = '0.1.0'
 
 stack.prepare()
 
-from convnext_dense import data, hooks, runs  # noqa: E402
+from convnext_dense import data, heads, hooks, runs, tta  # noqa: E402
 from convnext_dense.backbone import ConvNeXt  # noqa: E402
 from convnext_dense.errors import UserError  # noqa: E402
 from convnext_dense.lr_decay import ConvNeXtLayerDecay, ConvNeXtStageDecay  # noqa: E402
@@ -22,7 +23,9 @@ __all__ = [
     'UserError',
     '__version__',
     'data',
+    'heads',
     'hooks',
     'runs',
     'stack',
+    'tta',
 ]

@@ -59,3 +59,15 @@ def resolve_variant(arch: str | Mapping) -> Variant:
         if not is_four or not all(isinstance(entry, int) and entry > 0 for entry in value):
             raise ValueError(f'arch[{key!r}] must hold four positive integers, one a stage; got {value!r}.')
     return Variant(tuple(arch['depths']), tuple(arch['dims']))
+
+
+def channels(arch: str | Mapping) -> list[int]:
+    """Return the widths of the four feature maps, for the ``in_channels`` of the neck or head behind a backbone.
+
+    Args:
+        arch: As for :func:`resolve_variant`.
+
+    >>> channels('tiny')
+    [96, 192, 384, 768]
+    """
+    return list(resolve_variant(arch).dims)

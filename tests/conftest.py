@@ -1,6 +1,7 @@
 """What several rooms' tests share."""
 
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -21,6 +22,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=['cpu', 'cuda'])
+def device(request):
+    """Run a test on the CPU, and on a GPU where there is one."""
+    if request.param == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('needs a GPU')
+    return torch.device(request.param)
+
+
 @pytest.fixture
 def from_timm():
     """Rename timm's keys by a few substitutions of their own, independent of the package's tables."""
@@ -39,3 +48,11 @@ def from_timm():
         return renamed
 
     return rename
+
+
+@pytest.fixture(scope='session')
+def leaf_stats():
+    """Count a config's model once for all tests; all leaves together take seconds."""
+    from convnext_dense.model_stats import count_config
+
+    return cache(count_config)

@@ -20,6 +20,10 @@ SAMPLES = {
         UserWarning,
         '``build_loss`` would be deprecated soon, please use ``mmseg.registry.MODELS.build()`` ',
     ),
+    'mmseg.models.losses.cross_entropy_loss': (
+        UserWarning,
+        'Default ``avg_non_ignore`` is False, if you would like to ignore the certain label and average loss over',
+    ),
     'mmseg.engine.hooks.visualization_hook': (
         UserWarning,
         'The draw is False, it means that the hook for visualization will not take effect. The results will NOT be',

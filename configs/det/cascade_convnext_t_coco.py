@@ -1,14 +1,15 @@
-"""Cascade Mask R-CNN, ConvNeXt-T, COCO, 36 epochs (arXiv 2201.03545, Table 3).
+"""Cascade Mask R-CNN, ConvNeXt-T, ImageNet-1k, COCO, 36 epochs (arXiv 2201.03545, Table 3).
 
 Command: torchrun --nproc_per_node 8 tools/train.py configs/det/cascade_convnext_t_coco.py
-Expected: box AP 50.4, mask AP 43.7; 86 M parameters, 741 GFLOPs at 1280x800. Initial weights: ImageNet-1k, MIT.
+Expected: box AP 50.4, mask AP 43.7; 86 M parameters, 741 GFLOPs at 1280x800.
+Initial weights: convnext://tiny_1k, MIT.
 """
 
 _base_ = ['_base_/cascade_mask_rcnn.py', '_base_/coco_instance.py', '_base_/schedule_3x.py', '_base_/runtime.py']
 
-checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth'
-model = dict(
-    backbone=dict(arch='tiny', drop_path_rate=0.4, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-)
-optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.7))
+from convnext_dense.variants import channels
+
+arch = 'tiny'
+weights = dict(type='Pretrained', checkpoint='convnext://tiny_1k')
+model = dict(backbone=dict(arch=arch, drop_path_rate=0.4, init_cfg=weights), neck=dict(in_channels=channels(arch)))
+optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.7))

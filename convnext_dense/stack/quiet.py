@@ -72,6 +72,12 @@ WARNINGS = (
         "mmseg's own heads call the old function",
     ),
     Warned(
+        r'Default ``avg_non_ignore`` is False',
+        UserWarning,
+        r'mmseg\.models\.losses\.cross_entropy_loss',
+        'the default is what the published recipes trained with, and to state it changes nothing',
+    ),
+    Warned(
         r'The draw is False, it means that the hook for visualization will not take effect',
         UserWarning,
         r'mmseg\.engine\.hooks\.visualization_hook',

@@ -2,24 +2,24 @@
 
 _base_ = ['cascade_mask_rcnn.py']
 
-channels = 64
+width = 64
 num_classes = 5
 narrow = dict(
     num_shared_convs=1,
-    in_channels=channels,
-    conv_out_channels=channels,
-    fc_out_channels=4 * channels,
+    in_channels=width,
+    conv_out_channels=width,
+    fc_out_channels=4 * width,
     num_classes=num_classes,
     norm_cfg=dict(type='GN', num_groups=8),
 )
 model = dict(
-    neck=dict(out_channels=channels),
-    rpn_head=dict(in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[4])),
+    neck=dict(out_channels=width),
+    rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=channels),
+        bbox_roi_extractor=dict(out_channels=width),
         bbox_head=[dict(head, **narrow) for head in _base_.model.roi_head.bbox_head],
-        mask_roi_extractor=dict(out_channels=channels),
-        mask_head=dict(num_convs=2, in_channels=channels, conv_out_channels=channels, num_classes=num_classes),
+        mask_roi_extractor=dict(out_channels=width),
+        mask_head=dict(num_convs=2, in_channels=width, conv_out_channels=width, num_classes=num_classes),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),

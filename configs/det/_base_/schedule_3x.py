@@ -1,6 +1,6 @@
-"""36 epochs of AdamW with layer-wise learning-rate decay. A leaf sets ``lr`` and ``decay_rate``.
+"""36 epochs of AdamW with layer-wise learning-rate decay. A leaf sets precision, ``lr`` and ``decay_rate``.
 
-Follows facebookresearch/ConvNeXt: lr x 0.1 after epochs 27 and 33, no gradient clipping, mixed precision.
+Follows facebookresearch/ConvNeXt: lr x 0.1 after epochs 27 and 33, no gradient clipping.
 """
 
 max_epochs = 36
@@ -16,9 +16,6 @@ param_scheduler = [
     dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[27, 33], gamma=0.1),
 ]
 optim_wrapper = dict(
-    type='AmpOptimWrapper',
-    constructor='ConvNeXtLayerDecay',
-    paramwise_cfg=dict(decay_rate=0.7),
-    optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    constructor='ConvNeXtLayerDecay', optimizer=dict(type='AdamW', betas=(0.9, 0.999), weight_decay=0.05)
 )
 auto_scale_lr = dict(enable=False, base_batch_size=16)  # 8 GPUs x 2 images

@@ -1,0 +1,19 @@
+"""Mask R-CNN, Swin-T, ImageNet-1k, COCO, 36 epochs (arXiv 2201.03545, Table 3).
+
+Command: torchrun --nproc_per_node 8 tools/train.py configs/det/mask_rcnn_swin_t_coco.py
+Expected: box AP 46.0, mask AP 41.6; 48 M parameters, 267 GFLOPs at 1280x800.
+Initial weights: https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth,
+MIT.
+"""
+
+_base_ = ['_base_/mask_rcnn.py', '_base_/coco_instance.py', '_base_/schedule_3x_swin.py', '_base_/runtime.py']
+
+width = 96
+url = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth'
+layers = dict(embed_dims=width, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], drop_path_rate=0.2)
+weights = dict(convert_weights=True, init_cfg=dict(type='Pretrained', checkpoint=url))
+model = dict(
+    backbone=dict(_delete_=True, type='SwinTransformer', **layers, **weights),
+    neck=dict(in_channels=[width * 2**i for i in range(4)]),
+)
+optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=1e-4))

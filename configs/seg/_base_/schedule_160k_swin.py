@@ -1,0 +1,14 @@
+"""160,000 iterations of AdamW for Swin. A leaf sets precision and ``lr``.
+
+Follows SwinTransformer/Swin-Transformer-Semantic-Segmentation: the schedule of ConvNeXt without stage-wise decay and
+with less weight decay; norms and position biases are not decayed.
+"""
+
+_base_ = ['schedule_160k.py']
+
+not_decayed = ['absolute_pos_embed', 'relative_position_bias_table', 'norm']
+optim_wrapper = dict(
+    _delete_=True,
+    optimizer=dict(_base_.optim_wrapper.optimizer, weight_decay=0.01),
+    paramwise_cfg=dict(custom_keys={name: dict(decay_mult=0.0) for name in not_decayed}),
+)

@@ -1,0 +1,17 @@
+"""Linear probe, ConvNeXt-S, DINOv3, ADE20K, 40k iterations (arXiv 2508.10104, Table 15).
+
+Command: torchrun --nproc_per_node 8 tools/train.py configs/seg/linear_convnext_s_dinov3_ade20k.py
+Expected: mIoU (ss) 44.8.
+Initial weights: timm://convnext_small.dinov3_lvd1689m, DINOv3 License.
+Note: settings of facebookresearch/dinov3 for its ViT-7B; the learning rate and weight decay of this row are not
+published.
+"""
+
+_base_ = ['_base_/linear_512.py', '_base_/ade20k_512.py', '_base_/schedule_40k_probe.py', '_base_/runtime.py']
+
+from convnext_dense.variants import channels
+
+arch = 'small'
+weights = dict(type='Pretrained', checkpoint='timm://convnext_small.dinov3_lvd1689m', final_norm=True)
+model = dict(backbone=dict(arch=arch, init_cfg=weights), decode_head=dict(in_channels=channels(arch)[-1]))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))

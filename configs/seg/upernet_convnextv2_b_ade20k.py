@@ -1,0 +1,20 @@
+"""UperNet, ConvNeXt V2-B, FCMAE and ImageNet-1k, ADE20K, 160k iterations (arXiv 2301.00808, Table 7).
+
+Command: torchrun --nproc_per_node 8 tools/train.py configs/seg/upernet_convnextv2_b_ade20k.py
+Expected: mIoU (ms) 52.1; 122 M parameters, 1170 GFLOPs at 2048x512.
+Initial weights: convnext://v2_base_1k, CC-BY-NC 4.0.
+Note: lr, decay rate and drop path were swept (Section A.4) and the winners not published.
+"""
+
+_base_ = ['_base_/upernet_512.py', '_base_/ade20k_512_v2.py', '_base_/schedule_160k.py', '_base_/runtime.py']
+
+from convnext_dense.variants import channels
+
+arch = 'base'
+weights = dict(type='Pretrained', checkpoint='convnext://v2_base_1k')
+model = dict(
+    backbone=dict(arch=arch, grn=True, drop_path_rate=0.3, init_cfg=weights),
+    decode_head=dict(in_channels=channels(arch)),
+    auxiliary_head=dict(in_channels=channels(arch)[2]),
+)
+optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.9))

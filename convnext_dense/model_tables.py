@@ -1,0 +1,144 @@
+"""Configs go in, a table of what their models cost comes out, as text, Markdown, CSV or JSON."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from convnext_dense.errors import UserError
+from convnext_dense.measurement import Measurement, measure_config
+from convnext_dense.model_stats import CONFIGS, ModelStats, count_config, leaf_configs
+
+# the columns of a table and how their numbers are written; the last three are there where something was measured
+COLUMNS = {
+    'config': '',
+    'input': '',
+    'part': '',
+    'params (M)': '.2f',
+    'published params (M)': 'g',
+    'GFLOPs': '.2f',
+    'published GFLOPs': 'g',
+    'difference (%)': '+.2f',
+    'activations (M)': '.2f',
+    'peak memory (MB)': '.0f',
+    'time (ms)': '.1f',
+    'device': '',
+}
+
+
+def describe_models(
+    configs: Sequence[str | os.PathLike] = (),
+    size: Sequence[int] | None = None,
+    measure: bool = False,
+    out: str | None = None,
+) -> str:
+    """Return the table of configs beside their published figures, and write it to ``out`` as well.
+
+    Args:
+        configs: Config files; the package's own where there is none.
+        size: Width and height of the image in pixels; by default those of the published count, or of the test.
+        measure: Time them and take their memory too.
+        out: File for the table; its suffix is one of ``WRITERS``.
+
+    Raises:
+        UserError: A config cannot be counted, or the file not be written.
+    """
+    if out is not None and Path(out).suffix not in WRITERS:
+        raise UserError(f'--out takes a file that ends in {", ".join(WRITERS)}; got {out}.')
+    rows = []
+    for config in configs or leaf_configs():
+        stats = count_config(config, size)
+        rows += table_rows(stats, measure_config(config, stats.size) if measure else None)
+    if out is not None:
+        try:
+            Path(out).write_text(WRITERS[Path(out).suffix](rows))
+        except OSError as error:
+            raise UserError(f'{out} cannot be written ({error.strerror}). Give another file with --out.') from error
+    return format_text(rows)
+
+
+def table_rows(stats: ModelStats, measurement: Measurement | None = None) -> list[dict[str, object]]:
+    """Return a row for each part and one for the total, which has the published figures beside it."""
+    rows = []
+    for part, counts in {**stats.parts, 'total': stats.total}.items():
+        row = {
+            'config': short_name(stats.config),
+            'input': '{}x{}'.format(*stats.size),
+            'part': part,
+            'params (M)': round(counts.params / 1e6, 2),
+            'published params (M)': None,
+            'GFLOPs': round(counts.macs / 1e9, 2),
+            'published GFLOPs': None,
+            'difference (%)': None,
+            'activations (M)': round(counts.activations / 1e6, 2),
+        }
+        if part == 'total':
+            params = stats.header.params if stats.header else None
+            row['published params (M)'] = None if params is None else float(params)
+            row['published GFLOPs'] = stats.published_gflops
+            row['difference (%)'] = None if stats.difference is None else round(stats.difference, 2)
+        if measurement is not None:
+            is_known = part == 'total' and measurement.num_bytes is not None
+            row['peak memory (MB)'] = round(measurement.num_bytes / 1e6) if is_known else None
+            row['time (ms)'] = round(1000 * measurement.seconds, 1) if part == 'total' else None
+            row['device'] = measurement.device if part == 'total' else None
+        rows.append(row)
+    return rows
+
+
+def short_name(config: Path) -> str:
+    """Return folder and name of one of the package's configs, the path as it came of any other."""
+    path = config.resolve()
+    return path.relative_to(CONFIGS).as_posix() if path.is_relative_to(CONFIGS) else str(config)
+
+
+def format_cells(rows: Sequence[Mapping[str, object]]) -> list[list[str]]:
+    """Return head and rows of a table as text, cell by cell, without columns in which nothing stands."""
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    cells = [['' if row[name] is None else format(row[name], COLUMNS[name]) for name in names] for row in rows]
+    return [names, *cells]
+
+
+def format_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return a table for a terminal; what a row shares with the one above is left out in the first two columns."""
+    table = format_cells(rows)
+    shown = [
+        ['' if i < 2 and row[:2] == above[:2] else cell for i, cell in enumerate(row)]
+        for above, row in zip([[], *table], table, strict=False)
+    ]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    is_text = [not COLUMNS[name] for name in table[0]]
+    lines = [
+        '  '.join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, is_text, strict=True)
+        ).rstrip()
+        for row in shown
+    ]
+    return '\n'.join(lines)
+
+
+def format_markdown(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return a Markdown table."""
+    head, *cells = format_cells(rows)
+    rule = ['---' if not COLUMNS[name] else '---:' for name in head]
+    return ''.join(f'| {" | ".join(row)} |\n' for row in (head, rule, *cells))
+
+
+def format_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return comma-separated values with a head."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def format_json(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return a JSON list of the rows."""
+    return json.dumps(list(rows), indent=1) + '\n'
+
+
+WRITERS = {'.md': format_markdown, '.csv': format_csv, '.json': format_json}

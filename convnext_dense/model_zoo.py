@@ -1,0 +1,154 @@
+"""The leaf configs go in, ``docs/model_zoo.md`` comes out: a row for each, and nothing that stands anywhere else.
+
+Settings come from the resolved config, published figures from its header, parameters and GFLOPs from counting.
+"""
+
+from collections.abc import Sequence
+from operator import itemgetter
+from pathlib import Path
+
+from mmengine.config import Config
+
+from convnext_dense import run_config
+from convnext_dense.config_header import Header, read_header
+from convnext_dense.model_stats import CONFIGS, ModelStats, count_config, leaf_configs
+
+FILE = CONFIGS.parent / 'docs/model_zoo.md'
+SECTIONS = {
+    'det': 'Detection and instance segmentation on COCO',
+    'seg': 'Semantic segmentation on ADE20K',
+    'drawn': 'Drawn data',
+}
+DECAYS = {'ConvNeXtLayerDecay': 'by layer', 'ConvNeXtStageDecay': 'by stage'}
+HEAD = """# Model zoo
+
+Made from the configs by `python tools/model_zoo.py`; `--check` tells whether it is up to date. Results on COCO and
+ADE20K are those of the papers: **none of these rows was trained here**. Parameters (millions) and GFLOPs
+(multiply-adds) are counted here, the published counts stand in brackets. A method's rows are in order of parameters.
+"""
+COUNTING = """## How parameters and GFLOPs are counted
+
+One image in inference, at the size in the table. A GFLOP is 10^9 multiply-adds of convolutions, linear layers and
+matrix products, attention's among them. A two-stage detector counts its RPN on all maps, each box head on 1000 RoIs
+and each mask head on 100, whatever the image; a segmentor counts without its auxiliary head, whose parameters count.
+
+The published figures come from MMDetection 2's and MMSegmentation 0's `get_flops.py`, where hooks look at modules of
+known types:
+
+| | published | here |
+|---|---|---|
+| convolutions, linear layers | yes | yes |
+| attention's matrix products | yes in Swin's figures (Cascade Swin-T without them: 742 instead of 745) | yes |
+| biases of convolutions, ReLU, pooling, batch norm, Swin's LayerNorm | yes: 0.2 to 1.4 GFLOPs | no |
+| ConvNeXt's LayerNorm, GELU, GRN, layer scale, residual sums, interpolation, RoIAlign, NMS | no | no |
+| auxiliary head of a segmentor | no (it would add 0.3 to 0.5 %) | no |
+| box heads on 1000 RoIs, mask heads on 100, once for each stage of a cascade | yes | yes |
+
+So the counts here stay within 0.2 % of the published ones. `python tools/model_stats.py CONFIG` splits them into
+backbone, neck and heads; with `--measure` it also runs the whole test of an image, NMS and sliding windows included,
+for time and memory.
+"""
+
+
+def write_zoo() -> Path:
+    """Write the page and return its file.
+
+    Raises:
+        UserError: A config or its header is wrong.
+    """
+    text = describe_zoo()
+    FILE.parent.mkdir(exist_ok=True)
+    FILE.write_text(text)
+    return FILE
+
+
+def is_current() -> bool:
+    """Tell whether the page says what the configs say."""
+    return FILE.is_file() and FILE.read_text() == describe_zoo()
+
+
+def describe_zoo() -> str:
+    """Return the text of the page."""
+    tables = {section: [] for section in SECTIONS}
+    for file in leaf_configs():
+        header, cfg, stats = read_header(file), run_config.load_config(file), count_config(file)
+        method = header.title.split(',')[0]
+        row = describe_row(header, cfg, stats)
+        tables[section_of(file, cfg)].append(((method, stats.total.params, file.stem), row))
+    blocks = [HEAD]
+    for section, keyed in tables.items():
+        rows = [row for _, row in sorted(keyed, key=itemgetter(0))]
+        if rows:
+            blocks.append(f'## {SECTIONS[section]}\n\n{format_rows(rows)}')
+    return '\n'.join([*blocks, COUNTING])
+
+
+def section_of(file: Path, cfg: Config) -> str:
+    """Return the section of a config: that of drawn data, or that of its folder."""
+    types = [str(node.get('type')) for node in run_config.walk(cfg.get('test_dataloader') or {})]
+    return 'drawn' if any(name.startswith('Shapes') for name in types) else file.parent.name
+
+
+def describe_row(header: Header, cfg: Config, stats: ModelStats) -> dict[str, str]:
+    """Return the cells of a config's row by their column."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    decay = DECAYS.get(wrapper.get('constructor'))
+    rate = (wrapper.get('paramwise_cfg') or {}).get('decay_rate', 1.0) if decay else 1.0
+    drop_path = cfg.model.backbone.get('drop_path_rate')
+    name = stats.config.stem
+    return {
+        'config': f'[{name}](../configs/{stats.config.parent.name}/{name}.py)',
+        'model': header.title,
+        'result': describe_result(header),
+        'input': '{}x{}'.format(*stats.size),
+        'params': with_published(f'{stats.total.params / 1e6:.1f}', header.params),
+        'GFLOPs': with_published(f'{stats.total.macs / 1e9:.1f}', header.gflops),
+        'lr': short_rate(wrapper['optimizer']['lr']),
+        'decay': f'{rate:g} {decay}' if rate != 1 else '-',
+        'drop path': '-' if drop_path is None else f'{drop_path:g}',
+        'AMP': 'yes' if wrapper.get('type') == 'AmpOptimWrapper' else 'no',
+        'command': f'`{header.command}`',
+        'initial weights': describe_weights(header.weights),
+        'licence': header.licence or '-',
+        'note': header.note.removesuffix('.'),
+    }
+
+
+def describe_result(header: Header) -> str:
+    """Return the figures of merit with where they come from."""
+    here = ', '.join(str(metric) for metric in header.metrics if metric.measured_here)
+    published = ', '.join(str(metric) for metric in header.metrics if not metric.measured_here)
+    told = f'{published} (published; not trained here)' if published else 'not published; not trained here'
+    return f'{here} (trained here)' if here else told
+
+
+def describe_weights(weights: str) -> str:
+    """Return where training starts; a link shows the name of its file.
+
+    >>> describe_weights('https://example.org/a/b.pth')
+    '[b.pth](https://example.org/a/b.pth)'
+    """
+    if weights.startswith('https://'):
+        return f'[{weights.rsplit("/", 1)[-1]}]({weights})'
+    return f'`{weights}`' if weights else 'random'
+
+
+def with_published(count: str, published: object) -> str:
+    """Return a count with the published one in brackets, if there is one."""
+    return count if published is None else f'{count} ({published})'
+
+
+def short_rate(lr: float) -> str:
+    """Return a learning rate in scientific notation without padding.
+
+    >>> short_rate(0.00016)
+    '1.6e-4'
+    """
+    mantissa, exponent = f'{lr:e}'.split('e')
+    return f'{float(mantissa):g}e{int(exponent)}'
+
+
+def format_rows(rows: Sequence[dict[str, str]]) -> str:
+    """Return a Markdown table of rows with the same columns."""
+    lines = [list(rows[0]), ['---'] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)

@@ -1,0 +1,300 @@
+"""Every leaf trains one step and predicts, narrow and shallow, on small drawings; its pipelines run on real files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch import nn
+
+from convnext_dense.data.shapes import draw_scene
+from convnext_dense.run_config import walk
+
+ROOT = Path(__file__).parent.parent
+LEAVES = sorted([*(ROOT / 'configs').glob('det/*.py'), *(ROOT / 'configs').glob('seg/*.py')])
+ADE20K_SAMPLES = ROOT.parent / 'shared/data/ade20k_samples'
+SIDE = 64
+WIDTHS = {256: 16, 512: 16, 1024: 32}  # of heads
+NUM_PROPOSALS = 16
+
+
+def pytest_generate_tests(metafunc):
+    if 'leaf' in metafunc.fixturenames:
+        metafunc.parametrize('leaf', LEAVES, ids=lambda leaf: leaf.stem)
+
+
+def shrink(cfg: Config) -> list[int]:
+    """Make a model small in place, with its structure as it was; return the widths of the backbone's maps."""
+    model, backbone = cfg.model, cfg.model.backbone
+    for node in walk(model):
+        for key, value in node.items():
+            if key.endswith('channels') and isinstance(value, int):
+                node[key] = WIDTHS.get(value, value)
+            elif key in ('nms_pre', 'max_per_img', 'num'):
+                node[key] = NUM_PROPOSALS
+            elif key == 'score_thr':
+                node[key] = 0.0  # untrained heads are sure of nothing
+            elif key in ('size', 'crop_size'):
+                node[key] = (SIDE, SIDE)
+            elif key == 'stride':
+                node[key] = (2 * SIDE // 3, 2 * SIDE // 3)
+    backbone.init_cfg = None
+    if backbone.type == 'ConvNeXt':
+        widths = [8, 16, 24, 32]
+        backbone.update(arch=dict(depths=(1, 2, 4, 1), dims=tuple(widths)), drop_path_rate=0.0)
+    elif backbone.type == 'SwinTransformer':
+        widths = [16, 32, 64, 128]
+        backbone.update(embed_dims=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], drop_path_rate=0.0)
+    else:
+        widths = [32, 64, 128, 256]
+        backbone.update(base_channels=8)
+    if 'neck' in model:
+        model.neck.in_channels = widths
+    elif model.decode_head.type == 'LinearHead':
+        model.decode_head.in_channels = widths[3]
+    else:
+        model.decode_head.in_channels = widths
+        model.auxiliary_head.in_channels = widths[2]
+    return widths
+
+
+def build(cfg: Config) -> nn.Module:
+    init_default_scope(cfg.default_scope)
+    return revert_sync_batchnorm(MODELS.build(cfg.model))
+
+
+def draw(index: int, scope: str, side: int = SIDE) -> dict:
+    """Return a drawing with objects, cut to a square, and its ground truth as either library packs it."""
+    scene = draw_scene(0, 'train', index, size=2 * side)
+    visible = [(i.category, i.mask[:side, :side]) for i in scene.instances]
+    visible = [(category, mask) for category, mask in visible if mask.sum() > 20]
+    if not visible:
+        return draw(index + 100, scope, side)
+    image = torch.from_numpy(np.ascontiguousarray(scene.image[:side, :side, ::-1].transpose(2, 0, 1)))
+    shape = dict(img_shape=(side, side), ori_shape=(side, side), scale_factor=(1.0, 1.0), img_id=index, flip=False)
+    if scope == 'mmseg':
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        sample = SegDataSample(metainfo=shape)
+        labels = scene.label_map[None, :side, :side].astype(np.int64) - 1  # 255 is unlabelled
+        sample.gt_sem_seg = PixelData(data=torch.from_numpy(np.where(labels < 0, 255, labels)))
+    else:
+        from mmdet.structures import DetDataSample
+        from mmdet.structures.mask import BitmapMasks
+        from mmengine.structures import InstanceData
+
+        masks = BitmapMasks([mask.astype(np.uint8) for _, mask in visible], side, side)
+        sample = DetDataSample(metainfo=dict(shape, batch_input_shape=(side, side)))
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor([around(mask) for _, mask in visible]),
+            labels=torch.tensor([category for category, _ in visible], dtype=torch.long),
+            masks=masks,
+        )
+    return dict(inputs=image, data_samples=sample)
+
+
+def around(mask: np.ndarray) -> list[float]:
+    """Return the box x1, y1, x2, y2 of a mask."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return [float(side) for side in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
+
+
+def batch(scope: str, count: int, side: int = SIDE) -> dict:
+    drawings = [draw(index, scope, side) for index in range(count)]
+    return {key: [drawing[key] for drawing in drawings] for key in drawings[0]}
+
+
+def test_one_step_and_one_prediction(leaf):
+    cfg = Config.fromfile(leaf)
+    shrink(cfg)
+    scope = cfg.default_scope
+    model = build(cfg).train()
+
+    data = model.data_preprocessor(batch(scope, 2), training=True)
+    losses = model(**data, mode='loss')
+    loss, _ = model.parse_losses(losses)
+    assert torch.isfinite(loss)
+    loss.backward()
+    is_probe = cfg.model.get('decode_head', {}).get('type') == 'LinearHead'
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert any(name.startswith('backbone.') for name in trained) != is_probe
+    for name, param in trained.items():
+        if name.startswith('backbone.') or is_probe:
+            assert param.grad is not None, name
+            assert torch.isfinite(param.grad).all(), name
+            if cfg.model.backbone.type == 'ConvNeXt':
+                assert param.grad.any(), name
+    assert all(p.grad is None for name, p in model.named_parameters() if name not in trained)
+
+    model.eval()
+    side = SIDE + 32  # more than one window
+    with torch.no_grad():
+        (sample,) = model.test_step(batch(scope, 1, side))
+    if scope == 'mmseg':
+        assert sample.pred_sem_seg.data.shape == (1, side, side)
+        assert sample.seg_logits.data.shape == (cfg.model.decode_head.num_classes, side, side)
+        assert torch.isfinite(sample.seg_logits.data).all()
+    else:
+        predicted = sample.pred_instances
+        assert predicted.masks.shape == (len(predicted), side, side)
+        assert predicted.bboxes.shape == (len(predicted), 4)
+
+
+@pytest.mark.slow
+def test_full_size_predicts(leaf):
+    cfg = Config.fromfile(leaf)
+    cfg.model.backbone.init_cfg = None
+    for node in walk(cfg.model):
+        if 'crop_size' in node:
+            node['mode'] = 'whole'
+    model = build(cfg).eval()
+    with torch.no_grad():
+        (sample,) = model.test_step(batch(cfg.default_scope, 1, 128))
+    assert 'pred_sem_seg' in sample if cfg.default_scope == 'mmseg' else 'pred_instances' in sample
+
+
+def test_norm_of_a_probe_stays_as_it_was_trained():
+    cfg = Config.fromfile(ROOT / 'configs/seg/linear_convnext_t_dinov3_ade20k.py')
+    shrink(cfg)
+    model = build(cfg).train()
+    assert not model.backbone.norm3.weight.requires_grad
+    assert not model.backbone.norm3.training
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        'decode_head.norm.weight',
+        'decode_head.norm.bias',
+        'decode_head.conv_seg.weight',
+        'decode_head.conv_seg.bias',
+    }
+
+
+def test_linear_head_is_dropout_batch_norm_and_one_layer():
+    cfg = Config.fromfile(ROOT / 'configs/seg/linear_convnext_t_dinov3_ade20k.py')
+    shrink(cfg)
+    head = build(cfg).decode_head.eval()
+    head.norm.running_mean.uniform_(-1, 1)
+    head.norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 32, 3, 4)
+    normed = (x - head.norm.running_mean[:, None, None]) / (head.norm.running_var[:, None, None] + 1e-5).sqrt()
+    weight, bias = head.conv_seg.weight[:, :, 0, 0], head.conv_seg.bias
+    expected = torch.einsum('kc,nchw->nkhw', weight, normed) + bias[:, None, None]
+    torch.testing.assert_close(head([x]), expected, rtol=1e-4, atol=1e-5)
+    assert head.dropout.p == 0.1
+
+
+# ------------------------------------------------------------------------------------------------------- pipelines
+
+
+def sample_of(pipeline: list, split: str = 'training') -> dict:
+    """Run a pipeline of an ADE20K config on the first sample picture."""
+    init_default_scope('mmseg')
+    dataset = DATASETS.build(
+        dict(
+            type='ADE20KDataset',
+            data_root=str(ADE20K_SAMPLES),
+            data_prefix=dict(img_path='images', seg_map_path='annotations'),
+            pipeline=pipeline,
+        )
+    )
+    return dataset[0]
+
+
+needs_samples = pytest.mark.skipif(not ADE20K_SAMPLES.is_dir(), reason='the ADE20K samples are not here')
+
+
+@needs_samples
+@pytest.mark.parametrize('name', ['upernet_convnext_t_ade20k', 'upernet_convnext_b_in22k_ade20k'])
+def test_pipelines_of_ade20k(name):
+    import cv2
+
+    cfg = Config.fromfile(ROOT / f'configs/seg/{name}.py')
+    height, width = cv2.imread(str(sorted((ADE20K_SAMPLES / 'images').glob('*.jpg'))[0])).shape[:2]
+    crop = cfg.crop_size[0]
+    train = sample_of(cfg.train_pipeline)
+    assert max(train['inputs'].shape[1:]) <= crop
+    assert train['data_samples'].gt_sem_seg.shape == tuple(train['inputs'].shape[1:])
+    test = sample_of(cfg.test_pipeline)
+    assert min(test['inputs'].shape[1:]) == crop
+    assert test['data_samples'].gt_sem_seg.shape == (height, width)
+    views = sample_of(cfg.tta_pipeline)
+    shortest = [min(view.shape[1:]) for view in views['inputs']]
+    assert shortest == [int(ratio * crop) for ratio in (0.5, 0.75, 1, 1.25, 1.5, 1.75) for _ in range(2)]
+    assert [sample.flip for sample in views['data_samples']] == [False, True] * 6
+    assert all(sample.gt_sem_seg.shape == (height, width) for sample in views['data_samples'])
+    still, mirrored = views['inputs'][4:6]
+    assert torch.equal(still.flip(-1), mirrored)
+
+
+@needs_samples
+def test_labels_of_ade20k_count_from_zero_without_the_unlabelled():
+    import cv2
+
+    init_default_scope('mmseg')
+    cfg = Config.fromfile(ROOT / 'configs/seg/upernet_convnext_t_ade20k.py')
+    dataset = dict(cfg.test_dataloader.dataset, data_root=str(ADE20K_SAMPLES))
+    dataset['data_prefix'] = dict(img_path='images', seg_map_path='annotations')
+    dataset = DATASETS.build(dataset)
+    assert len(dataset) == 3
+    assert len(dataset.metainfo['classes']) == len(dataset.metainfo['palette']) == 150
+    assert dataset.metainfo['classes'][:3] == ('wall', 'building', 'sky')
+    seen = set()
+    for item in dataset:
+        sample = item['data_samples']
+        stored = cv2.imread(sample.seg_map_path, cv2.IMREAD_UNCHANGED).astype(np.int64)
+        seen.update(np.unique(stored))
+        expected = np.where(stored == 0, 255, stored - 1)
+        assert np.array_equal(sample.gt_sem_seg.data[0].numpy(), expected)
+    assert max(seen) <= 150
+    assert len(seen) > 10
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    from convnext_dense.data import write_shapes
+
+    return write_shapes(tmp_path_factory.mktemp('data') / 'shapes', num_train=8, num_val=2, size=64)
+
+
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # in pycocotools
+@pytest.mark.parametrize(
+    ('name', 'sides'),
+    [
+        ('cascade_convnext_t_coco', (480, 1333)),
+        ('mask_rcnn_convnextv2_b_coco', (1, 1024)),
+        ('mask_rcnn_convnextv2_b_lsj_coco', (1, 1024)),
+    ],
+)
+def test_pipelines_of_coco(name, sides, shapes):
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(ROOT / f'configs/det/{name}.py')
+    data = dict(type='CocoDataset', data_root=str(shapes), metainfo=dict(classes=('circle', 'square', 'triangle')))
+    train = DATASETS.build(
+        dict(
+            data,
+            ann_file='annotations/instances_train.json',
+            data_prefix=dict(img='images/train/'),
+            pipeline=cfg.train_pipeline,
+        )
+    )
+    low, high = sides
+    for index in range(4):
+        item = train[index]
+        shape = item['inputs'].shape[1:]
+        assert low <= min(shape)
+        assert max(shape) <= high
+        assert item['data_samples'].gt_instances.masks.masks.shape[1:] == shape
+    views = DATASETS.build(
+        dict(
+            data,
+            ann_file='annotations/instances_val.json',
+            data_prefix=dict(img='images/val/'),
+            pipeline=cfg.tta_pipeline,
+            test_mode=True,
+        )
+    )[0]
+    assert [min(view.shape[1:]) for view in views['inputs']] == [600, 600, 800, 800, 1000, 1000]
+    assert [sample.flip for sample in views['data_samples']] == [False, True] * 3

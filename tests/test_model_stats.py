@@ -1,0 +1,408 @@
+"""Counts: equal to arithmetic over depths and widths, to built models, and to what the papers print."""
+
+import csv
+import json
+import math
+import runpy
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from decimal import Decimal
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
+
+from convnext_dense import ConvNeXt, UserError, measurement, model_stats
+from convnext_dense.config_header import Header
+from convnext_dense.model_stats import Counts, count_call, count_config, count_model, default_size, empty_sample
+from convnext_dense.model_tables import describe_models
+from convnext_dense.variants import VARIANTS
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / 'configs'
+DRAWN = CONFIGS / 'det/cascade_convnext_atto_shapes.py'
+DRAWN_SEG = CONFIGS / 'seg/upernet_convnext_atto_shapes.py'
+CASCADE_T = CONFIGS / 'det/cascade_convnext_t_coco.py'
+MMDET = Path(mmdet.__file__).parent / '.mim/configs'
+# millions of parameters and GFLOPs as the papers print them (arXiv 2201.03545, Tables 3 and 4), and the image
+COCO, ADE, LARGE_ADE = (1280, 800), (2048, 512), (2560, 640)
+PUBLISHED = {
+    'det/mask_rcnn_convnext_t_coco': (48, 262, COCO),
+    'det/cascade_convnext_t_coco': (86, 741, COCO),
+    'det/cascade_convnext_s_coco': (108, 827, COCO),
+    'det/cascade_convnext_b_coco': (146, 964, COCO),
+    'det/cascade_convnext_b_in22k_coco': (146, 964, COCO),
+    'det/cascade_convnext_l_in22k_coco': (255, 1354, COCO),
+    'det/cascade_convnext_xl_in22k_coco': (407, 1898, COCO),
+    'det/cascade_r50_coco': (82, 739, COCO),
+    'det/cascade_swin_t_coco': (86, 745, COCO),
+    'det/cascade_swin_s_coco': (107, 838, COCO),
+    'det/cascade_swin_b_in22k_coco': (145, 982, COCO),
+    'det/mask_rcnn_swin_t_coco': (48, 267, COCO),
+    'seg/upernet_convnext_t_ade20k': (60, 939, ADE),
+    'seg/upernet_convnext_s_ade20k': (82, 1027, ADE),
+    'seg/upernet_convnext_b_ade20k': (122, 1170, ADE),
+    'seg/upernet_convnext_b_in22k_ade20k': (122, 1828, LARGE_ADE),
+    'seg/upernet_convnext_l_in22k_ade20k': (235, 2458, LARGE_ADE),
+    'seg/upernet_convnext_xl_in22k_ade20k': (391, 3335, LARGE_ADE),
+    'seg/upernet_swin_t_ade20k': (60, 945, ADE),
+    'seg/upernet_swin_s_ade20k': (81, 1038, ADE),
+    'seg/upernet_swin_b_in22k_ade20k': (121, 1841, LARGE_ADE),
+}
+
+
+@pytest.fixture
+def stats_of(leaf_stats):
+    return lambda name: leaf_stats(CONFIGS / f'{name}.py')
+
+
+def on_meta(make, *shape):
+    with torch.device('meta'):
+        return make(), torch.empty(shape)
+
+
+@pytest.mark.parametrize(
+    ('make', 'shape', 'macs', 'activations'),
+    [
+        (lambda: nn.Conv2d(3, 8, 3, stride=2, padding=1), (2, 3, 32, 64), 2 * 16 * 32 * 8 * 3 * 9, 2 * 16 * 32 * 8),
+        (lambda: nn.Conv2d(8, 16, 5, groups=4), (1, 8, 12, 9), 8 * 5 * 16 * 2 * 25, 8 * 5 * 16),
+        (lambda: nn.Conv2d(8, 8, 3, padding='same', groups=8), (1, 8, 6, 6), 36 * 8 * 9, 36 * 8),
+        (lambda: nn.Conv1d(4, 6, 3), (1, 4, 10), 8 * 6 * 4 * 3, 8 * 6),
+        (lambda: nn.ConvTranspose2d(4, 6, 2, stride=2), (1, 4, 5, 7), 5 * 7 * 4 * 6 * 4, 10 * 14 * 6),
+        (lambda: nn.Linear(7, 11), (5, 7), 5 * 7 * 11, 5 * 11),
+        (lambda: nn.Linear(7, 11), (2, 3, 5, 7), 30 * 7 * 11, 30 * 11),
+        (lambda: nn.Linear(7, 11, bias=False), (2, 5, 7), 10 * 7 * 11, 10 * 11),
+        (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.GELU(), nn.MaxPool2d(2)), (2, 4, 6, 6), 0, 0),
+    ],
+)
+def test_a_layer(make, shape, macs, activations):
+    layer, x = on_meta(make, *shape)
+    layer.eval()
+    assert count_call(layer, x)[1] == Counts(0, macs, activations)
+
+
+def test_a_linear_layer_on_a_view():
+    layer, x = on_meta(lambda: nn.Linear(7, 11, bias=False), 2, 7, 3, 5)
+    assert count_call(layer, x.permute(0, 2, 3, 1))[1] == Counts(0, 30 * 7 * 11, 30 * 11)
+
+
+def test_attention_counts_matrix_products_that_are_no_activations():
+    q, k = torch.empty(2, 4, 49, 8, device='meta'), torch.empty(2, 4, 8, 49, device='meta')
+    assert count_call(torch.matmul, q, k)[1] == Counts(0, 2 * 4 * 49 * 49 * 8, 0)
+
+
+def convnext_by_hand(arch, width, height, v2):
+    """Count parameters, multiply-adds and activations by the layers of a block and the steps between stages."""
+    depths, dims = VARIANTS[arch]
+    params = macs = activations = 0
+    for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+        pixels = (width // (4 << i)) * (height // (4 << i))
+        taps = 48 if i == 0 else 4 * dims[i - 1]  # 4x4x3 of the image, or 2x2 of the map before
+        norm = 2 * dim if i == 0 else 2 * dims[i - 1]
+        params += taps * dim + dim + norm
+        macs += pixels * taps * dim
+        activations += pixels * dim
+        scale = 8 * dim if v2 else dim  # GRN's gamma and beta, or layer scale
+        params += depth * ((49 * dim + dim) + 2 * dim + (4 * dim * dim + 4 * dim) + scale + (4 * dim * dim + dim))
+        macs += depth * pixels * (49 * dim + 8 * dim * dim)
+        activations += depth * pixels * 6 * dim
+        params += 2 * dim  # the output norm
+    return Counts(params, macs, activations)
+
+
+@pytest.mark.parametrize('v2', [False, True])
+@pytest.mark.parametrize('arch', VARIANTS)
+def test_convnext_by_hand(arch, v2):
+    model, x = on_meta(lambda: ConvNeXt(arch, grn=v2), 1, 3, 800, 1280)
+    counts = count_call(model, x)[1] + Counts(params=model_stats.num_params(model))
+    assert counts == convnext_by_hand(arch, 1280, 800, v2)
+
+
+def test_neck_and_heads_of_a_cascade_by_hand(stats_of):
+    maps = [(1280 // stride) * (800 // stride) for stride in (4, 8, 16, 32)]
+    dims = VARIANTS['tiny'].dims
+    neck_macs = sum(pixels * (dim * 256 + 256 * 256 * 9) for pixels, dim in zip(maps, dims, strict=True))
+    neck_outputs = sum(2 * pixels * 256 for pixels in maps)
+    rpn_pixels = sum(maps) + 20 * 13  # a fifth map of stride 64, of the fourth's every other pixel
+    rpn_macs, rpn_outputs = rpn_pixels * (256 * 256 * 9 + 256 * (3 + 12)), rpn_pixels * (256 + 3 + 12)
+    box_macs = 4 * 49 * 256 * 256 * 9 + 49 * 256 * 1024 + 1024 * (81 + 320)
+    box_outputs = 4 * 49 * 256 + 1024 + 81 + 320
+    mask_macs = 4 * 196 * 256 * 256 * 9 + 196 * 256 * 256 * 4 + 784 * 256 * 80
+    mask_outputs = 4 * 196 * 256 + 784 * 256 + 784 * 80
+    parts = stats_of('det/cascade_convnext_t_coco').parts
+    assert (parts['neck'].macs, parts['neck'].activations) == (neck_macs, neck_outputs)
+    assert parts['heads'].macs == rpn_macs + 3 * (1000 * box_macs + 100 * mask_macs)
+    assert parts['heads'].activations == rpn_outputs + 3 * (1000 * box_outputs + 100 * mask_outputs)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_figures(name, stats_of):
+    params, gflops, size = PUBLISHED[name]
+    stats = stats_of(name)
+    assert stats.size == size
+    assert round(stats.total.params / 1e6) == params
+    assert stats.total.macs / 1e9 == pytest.approx(gflops, rel=0.002)
+    # the header, from which the page of models is made, says the same
+    assert (stats.header.params, stats.header.gflops, stats.header.size) == (params, gflops, size)
+    assert abs(stats.difference) < 0.2
+
+
+def test_what_headers_promise(stats_of):
+    promised = 0
+    for file in model_stats.leaf_configs():
+        stats = stats_of(f'{file.parent.name}/{file.stem}')
+        assert stats.total == stats.parts['backbone'] + stats.parts['neck'] + stats.parts['heads']
+        assert min(stats.parts['backbone'].macs, stats.parts['heads'].macs, stats.parts['heads'].params) > 0
+        if stats.header.params is not None:
+            digits = Decimal(stats.total.params) / 10**6
+            assert digits.quantize(stats.header.params) == stats.header.params, file
+        if stats.header.gflops is not None:
+            assert abs(stats.difference) < 1, file
+            promised += 1
+    assert promised >= len(PUBLISHED)
+
+
+def test_the_largest_model_takes_no_memory():
+    cfg = Config.fromfile(CONFIGS / 'det/cascade_convnext_xl_in22k_coco.py')
+    with model_stats.model_scope(cfg):
+        model = model_stats.build_on_meta(cfg.model)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert sum(tensor.numel() for tensor in tensors) > 400e6
+    assert all(tensor.is_meta for tensor in tensors)
+
+
+@pytest.mark.parametrize('file', [DRAWN, DRAWN_SEG])
+def test_parameters_of_a_built_model(file):
+    cfg = Config.fromfile(file)
+    with model_stats.model_scope(cfg):
+        model = MODELS.build(cfg.model)
+    stats = count_config(file)
+    assert all(parameter.is_cpu for parameter in model.parameters())
+    assert stats.total.params == sum(parameter.numel() for parameter in model.parameters())
+    assert stats.parts['backbone'].params == sum(parameter.numel() for parameter in model.backbone.parameters())
+
+
+def test_an_auxiliary_head_has_parameters_but_does_not_run():
+    cfg = Config.fromfile(DRAWN_SEG)
+    auxiliary = cfg.model.auxiliary_head
+    with model_stats.model_scope(cfg):
+        whole = count_model(model_stats.build_on_meta(cfg.model), (128, 128))
+        cfg.model.auxiliary_head = None
+        without = count_model(model_stats.build_on_meta(cfg.model), (128, 128))
+    assert auxiliary is not None
+    assert whole['heads'].params > without['heads'].params
+    assert (whole['heads'].macs, whole['heads'].activations) == (without['heads'].macs, without['heads'].activations)
+
+
+# RTMDet: MMDetection's README; YOLOX: half the paper's, which counts a multiply-add twice; RetinaNet: MMDetection's
+# documentation of get_flops.py
+@pytest.mark.parametrize(
+    ('config', 'params', 'gflops', 'size'),
+    [
+        ('rtmdet/rtmdet_s_8xb32-300e_coco.py', 8.89, 14.8, (640, 640)),
+        ('yolox/yolox_s_8xb8-300e_coco.py', 9.0, 13.4, (640, 640)),
+        ('retinanet/retinanet_r50_fpn_1x_coco.py', 37.74, 239.32, (1280, 800)),
+    ],
+)
+def test_single_stage_detectors(config, params, gflops, size):
+    stats = count_config(MMDET / config)
+    assert stats.size == size
+    assert stats.header is None
+    assert stats.total.params / 1e6 == pytest.approx(params, rel=0.01)
+    assert stats.total.macs / 1e9 == pytest.approx(gflops, rel=0.01)
+
+
+def test_flops_follow_the_number_of_rois_that_the_config_allows(tmp_path, stats_of):
+    few = tmp_path / 'few.py'
+    few.write_text(f"_base_ = ['{CASCADE_T}']\nmodel = dict(test_cfg=dict(rpn=dict(max_per_img=300)))\n")
+    box_macs = 4 * 49 * 256 * 256 * 9 + 49 * 256 * 1024 + 1024 * (81 + 320)
+    whole = stats_of('det/cascade_convnext_t_coco').total.macs
+    assert whole - count_config(few).total.macs == 3 * 700 * box_macs
+
+
+@pytest.mark.parametrize(
+    ('test_dataloader', 'scope', 'header', 'size'),
+    [
+        ({}, 'mmdet', None, (1280, 800)),
+        ({}, 'mmseg', None, (2048, 512)),
+        (dict(pipeline=[dict(type='Resize', scale=(1333, 800))]), 'mmdet', None, (1280, 800)),
+        (dict(pipeline=[dict(type='Resize', scale=(2560, 640))]), 'mmseg', None, (2560, 640)),
+        (dict(pipeline=[dict(type='Resize', scale=(500, 300))]), 'mmdet', None, (512, 320)),
+        (dict(pipeline=[dict(type='Resize', scale_factor=1.0)]), 'mmdet', None, (1280, 800)),
+        (dict(type='ShapesInstances', size=112), 'mmdet', None, (128, 128)),
+        (dict(pipeline=[dict(type='Resize', scale=(1333, 800))]), 'mmdet', (1024, 1024), (1024, 1024)),
+    ],
+)
+def test_default_size(test_dataloader, scope, header, size):
+    cfg = Config(dict(test_dataloader=dict(dataset=test_dataloader), default_scope=scope))
+    assert default_size(cfg, header and Header('title', 'command', size=header)) == size
+
+
+def test_published_counts_at_another_size_are_not_compared(stats_of):
+    stats = count_config(CASCADE_T, (640, 384))
+    assert (stats.published_gflops, stats.difference) == (None, None)
+    assert stats.total.macs < stats_of('det/cascade_convnext_t_coco').total.macs
+    assert stats.total.params == stats_of('det/cascade_convnext_t_coco').total.params
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    """A config of an inline model, as a user may write one."""
+
+    def write(model, scope='mmdet'):
+        (tmp_path / 'tiny.py').write_text(f'default_scope = {scope!r}\nmodel = {model!r}\n')
+        return tmp_path / 'tiny.py'
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        ({}, 'has no model: there is nothing to count.'),
+        (dict(type='NoSuchDetector'), 'The config cannot be built: NoSuchDetector is not in the'),
+        (dict(type='DetTTAModel', module=dict(type='RetinaNet')), 'The config cannot be built'),
+        (dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1), 'FPN has no backbone: only detectors and'),
+    ],
+)
+def test_models_that_are_none(tiny_config, model, message):
+    with pytest.raises(UserError) as error:
+        count_config(tiny_config(model))
+    assert message in str(error.value)
+
+
+def test_models_that_cannot_be_counted():
+    with pytest.raises(UserError) as error:
+        count_config(MMDET / 'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py')
+    assert str(error.value) == (
+        'Two-stage detectors are counted with StandardRoIHead or CascadeRoIHead; got SparseRoIHead.'
+    )
+    with pytest.raises(UserError) as error:
+        count_config(MMDET / 'dino/dino-4scale_r50_8xb2-12e_coco.py')
+    assert str(error.value).startswith('DINO cannot be counted: it does not run on tensors without values (')
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (
+            dict(size=(1333, 800)),
+            '--size takes width and height in pixels, multiples of 32 (the stride of the last map); got 1333 800.',
+        ),
+        (dict(size=(0, 32)), 'got 0 32.'),
+        (dict(out='table.txt'), '--out takes a file that ends in .md, .csv, .json; got table.txt.'),
+        (dict(out='no/such/folder/table.md'), 'cannot be written (No such file or directory). Give another file with'),
+    ],
+)
+def test_options_that_are_wrong(kwargs, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        describe_models([DRAWN], **kwargs)
+    assert message in str(error.value)
+
+
+def test_an_installation_without_configs(monkeypatch, tmp_path):
+    monkeypatch.setattr(model_stats, 'CONFIGS', tmp_path)
+    with pytest.raises(UserError, match='There are no configs in .*: name a config file, or run this in a clone'):
+        describe_models()
+
+
+def test_tables(tmp_path, stats_of):
+    stats = stats_of('det/cascade_convnext_t_coco')
+    text = describe_models([CASCADE_T, DRAWN], out=str(tmp_path / 'table.json'))
+    rows = json.loads((tmp_path / 'table.json').read_text())
+    assert [row['part'] for row in rows] == ['backbone', 'neck', 'heads', 'total'] * 2
+    assert {row['config'] for row in rows} == {'det/cascade_convnext_t_coco.py', f'det/{DRAWN.name}'}
+    total = rows[3]
+    assert total['params (M)'] == round(stats.total.params / 1e6, 2) == 85.93
+    assert (total['published params (M)'], total['published GFLOPs']) == (86, 741)
+    assert total['difference (%)'] == round(100 * (total['GFLOPs'] / 741 - 1), 2)
+    for column in ('params (M)', 'GFLOPs', 'activations (M)'):
+        assert math.isclose(sum(row[column] for row in rows[:3]), total[column], abs_tol=0.02)
+
+    head, *lines = text.splitlines()
+    assert len(lines) == 8
+    assert head.split('  ')[0] == 'config'
+    assert lines[0].split() == ['det/cascade_convnext_t_coco.py', '1280x800', 'backbone', '27.82', '90.91', '274.18']
+    assert lines[3].split() == ['total', '85.93', '86', '740.15', '741', '-0.11', '634.84']
+    assert 'peak memory' not in head
+
+    describe_models([CASCADE_T], out=str(tmp_path / 'table.csv'))
+    with (tmp_path / 'table.csv').open(newline='') as stream:
+        assert [row['GFLOPs'] for row in csv.DictReader(stream)][-1] == '740.15'
+    describe_models([CASCADE_T], out=str(tmp_path / 'table.md'))
+    head, rule, *lines = (tmp_path / 'table.md').read_text().splitlines()
+    assert head.startswith('| config | input | part | params (M) | published params (M) | GFLOPs |')
+    assert rule.count('---:') == head.count('|') - 4
+    assert lines[3].startswith(
+        '| det/cascade_convnext_t_coco.py | 1280x800 | total | 85.93 | 86 | 740.15 | 741 | -0.11'
+    )
+
+
+@pytest.mark.parametrize('file', [DRAWN, DRAWN_SEG])
+def test_measuring_runs_the_model(file, monkeypatch):
+    monkeypatch.setattr(measurement, 'MIN_TURNS', 1)
+    monkeypatch.setattr(measurement, 'MAX_TURNS', 2)
+    calls = []
+    monkeypatch.setattr(measurement, 'empty_sample', lambda *args: calls.append(args) or empty_sample(*args))
+    measured = measurement.measure(file, (128, 128))
+    assert 0 < measured.seconds < 60
+    assert calls[-1][1] == (128, 128)
+    assert measured.num_bytes >= 0 or not Path('/proc/self/status').is_file()
+    assert measured.device.startswith('CPU, ') or torch.cuda.is_available()
+
+
+def test_an_untrained_detector_finds_objects_to_segment():
+    cfg = Config.fromfile(DRAWN)
+    with model_stats.model_scope(cfg), torch.inference_mode():
+        model = MODELS.build(cfg.model).eval()
+        batch = dict(
+            inputs=[torch.zeros(3, 128, 128, dtype=torch.uint8)], data_samples=[empty_sample(model, (128, 128))]
+        )
+        measurement.find_objects(model)
+        (sample,) = model.test_step(batch)
+    assert len(sample.pred_instances) >= 20
+    assert set(sample.pred_instances.labels.tolist()) == {0}
+    assert sample.pred_instances.masks.shape[1:] == (128, 128)
+
+
+def run_tool(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['model_stats.py', *arguments])
+    runpy.run_path(str(ROOT / 'tools/model_stats.py'), run_name='__main__')
+
+
+def test_the_tool(tmp_path, monkeypatch, capsys):
+    run_tool(monkeypatch, str(DRAWN), '--size', '64', '64', '--measure', '--out', str(tmp_path / 'table.json'))
+    assert 'peak memory (MB)  time (ms)  device' in capsys.readouterr().out
+    total = json.loads((tmp_path / 'table.json').read_text())[-1]
+    assert total['input'] == '64x64'
+    assert total['time (ms)'] > 0
+    # what the process adds holds the weights at least
+    assert total['peak memory (MB)'] is None or total['peak memory (MB)'] > 4 * total['params (M)']
+
+
+def test_the_tool_answers_a_mistake(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as leave:
+        run_tool(monkeypatch, 'configs/no.py')
+    assert leave.value.code == 2
+    assert capsys.readouterr().err.startswith('error: The config file configs/no.py does not exist.')
+
+
+@pytest.mark.parametrize('error', [BrokenProcessPool(), torch.cuda.OutOfMemoryError()])
+def test_measuring_more_than_memory_holds(error, monkeypatch):
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *args):
+            raise error
+
+    monkeypatch.setattr(measurement, 'ProcessPoolExecutor', lambda *args: Pool(1))
+    with pytest.raises(UserError) as raised:
+        measurement.measure_config(DRAWN, (64, 32))
+    assert str(raised.value).endswith(
+        'shapes.py cannot be measured at 64x32: its process was ended, for want of memory most likely. Give a smaller '
+        '--size, or leave --measure out: counting needs no memory.'
+    )

@@ -1,0 +1,552 @@
+"""The published recipes number by number: tables typed a second time, compared with what the configs resolve to."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
+from torch import nn
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+
+
+class Row(NamedTuple):
+    """A published row: what stands in its leaf, and no more."""
+
+    arch: str
+    weights: str
+    drop_path: float
+    lr: float
+    rate: float
+    amp: bool
+
+
+# facebookresearch/ConvNeXt object_detection: Table 3 of arXiv 2201.03545
+COCO = {
+    'mask_rcnn_convnext_t_coco': Row('tiny', 'convnext://tiny_1k', 0.4, 1e-4, 0.95, True),
+    'cascade_convnext_t_coco': Row('tiny', 'convnext://tiny_1k', 0.4, 2e-4, 0.7, True),
+    'cascade_convnext_s_coco': Row('small', 'convnext://small_1k', 0.6, 2e-4, 0.7, True),
+    'cascade_convnext_b_coco': Row('base', 'convnext://base_1k', 0.7, 2e-4, 0.8, True),
+    'cascade_convnext_b_in22k_coco': Row('base', 'convnext://base_22k', 0.6, 1e-4, 0.8, True),
+    'cascade_convnext_l_in22k_coco': Row('large', 'convnext://large_22k', 0.7, 1e-4, 0.7, False),
+    'cascade_convnext_xl_in22k_coco': Row('xlarge', 'convnext://xlarge_22k', 0.8, 1e-4, 0.7, False),
+}
+# facebookresearch/ConvNeXt semantic_segmentation: Table 4
+ADE20K = {
+    'upernet_convnext_t_ade20k': Row('tiny', 'convnext://tiny_1k', 0.4, 1e-4, 0.9, True),
+    'upernet_convnext_s_ade20k': Row('small', 'convnext://small_1k', 0.3, 1e-4, 0.9, True),
+    'upernet_convnext_b_ade20k': Row('base', 'convnext://base_1k', 0.4, 1e-4, 0.9, True),
+    'upernet_convnext_b_in22k_ade20k': Row('base', 'convnext://base_22k', 0.4, 1e-4, 0.9, True),
+    'upernet_convnext_l_in22k_ade20k': Row('large', 'convnext://large_22k', 0.4, 1e-4, 0.9, False),
+    'upernet_convnext_xl_in22k_ade20k': Row('xlarge', 'convnext://xlarge_22k', 0.4, 8e-5, 0.9, False),
+}
+# arXiv 2301.00808 gives lr and the ranges of decay rate and drop path alone
+V2_COCO = {
+    'mask_rcnn_convnextv2_t_coco': Row('tiny', 'convnext://v2_tiny_fcmae', 0.2, 1e-4, 0.95, True),
+    'mask_rcnn_convnextv2_b_coco': Row('base', 'convnext://v2_base_fcmae', 0.4, 1e-4, 0.95, True),
+    'mask_rcnn_convnextv2_b_lsj_coco': Row('base', 'convnext://v2_base_fcmae', 0.4, 1e-4, 0.95, True),
+    'mask_rcnn_convnextv2_l_coco': Row('large', 'convnext://v2_large_fcmae', 0.5, 1e-4, 0.95, False),
+    'mask_rcnn_convnextv2_h_coco': Row('huge', 'convnext://v2_huge_fcmae', 0.5, 1e-4, 0.95, False),
+    'cascade_convnextv2_t_coco': Row('tiny', 'convnext://v2_tiny_fcmae', 0.2, 1e-4, 0.95, True),
+    'cascade_convnextv2_b_coco': Row('base', 'convnext://v2_base_fcmae', 0.4, 1e-4, 0.95, True),
+    'cascade_convnextv2_l_coco': Row('large', 'convnext://v2_large_fcmae', 0.5, 1e-4, 0.95, False),
+    'cascade_convnextv2_h_coco': Row('huge', 'convnext://v2_huge_fcmae', 0.5, 1e-4, 0.95, False),
+}
+V2_ADE20K = {
+    'upernet_convnextv2_t_ade20k': Row('tiny', 'convnext://v2_tiny_1k', 0.2, 1e-4, 0.9, True),
+    'upernet_convnextv2_b_ade20k': Row('base', 'convnext://v2_base_1k', 0.3, 1e-4, 0.9, True),
+    'upernet_convnextv2_l_ade20k': Row('large', 'convnext://v2_large_1k', 0.4, 1e-4, 0.9, False),
+    'upernet_convnextv2_h_ade20k': Row('huge', 'convnext://v2_huge_1k', 0.4, 1e-4, 0.9, False),
+}
+DINOV3_COCO = {
+    'cascade_convnext_t_dinov3_coco': Row('tiny', 'timm://convnext_tiny.dinov3_lvd1689m', 0.4, 2e-4, 0.7, True),
+    'cascade_convnext_s_dinov3_coco': Row('small', 'timm://convnext_small.dinov3_lvd1689m', 0.6, 2e-4, 0.7, True),
+    'cascade_convnext_b_dinov3_coco': Row('base', 'timm://convnext_base.dinov3_lvd1689m', 0.7, 2e-4, 0.8, True),
+    'cascade_convnext_l_dinov3_coco': Row('large', 'timm://convnext_large.dinov3_lvd1689m', 0.7, 1e-4, 0.7, False),
+}
+DINOV3_ADE20K = {
+    'upernet_convnext_t_dinov3_ade20k': Row('tiny', 'timm://convnext_tiny.dinov3_lvd1689m', 0.4, 1e-4, 0.9, True),
+    'upernet_convnext_s_dinov3_ade20k': Row('small', 'timm://convnext_small.dinov3_lvd1689m', 0.3, 1e-4, 0.9, True),
+    'upernet_convnext_b_dinov3_ade20k': Row('base', 'timm://convnext_base.dinov3_lvd1689m', 0.4, 1e-4, 0.9, True),
+    'upernet_convnext_l_dinov3_ade20k': Row('large', 'timm://convnext_large.dinov3_lvd1689m', 0.4, 1e-4, 0.9, False),
+}
+PROBES = {
+    'linear_convnext_t_dinov3_ade20k': ('tiny', 'timm://convnext_tiny.dinov3_lvd1689m', 768),
+    'linear_convnext_s_dinov3_ade20k': ('small', 'timm://convnext_small.dinov3_lvd1689m', 768),
+    'linear_convnext_b_dinov3_ade20k': ('base', 'timm://convnext_base.dinov3_lvd1689m', 1024),
+    'linear_convnext_l_dinov3_ade20k': ('large', 'timm://convnext_large.dinov3_lvd1689m', 1536),
+}
+# width, depth of the third stage, drop path, file
+SWIN = {
+    'mask_rcnn_swin_t_coco': (96, 6, 0.2, 'swin_tiny_patch4_window7_224.pth'),
+    'cascade_swin_t_coco': (96, 6, 0.2, 'swin_tiny_patch4_window7_224.pth'),
+    'cascade_swin_s_coco': (96, 18, 0.2, 'swin_small_patch4_window7_224.pth'),
+    'cascade_swin_b_in22k_coco': (128, 18, 0.3, 'swin_base_patch4_window7_224_22k.pth'),
+    'upernet_swin_t_ade20k': (96, 6, 0.3, 'swin_tiny_patch4_window7_224_20220317-1cdeb081.pth'),
+    'upernet_swin_s_ade20k': (96, 18, 0.3, 'swin_small_patch4_window7_224_20220317-7ba6d6dd.pth'),
+    'upernet_swin_b_in22k_ade20k': (128, 18, 0.3, 'swin_base_patch4_window7_224_22k_20220317-4f79f7c0.pth'),
+}
+RESNET = ('cascade_r50_coco', 'upernet_r50_ade20k')
+DRAWN = ('cascade_convnext_atto_shapes', 'upernet_convnext_atto_shapes')
+CONVNEXT = {**COCO, **ADE20K, **V2_COCO, **V2_ADE20K, **DINOV3_COCO, **DINOV3_ADE20K}
+ALL = {*CONVNEXT, *PROBES, *SWIN, *RESNET, *DRAWN}
+ON_COCO = sorted(name for name in ALL if name.endswith('_coco'))
+ON_ADE20K = sorted(name for name in ALL if name.endswith('_ade20k'))
+LARGE_JITTER = {name for name in V2_COCO if name.startswith('mask_rcnn')}
+CROPS_OF_640 = {
+    *('upernet_convnext_b_in22k_ade20k', 'upernet_convnext_l_in22k_ade20k', 'upernet_convnext_xl_in22k_ade20k'),
+    *('upernet_convnext_l_dinov3_ade20k', 'upernet_swin_b_in22k_ade20k'),
+}
+DIMS = {
+    'tiny': [96, 192, 384, 768],
+    'small': [96, 192, 384, 768],
+    'base': [128, 256, 512, 1024],
+    'large': [192, 384, 768, 1536],
+    'xlarge': [256, 512, 1024, 2048],
+    'huge': [352, 704, 1408, 2816],
+}
+
+
+def load(name: str) -> Config:
+    return Config.fromfile(CONFIGS / ('seg' if 'upernet' in name or 'linear' in name else 'det') / f'{name}.py')
+
+
+def test_every_leaf_is_in_a_table():
+    assert {file.stem for folder in ('det', 'seg') for file in (CONFIGS / folder).glob('*.py')} == ALL
+
+
+# --------------------------------------------------------------------------------- backbone, optimizer
+
+
+@pytest.mark.parametrize('name', CONVNEXT)
+def test_backbone_and_optimizer(name):
+    row, cfg = CONVNEXT[name], load(name)
+    assert cfg.model.backbone.to_dict() == dict(
+        type='ConvNeXt',
+        arch=row.arch,
+        layer_scale_init_value=1.0,
+        drop_path_rate=row.drop_path,
+        init_cfg=dict(type='Pretrained', checkpoint=row.weights),
+        **(dict(grn=True) if 'convnextv2' in name else {}),
+    )
+    assert cfg.optim_wrapper.to_dict() == dict(
+        type='AmpOptimWrapper' if row.amp else 'OptimWrapper',
+        constructor='ConvNeXtStageDecay' if name.endswith('_ade20k') else 'ConvNeXtLayerDecay',
+        optimizer=dict(type='AdamW', lr=row.lr, betas=(0.9, 0.999), weight_decay=0.05),
+        paramwise_cfg=dict(decay_rate=row.rate),
+    )
+    if name.endswith('_coco'):
+        assert cfg.model.neck.in_channels == DIMS[row.arch]
+    else:
+        assert cfg.model.decode_head.in_channels == DIMS[row.arch]
+        assert cfg.model.auxiliary_head.in_channels == DIMS[row.arch][2]
+
+
+@pytest.mark.parametrize('name', SWIN)
+def test_swin(name):
+    (width, depth, drop_path, file), cfg = SWIN[name], load(name)
+    backbone = cfg.model.backbone.to_dict()
+    weights = backbone.pop('init_cfg')
+    assert weights['type'] == 'Pretrained'
+    assert weights['checkpoint'].rpartition('/')[2] == file
+    is_detector = name.endswith('_coco')
+    assert backbone.pop('convert_weights', False) == is_detector  # MMSegmentation's files are converted already
+    heads = {96: [3, 6, 12, 24], 128: [4, 8, 16, 32]}[width]
+    assert backbone == dict(
+        type='SwinTransformer', embed_dims=width, depths=[2, 2, depth, 2], num_heads=heads, drop_path_rate=drop_path
+    )
+    no_decay = dict(decay_mult=0.0)
+    assert cfg.optim_wrapper.to_dict() == dict(
+        type='AmpOptimWrapper' if is_detector else 'OptimWrapper',
+        optimizer=dict(
+            type='AdamW',
+            lr=1e-4 if is_detector else 6e-5,
+            betas=(0.9, 0.999),
+            weight_decay=0.05 if is_detector else 0.01,
+        ),
+        paramwise_cfg=dict(
+            custom_keys=dict(absolute_pos_embed=no_decay, relative_position_bias_table=no_decay, norm=no_decay)
+        ),
+    )
+    model = cfg.model
+    channels = [width, 2 * width, 4 * width, 8 * width]
+    assert (model.neck if is_detector else model.decode_head).in_channels == channels
+    assert is_detector or model.auxiliary_head.in_channels == 4 * width
+
+
+def test_resnet_50():
+    detector, segmentor = map(load, RESNET)
+    swin = load('cascade_swin_t_coco')
+    assert detector.optim_wrapper == swin.optim_wrapper
+    assert detector.model.roi_head == swin.model.roi_head
+    assert detector.model.backbone.to_dict() == dict(
+        type='ResNet',
+        depth=50,
+        norm_cfg=dict(type='BN', requires_grad=True),
+        norm_eval=True,
+        frozen_stages=1,
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
+    )
+    assert segmentor.model.backbone.to_dict() == dict(
+        type='ResNet',
+        depth=50,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
+    )
+    assert segmentor.optim_wrapper.to_dict() == dict(
+        type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=5e-4)
+    )
+    channels = [256, 512, 1024, 2048]
+    assert detector.model.neck.in_channels == segmentor.model.decode_head.in_channels == channels
+    assert segmentor.model.auxiliary_head.in_channels == 1024
+
+
+@pytest.mark.parametrize('name', PROBES)
+def test_linear_probe(name):
+    (arch, weights, channels), cfg = PROBES[name], load(name)
+    assert cfg.model.backbone.to_dict() == dict(
+        type='ConvNeXt',
+        arch=arch,
+        layer_scale_init_value=1.0,
+        out_indices=(3,),
+        frozen_stages=4,
+        frozen_norms=True,
+        init_cfg=dict(type='Pretrained', checkpoint=weights, final_norm=True),
+    )
+    assert cfg.model.decode_head.to_dict() == dict(
+        type='LinearHead',
+        in_channels=channels,
+        in_index=0,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    )
+    assert cfg.model.auxiliary_head is None
+    assert cfg.optim_wrapper.to_dict() == dict(
+        type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-3)
+    )
+    assert cfg.train_cfg.to_dict() == dict(type='IterBasedTrainLoop', max_iters=40000, val_interval=5000)
+
+
+def test_drawn_data():
+    for name in DRAWN:
+        cfg = load(name)
+        assert cfg.model.backbone.to_dict() == dict(
+            type='ConvNeXt', arch='atto', layer_scale_init_value=1.0, drop_path_rate=0.0
+        )
+        assert cfg.optim_wrapper.type == 'OptimWrapper'
+        assert cfg.optim_wrapper.optimizer.lr == 1e-3
+        assert cfg.optim_wrapper.paramwise_cfg.decay_rate == 1.0
+
+
+# --------------------------------------------------------------------------------- decay, golden
+
+# layer_wise and stage_wise exponents of the decay rate for 12 and 6 layers; the third stage's blocks by threes
+EXPONENTS = {
+    ('layer', 12): dict(downsample_layers=(13, 11, 10, 1), stages=(12, 11, (10, 9, 8, 7, 6, 5, 4, 3, 2), 1)),
+    ('layer', 6): dict(downsample_layers=(7, 5, 4, 1), stages=(6, 5, (4, 3, 2), 1)),
+    ('stage', 12): dict(downsample_layers=(13, 13, 13, 13), stages=(12, 11, (10,) * 9, 9)),
+    ('stage', 6): dict(downsample_layers=(7, 7, 7, 7), stages=(6, 5, (4,) * 3, 3)),
+}
+NUM_LAYERS = {'tiny': 6, 'small': 12, 'base': 12, 'large': 12, 'xlarge': 12}
+
+
+def exponent(name: str, kind: str, num_layers: int) -> int:
+    """Return the power of the decay rate for a parameter, by its full name."""
+    where, part, *rest = name.split('.')
+    if where != 'backbone' or part.startswith('norm'):
+        return 0
+    value = EXPONENTS[kind, num_layers][part][int(rest[0])]
+    return value[int(rest[1]) // 3] if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize('name', [*COCO, *ADE20K])
+def test_rate_and_weight_decay_of_every_parameter(name):
+    row = CONVNEXT[name]
+    cfg = load(name)
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, Config(dict(cfg.optim_wrapper, type='OptimWrapper'))._cfg_dict)
+    found = {}
+    for group in wrapper.optimizer.param_groups:
+        for param in group['params']:
+            assert id(param) not in found
+            found[id(param)] = (group['lr'], group['weight_decay'])
+    parameters = dict(model.named_parameters())
+    assert len(found) == len(parameters)
+    kind = 'stage' if name in ADE20K else 'layer'
+    for full_name, param in parameters.items():
+        lr = row.lr * row.rate ** exponent(full_name, kind, NUM_LAYERS[row.arch])
+        weight_decay = 0.0 if param.ndim == 1 or full_name.endswith('.bias') else 0.05
+        assert found[id(param)] == (pytest.approx(lr, rel=1e-9), weight_decay), full_name
+
+
+# --------------------------------------------------------------------------------- schedule
+
+
+def rates(schedulers: list, num_steps: int) -> list[float]:
+    """Return the rate at every step, of an optimizer with base rate 1 that MMEngine's schedulers act on."""
+    wrapper = OptimWrapper(torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0))
+    built = [PARAM_SCHEDULERS.build({**scheduler, 'optimizer': wrapper}) for scheduler in schedulers]
+    wrapper.step()  # MMEngine warns of a scheduler that is ahead of its optimizer
+    (group,) = wrapper.param_groups
+    found = []
+    for _ in range(num_steps):
+        found.append(group['lr'])
+        for scheduler in built:
+            scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize('name', ON_COCO)
+def test_schedule_on_coco(name):
+    cfg = load(name)
+    warmup_end = 1000 if name == 'mask_rcnn_convnextv2_b_lsj_coco' else 501
+    assert [scheduler.to_dict() for scheduler in cfg.param_scheduler] == [
+        dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=warmup_end),
+        dict(type='MultiStepLR', begin=0, end=36, by_epoch=True, milestones=[27, 33], gamma=0.1),
+    ]
+    assert cfg.train_cfg.to_dict() == dict(type='EpochBasedTrainLoop', max_epochs=36, val_interval=1)
+    assert 'clip_grad' not in cfg.optim_wrapper
+    assert 'accumulative_counts' not in cfg.optim_wrapper
+
+
+def test_rates_on_coco():
+    warmup, steps = load('cascade_convnext_t_coco').param_scheduler
+    by_iteration = rates([warmup], 600)
+    for i in (0, 1, 250, 499, 500, 599):  # linear from 1e-3 of the lr over 500 iterations
+        assert by_iteration[i] == pytest.approx(min(1, 0.001 + 0.999 * i / 500)), i
+    assert rates([steps], 36) == pytest.approx([1.0] * 27 + [0.1] * 6 + [0.01] * 3)
+
+
+@pytest.mark.parametrize('name', ON_ADE20K)
+def test_schedule_on_ade20k(name):
+    cfg = load(name)
+    warmup = dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1501)
+    if name in PROBES:
+        schedule = [
+            warmup,
+            dict(type='CosineAnnealingLR', T_max=40000, eta_min=0.0, by_epoch=False, begin=0, end=40000),
+        ]
+    elif name in RESNET:
+        schedule = [dict(type='PolyLR', power=0.9, eta_min=1e-4, by_epoch=False, begin=0, end=160001)]
+    else:
+        schedule = [warmup, dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=160001)]
+    assert [scheduler.to_dict() for scheduler in cfg.param_scheduler] == schedule
+    if name not in PROBES:
+        assert cfg.train_cfg.to_dict() == dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
+    checkpoint = cfg.default_hooks.checkpoint
+    assert (checkpoint.by_epoch, checkpoint.interval) == (False, 16000)
+    assert cfg.log_processor.by_epoch is False
+    assert 'clip_grad' not in cfg.optim_wrapper
+
+
+def warmup_of_mmcv(t: int) -> float:
+    """Return the factor of MMCV 1's linear warm-up of 1500 iterations from a ratio of 1e-6."""
+    return 1 - (1 - t / 1500) * (1 - 1e-6) if t < 1500 else 1.0
+
+
+def test_rates_on_ade20k():
+    found = rates(load('upernet_convnext_t_ade20k').param_scheduler, 160000)
+    for t in (0, 1, 2, 750, 1499, 1500, 1501, 80000, 159998, 159999):
+        assert found[t] == pytest.approx((1 - t / 160000) * warmup_of_mmcv(t), rel=1e-6), t
+
+
+def test_rates_of_a_probe():
+    found = rates(load('linear_convnext_t_dinov3_ade20k').param_scheduler, 40000)
+    for t in (0, 1, 750, 1499, 1500, 20000, 39998, 39999):
+        cosine = (1 + math.cos(math.pi * t / 40000)) / 2
+        assert found[t] == pytest.approx(cosine * warmup_of_mmcv(t), rel=1e-4), t
+
+
+# --------------------------------------------------------------------------------- data
+
+WIDE = [(side, 1333) for side in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)]
+RESIZE = dict(type='RandomChoiceResize', scales=WIDE, keep_ratio=True)
+MULTI_SCALE = [
+    dict(type='RandomFlip', prob=0.5),
+    dict(
+        type='RandomChoice',
+        transforms=[
+            [RESIZE],
+            [
+                dict(type='RandomChoiceResize', scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True),
+                dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
+                RESIZE,
+            ],
+        ],
+    ),
+]
+
+
+def large_jitter(crop_type: str) -> list[dict]:
+    return [
+        dict(type='RandomResize', scale=(1024, 1024), ratio_range=(0.1, 2.0), keep_ratio=True),
+        dict(
+            type='RandomCrop',
+            crop_type=crop_type,
+            crop_size=(1024, 1024),
+            recompute_bbox=True,
+            allow_negative_crop=True,
+        ),
+        dict(type='FilterAnnotations', min_gt_bbox_wh=(0.01, 0.01)),
+        dict(type='RandomFlip', prob=0.5),
+    ]
+
+
+@pytest.mark.parametrize('name', ON_COCO)
+def test_data_of_coco(name):
+    cfg = load(name)
+    augmentation, batch_size, padding = MULTI_SCALE, 2, None
+    if name in LARGE_JITTER:
+        batch_size = 4
+        padding = [dict(type='BatchFixedSizePad', size=(1024, 1024), pad_mask=True)]
+        augmentation = large_jitter('absolute')
+    if name == 'mask_rcnn_convnextv2_b_lsj_coco':
+        augmentation, padding = large_jitter('absolute_range'), None
+    train, val = cfg.train_dataloader.to_dict(), cfg.val_dataloader.to_dict()
+    load_both = [
+        dict(type='LoadImageFromFile', backend_args=None),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    ]
+    assert train['dataset']['pipeline'] == [*load_both, *augmentation, dict(type='PackDetInputs')]
+    assert train['dataset']['type'] == val['dataset']['type'] == 'CocoDataset'
+    assert train['dataset']['ann_file'] == 'annotations/instances_train2017.json'
+    assert train['dataset']['data_prefix'] == dict(img='train2017/')
+    assert train['dataset']['filter_cfg'] == dict(filter_empty_gt=True, min_size=32)
+    assert train['batch_size'] == batch_size
+    assert train['sampler'] == dict(type='DefaultSampler', shuffle=True)
+    assert train['batch_sampler'] == dict(type='AspectRatioBatchSampler')
+    assert cfg.auto_scale_lr.to_dict() == dict(enable=False, base_batch_size=8 * batch_size)
+    assert cfg.model.data_preprocessor.get('batch_augments') == padding
+    assert val['dataset']['pipeline'][1] == dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+    assert val['dataset']['ann_file'] == 'annotations/instances_val2017.json'
+    assert val['batch_size'] == 1
+    assert cfg.test_dataloader == cfg.val_dataloader
+    assert cfg.val_evaluator.metric == ['bbox', 'segm']
+
+
+@pytest.mark.parametrize('name', ON_ADE20K)
+def test_data_of_ade20k(name):
+    cfg = load(name)
+    crop, stride = (640, 426) if name in CROPS_OF_640 else (512, 341)
+    scale = (2560, 640) if name in CROPS_OF_640 else (2048, 512)
+    train, val = cfg.train_dataloader.to_dict(), cfg.val_dataloader.to_dict()
+    image = dict(type='LoadImageFromFile', backend_args=None)
+    labels = dict(type='LoadAnnotations', backend_args=None)
+    pack = dict(type='PackSegInputs')
+    assert train['dataset']['pipeline'] == [
+        image,
+        labels,
+        dict(type='RandomResize', scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+        dict(type='RandomCrop', crop_size=(crop, crop), cat_max_ratio=0.75),
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='PhotoMetricDistortion'),
+        pack,
+    ]
+    assert val['dataset']['pipeline'] == [image, dict(type='Resize', scale=scale, keep_ratio=True), labels, pack]
+    for loader, folder in ((train, 'training'), (val, 'validation')):
+        dataset = loader['dataset']
+        assert dataset['type'] == 'ADE20KDataset'
+        assert dataset['reduce_zero_label'] is True
+        assert dataset['data_prefix'] == dict(img_path=f'images/{folder}', seg_map_path=f'annotations/{folder}')
+    assert train['sampler'] == dict(type='InfiniteSampler', shuffle=True)
+    assert (train['batch_size'], val['batch_size']) == (2, 1)
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.test_dataloader == cfg.val_dataloader
+    assert cfg.val_evaluator.to_dict() == dict(type='IoUMetric', iou_metrics=['mIoU'])
+    assert cfg.model.test_cfg.to_dict() == dict(mode='slide', crop_size=(crop, crop), stride=(stride, stride))
+    preprocessor = cfg.model.data_preprocessor
+    assert (preprocessor.size, preprocessor.pad_val, preprocessor.seg_pad_val) == ((crop, crop), 0, 255)
+    assert preprocessor.mean == [123.675, 116.28, 103.53]
+    assert preprocessor.std == [58.395, 57.12, 57.375]
+
+
+@pytest.mark.parametrize('name', ON_ADE20K)
+def test_multi_scale_test_on_ade20k(name):
+    cfg = load(name)
+    long, short = (2560, 640) if name in CROPS_OF_640 else (2048, 512)
+    ratios = (0.75, 0.875, 1.0, 1.125, 1.25) if name in V2_ADE20K else (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    assert cfg.tta_model.to_dict() == dict(type='WholeImageTTA')
+    _, views = cfg.tta_pipeline
+    resizes, flips, labels, pack = views.transforms
+    assert [resize.scale for resize in resizes] == [(int(long * ratio), int(short * ratio)) for ratio in ratios]
+    assert all(resize.type == 'Resize' and resize.keep_ratio for resize in resizes)
+    assert [(flip.type, flip.prob) for flip in flips] == [('RandomFlip', 0.0), ('RandomFlip', 1.0)]
+    assert [step.type for step in (*labels, *pack)] == ['LoadAnnotations', 'PackSegInputs']
+
+
+# --------------------------------------------------------------------------------- heads
+
+
+@pytest.mark.parametrize('name', [name for name in ON_COCO if name.startswith('cascade')])
+def test_cascade_heads(name):
+    model = load(name).model
+    assert model.type == 'CascadeRCNN'
+    stds = [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
+    for head, std in zip(model.roi_head.bbox_head, stds, strict=True):
+        assert head.to_dict() == dict(
+            type='ConvFCBBoxHead',
+            num_shared_convs=4,
+            num_shared_fcs=1,
+            in_channels=256,
+            conv_out_channels=256,
+            fc_out_channels=1024,
+            roi_feat_size=7,
+            num_classes=80,
+            bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=std),
+            reg_class_agnostic=False,
+            reg_decoded_bbox=True,
+            norm_cfg=dict(type='SyncBN', requires_grad=True),
+            loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+            loss_bbox=dict(type='GIoULoss', loss_weight=10.0),
+        )
+    assert [stage.assigner.pos_iou_thr for stage in model.train_cfg.rcnn] == [0.5, 0.6, 0.7]
+    assert model.roi_head.stage_loss_weights == [1, 0.5, 0.25]
+    assert model.test_cfg.rcnn.nms.to_dict() == dict(type='nms', iou_threshold=0.5)
+
+
+@pytest.mark.parametrize('name', [name for name in ON_COCO if name.startswith('mask_rcnn')])
+def test_mask_rcnn_heads(name):
+    model = load(name).model
+    assert (model.type, model.roi_head.bbox_head.type) == ('MaskRCNN', 'Shared2FCBBoxHead')
+    assert model.roi_head.bbox_head.loss_bbox.to_dict() == dict(type='L1Loss', loss_weight=1.0)
+    nms = 'soft_nms' if name in LARGE_JITTER else 'nms'
+    assert model.test_cfg.rcnn.nms.to_dict() == dict(type=nms, iou_threshold=0.5)
+    assert model.test_cfg.rpn.nms.type == 'nms'
+
+
+@pytest.mark.parametrize('name', [name for name in ON_ADE20K if name.startswith('upernet')])
+def test_upernet_heads(name):
+    model = load(name).model
+    shared = dict(
+        dropout_ratio=0.1, num_classes=150, norm_cfg=dict(type='SyncBN', requires_grad=True), align_corners=False
+    )
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=False)
+    decode, auxiliary = model.decode_head.to_dict(), model.auxiliary_head.to_dict()
+    assert len(decode.pop('in_channels')) == 4
+    assert auxiliary.pop('in_channels') == model.decode_head.in_channels[2]
+    assert decode == dict(
+        type='UPerHead',
+        in_index=[0, 1, 2, 3],
+        channels=512,
+        pool_scales=(1, 2, 3, 6),
+        loss_decode=dict(loss, loss_weight=1.0),
+        **shared,
+    )
+    assert auxiliary == dict(
+        type='FCNHead',
+        in_index=2,
+        channels=256,
+        num_convs=1,
+        concat_input=False,
+        loss_decode=dict(loss, loss_weight=0.4),
+        **shared,
+    )

@@ -1,0 +1,297 @@
+"""Test-time augmentation: views of known scenes come back together, and real models agree with sums written out."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import nn
+
+from convnext_dense import runs
+from convnext_dense.data import write_shapes
+from convnext_dense.tta import InstanceTTA, WholeImageTTA, unflip
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+DETECTOR = CONFIGS / 'det/cascade_convnext_atto_shapes.py'
+SEGMENTOR = CONFIGS / 'seg/upernet_convnext_atto_shapes.py'
+DRAWN = dict(num_train=2, num_val=3, size=64)
+TTA_CFG = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+# MMEngine warns of the second runner in one process, which only tests have
+SEVERAL_RUNNERS = pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning')
+PYCOCOTOOLS = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp('data') / 'shapes', **DRAWN)
+
+
+# --------------------------------------------------------------------------------------------- known scenes
+
+
+class Brightest(nn.Module):
+    """A detector of the bright rectangle in a view; it answers at the original size, as MMDetection does."""
+
+    def __init__(self, masks: bool = True) -> None:
+        super().__init__()
+        self.masks = masks
+
+    def test_step(self, data: dict) -> list[BaseDataElement]:
+        results = []
+        for image, sample in zip(data['inputs'], data['data_samples'], strict=True):
+            mask = F.interpolate(image[None].float(), size=sample.ori_shape, mode='nearest')[0, 0] > 0.5
+            rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
+            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            instances = InstanceData(
+                bboxes=torch.tensor([box], dtype=torch.float32),
+                scores=torch.tensor([0.5 + sample.bonus]),
+                labels=torch.tensor([3]),
+            )
+            if self.masks:
+                instances.masks = mask[None]
+            sample.pred_instances = instances
+            results.append(sample)
+        return results
+
+
+def view(image: torch.Tensor, flip: str | None = None, factor: int = 1, bonus: float = 0.0) -> tuple:
+    """Return a view of an image (1, H, W) with its metadata."""
+    dims = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1), None: ()}[flip]
+    meta = dict(ori_shape=tuple(image.shape[1:]), flip=flip is not None, flip_direction=flip, bonus=bonus)
+    resized = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    return resized.flip(dims), BaseDataElement(metainfo=meta)
+
+
+def collate(*views: tuple) -> dict:
+    """Return the views of one image as the test loop hands them over."""
+    return dict(inputs=[[image] for image, _ in views], data_samples=[[sample] for _, sample in views])
+
+
+@pytest.fixture
+def rectangle():
+    image = torch.zeros(1, 10, 16)
+    image[0, 1:4, 2:7] = 1
+    return image
+
+
+@pytest.mark.parametrize('masks', [True, False])
+def test_views_of_a_rectangle_meet_in_one_box(rectangle, masks):
+    model = InstanceTTA(tta_cfg=TTA_CFG, module=Brightest(masks))
+    (sample,) = model.test_step(
+        collate(
+            view(rectangle),
+            view(rectangle, 'horizontal', bonus=0.2),
+            view(rectangle, 'vertical', factor=2, bonus=0.1),
+            view(rectangle, 'diagonal', factor=3),
+        )
+    )
+    found = sample.pred_instances
+    assert found.bboxes.tolist() == [[2, 1, 7, 4]]
+    assert found.scores.tolist() == pytest.approx([0.7])  # the best view's
+    assert found.labels.tolist() == [3]
+    assert ('masks' in found) == masks
+    if masks:
+        assert torch.equal(found.masks[0], rectangle[0] > 0)
+
+
+def test_each_box_keeps_its_own_mask_and_the_best_come_first(rectangle):
+    other = torch.zeros_like(rectangle)
+    other[0, 5:9, 9:15] = 1
+    tta_cfg = dict(TTA_CFG, max_per_img=1)
+    views = [view(rectangle), view(other, 'horizontal', bonus=0.3)]
+    (both,) = InstanceTTA(tta_cfg=TTA_CFG, module=Brightest()).test_step(collate(*views))
+    assert both.pred_instances.bboxes.tolist() == [[9, 5, 15, 9], [2, 1, 7, 4]]
+    assert torch.equal(both.pred_instances.masks, torch.cat([other, rectangle]) > 0)
+    (best,) = InstanceTTA(tta_cfg=tta_cfg, module=Brightest()).test_step(collate(*views))
+    assert best.pred_instances.bboxes.tolist() == [[9, 5, 15, 9]]
+    assert len(best.pred_instances.masks) == len(best.pred_instances.scores) == 1
+
+
+def test_several_images_stay_apart(rectangle):
+    other = rectangle.flip(-1)
+    data = dict(
+        inputs=[[rectangle, other], [rectangle.flip(-1), other.flip(-1)]],
+        data_samples=[
+            [view(rectangle)[1], view(other)[1]],
+            [view(rectangle, 'horizontal')[1], view(other, 'horizontal')[1]],
+        ],
+    )
+    first, second = InstanceTTA(tta_cfg=TTA_CFG, module=Brightest()).test_step(data)
+    assert first.pred_instances.bboxes.tolist() == [[2, 1, 7, 4]]
+    assert second.pred_instances.bboxes.tolist() == [[9, 1, 14, 4]]
+
+
+def test_nothing_found():
+    empty = InstanceData(
+        bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.long),
+        masks=torch.zeros(0, 5, 6, dtype=torch.bool),
+    )  # fmt: skip
+    views = [BaseDataElement(metainfo=dict(ori_shape=(5, 6), mirrored=side)) for side in (None, 'horizontal')]
+    for sample in views:
+        sample.pred_instances = empty
+    (merged,) = InstanceTTA(tta_cfg=TTA_CFG, module=Brightest()).merge_preds([views])
+    assert len(merged.pred_instances) == 0
+    assert merged.pred_instances.masks.shape == (0, 5, 6)
+
+
+@pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
+def test_to_unflip_twice_changes_nothing(direction):
+    instances = InstanceData(bboxes=torch.rand(4, 4), masks=torch.rand(4, 5, 6) > 0.5)
+    once = unflip(instances, direction, (5, 6))
+    assert not torch.equal(once.bboxes, instances.bboxes)
+    twice = unflip(once, direction, (5, 6))
+    torch.testing.assert_close(twice.bboxes, instances.bboxes)
+    assert torch.equal(twice.masks, instances.masks)
+
+
+def test_soft_nms_lowers_the_scores(rectangle):
+    tta_cfg = dict(nms=dict(type='soft_nms', iou_threshold=0.5), max_per_img=100)
+    (sample,) = InstanceTTA(tta_cfg=tta_cfg, module=Brightest()).test_step(
+        collate(view(rectangle, bonus=0.1), view(rectangle))
+    )
+    assert sample.pred_instances.scores[0] == pytest.approx(0.6)
+    assert all(score < 0.01 for score in sample.pred_instances.scores[1:])
+
+
+# --------------------------------------------------------------------------------------------- real models
+
+
+def build(config: Path, seed: int = 0) -> tuple[Config, nn.Module]:
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    if 'rcnn' in cfg.model.test_cfg:
+        cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=30)  # an untrained head is sure of nothing
+    torch.manual_seed(seed)
+    return cfg, MODELS.build(cfg.model).eval()
+
+
+def views_of(cfg: Config, shapes: Path, pipeline: list, index: int = 0) -> dict:
+    dataset = dict(cfg.val_dataloader.dataset, data_root=str(shapes), pipeline=pipeline, **DRAWN)
+    return pseudo_collate([DATASETS.build(dataset)[index]])
+
+
+def detection_views(*flips: float) -> list[dict]:
+    return [
+        dict(type='LoadImageFromFile'),
+        dict(
+            type='TestTimeAug',
+            transforms=[
+                [dict(type='Resize', scale_factor=1.0)],
+                [dict(type='RandomFlip', prob=prob) for prob in flips],
+                [dict(type='PackDetInputs')],
+            ],
+        ),
+    ]
+
+
+@PYCOCOTOOLS
+@torch.no_grad()
+def test_one_plain_view_is_the_plain_prediction(shapes):
+    cfg, detector = build(DETECTOR)
+    plain = views_of(cfg, shapes, cfg.test_pipeline)
+    (expected,) = detector.test_step(plain)
+    expected = expected.pred_instances
+    model = MODELS.build(dict(type='InstanceTTA', tta_cfg=TTA_CFG, module=detector))
+    (sample,) = model.test_step(views_of(cfg, shapes, detection_views(0.0)))
+    found = sample.pred_instances
+    assert len(found) > 5
+    for field in ('bboxes', 'scores', 'labels', 'masks'):
+        torch.testing.assert_close(found[field], expected[field])
+
+
+@PYCOCOTOOLS
+@torch.no_grad()
+def test_views_of_a_mirrored_image_give_the_mirrored_prediction(shapes):
+    cfg, detector = build(DETECTOR)
+    model = InstanceTTA(tta_cfg=TTA_CFG, module=detector)
+    data = views_of(cfg, shapes, detection_views(0.0, 1.0))
+    # the same two pictures: what was mirrored is now the original
+    swapped = dict(inputs=data['inputs'][::-1], data_samples=[[s.clone() for s in d] for d in data['data_samples']])
+    (sample,) = model.test_step(data)
+    (mirrored,) = model.test_step(swapped)
+    width = sample.ori_shape[1]
+    found, expected = mirrored.pred_instances, sample.pred_instances
+    assert len(found) == len(expected) > 5
+    boxes = expected.bboxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([width, 0, width, 0])
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.bboxes, boxes, atol=1e-3, rtol=1e-4)
+    assert torch.equal(found.masks, expected.masks.flip(-1))
+
+
+@torch.no_grad()
+def test_probabilities_are_averaged_over_whole_images(shapes):
+    cfg, segmentor = build(SEGMENTOR)
+    nn.init.normal_(segmentor.decode_head.conv_seg.weight, std=0.5)  # or all pixels are of one class
+    segmentor.test_cfg = ConfigDict(mode='slide', crop_size=(32, 32), stride=(21, 21))
+    model = MODELS.build(dict(type='WholeImageTTA', module=segmentor))
+    data = views_of(cfg, shapes, cfg.tta_pipeline)
+    assert len(data['inputs']) == 6
+    (sample,) = model.test_step(data)
+
+    image = cv2.imread(sample.img_path)
+    height, width = image.shape[:2]
+    mean, std = torch.tensor(cfg.model.data_preprocessor.mean), torch.tensor(cfg.model.data_preprocessor.std)
+    total = torch.zeros(8, height, width)
+    for ratio in (0.75, 1.0, 1.25):
+        size = int(width * ratio + 0.5), int(height * ratio + 0.5)
+        resized = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        for flip in (False, True):
+            pixels = np.ascontiguousarray(resized[:, ::-1, ::-1] if flip else resized[:, :, ::-1])  # BGR to RGB
+            x = ((torch.from_numpy(pixels) - mean) / std).permute(2, 0, 1)[None]
+            bottom, right = -size[1] % 32, -size[0] % 32
+            padded = F.pad(x, (0, right, 0, bottom))
+            scores = segmentor.decode_head(segmentor.backbone(padded))
+            scores = F.interpolate(scores, size=padded.shape[2:], mode='bilinear', align_corners=False)
+            scores = scores[:, :, : size[1], : size[0]]
+            scores = scores.flip(-1) if flip else scores
+            scores = F.interpolate(scores, size=(height, width), mode='bilinear', align_corners=False)
+            total += scores[0].softmax(dim=0)
+    torch.testing.assert_close(sample.seg_logits.data, total / 6, rtol=1e-3, atol=1e-5)
+    assert torch.equal(sample.pred_sem_seg.data[0], sample.seg_logits.data.argmax(dim=0))
+    assert len(sample.pred_sem_seg.data.unique()) > 2
+    assert sample.gt_sem_seg.shape == (height, width)
+
+
+def test_binary_segmentor_is_decided_by_its_threshold():
+    class Constant(nn.Module):
+        out_channels = 1
+        test_cfg = ConfigDict(mode='whole')
+        decode_head = ConfigDict(threshold=0.5)
+
+        def test_step(self, data: dict) -> list[BaseDataElement]:
+            (sample,) = data['data_samples']
+            sample.seg_logits = BaseDataElement(data=data['inputs'][0])
+            return [sample]
+
+    model = WholeImageTTA(module=Constant())
+    views = [torch.tensor([[[0.2, 0.9]]]), torch.tensor([[[0.4, 0.3]]])]
+    (sample,) = model.test_step(dict(inputs=[[v] for v in views], data_samples=[[BaseDataElement()] for _ in views]))
+    torch.testing.assert_close(sample.seg_logits.data, torch.tensor([[[0.3, 0.6]]]))
+    assert sample.pred_sem_seg.data.tolist() == [[[0.0, 1.0]]]
+
+
+@PYCOCOTOOLS
+@SEVERAL_RUNNERS
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR], ids=['detector', 'segmentor'])
+def test_whole_run(config, shapes, tmp_path, capfd):
+    _, model = build(config)
+    checkpoint = tmp_path / 'untrained.pth'
+    torch.save({'meta': {}, 'state_dict': model.state_dict()}, checkpoint)
+    options = {f'test_dataloader.dataset.{key}': value for key, value in DRAWN.items()}
+    options['test_dataloader.dataset.data_root'] = str(shapes)
+    if config == DETECTOR:
+        options['test_evaluator.ann_file'] = str(shapes / 'annotations/instances_val.json')
+        options['model.test_cfg.rcnn.score_thr'] = 0.0
+    plain, augmented = (
+        runs.test(config, str(checkpoint), str(tmp_path / str(tta)), cfg_options=options, tta=tta)
+        for tta in (False, True)
+    )
+    assert plain.keys() == augmented.keys()
+    assert all(np.isfinite(value) for value in augmented.values())
+    assert 'test finished' in capfd.readouterr().out

@@ -1,0 +1,21 @@
+"""Print parameters, GFLOPs and activations of configs beside the published figures; with --measure, time and memory."""
+
+import argparse
+
+from convnext_dense.command_line import user_errors
+from convnext_dense.model_tables import describe_models
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', help="config files (default: all of this package's)")
+    parser.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        metavar=('W', 'H'),
+        help='image in pixels (default: that of the published count, or of the test)',
+    )
+    parser.add_argument('--measure', action='store_true', help='run one image for time and peak memory, on CUDA or CPU')
+    parser.add_argument('--out', metavar='FILE', help='write the table to a .md, .csv or .json file too')
+    with user_errors():
+        print(describe_models(**vars(parser.parse_args())))
