@@ -12,9 +12,10 @@ import termios
 
 import cv2
 import numpy as np
+import torch
 
 from convnext_dense.console import ConsoleHandler, prints_to
-from convnext_dense.hooks.pictures import draw_curves, read_scalars
+from convnext_dense.hooks.pictures import draw_curves, draw_predictions, read_scalars
 from convnext_dense.hooks.summary import describe_files, metric_table
 
 
@@ -136,3 +137,21 @@ def test_resumed_runs_join_into_one_curve(tmp_path):
     first.write_text('{"loss": 3, "step": 1}\n{"loss": 2, "step": 2}\n{"loss": 9, "step": 3}')
     second.write_text('{"loss": 1, "step": 3}\n{"loss": 0.5, "st')  # the run was killed in the middle of a line
     assert [row['loss'] for row in read_scalars([first, second])] == [3, 2, 1]
+
+
+def test_ground_truth_stands_left_of_the_prediction(tmp_path):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    from mmseg.visualization import SegLocalVisualizer
+
+    cv2.imwrite(str(tmp_path / 'image.png'), np.full((320, 330, 3), 128, np.uint8))
+    sample = SegDataSample(metainfo=dict(img_path=str(tmp_path / 'image.png')))
+    sample.gt_sem_seg = PixelData(data=torch.zeros(1, 320, 330, dtype=torch.long))
+    sample.pred_sem_seg = PixelData(data=torch.ones(1, 320, 330, dtype=torch.long))
+    visualizer = SegLocalVisualizer(alpha=1.0)
+    visualizer.dataset_meta = dict(classes=('red', 'blue'), palette=[[255, 0, 0], [0, 0, 255]])
+    draw_predictions(visualizer, [sample], tmp_path / 'grid.png')
+    grid = cv2.imread(str(tmp_path / 'grid.png'))
+    assert grid.shape == (332, 672, 3)  # with two margins of 6
+    assert grid[10, 10].tolist() == [0, 0, 255]  # OpenCV's channels are blue, green, red
+    assert grid[10, 650].tolist() == [255, 0, 0]

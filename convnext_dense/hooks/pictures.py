@@ -71,8 +71,12 @@ def draw_predictions(visualizer: Visualizer, samples: Sequence[BaseDataElement],
         image = image.repeat(factor, axis=0).repeat(factor, axis=1)
         with warnings.catch_warnings():  # the visualizer warns of boxes that touch the border
             warnings.simplefilter('ignore', UserWarning)
-            visualizer.add_datasample('sample', image, keep_confident(enlarge(sample, factor)), show=False)
-        cells.append(visualizer.get_image())
+            pair = []
+            for half in ('gt', 'pred'):  # one by one: MMSegmentation's visualizer returns the last one alone
+                only = dict(draw_gt=half == 'gt', draw_pred=half == 'pred')
+                visualizer.add_datasample('sample', image, keep_confident(enlarge(sample, factor)), show=False, **only)
+                pair.append(visualizer.get_image())
+        cells.append(np.concatenate(pair, axis=1))
     rows = [hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     grid = vstack(rows)
     cv2.imwrite(str(file), cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))
