@@ -4,14 +4,19 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
+import torch
 from mmengine.config import DictAction
 
 from convnext_dense.errors import UserError
-from convnext_dense.runs import is_first_process
+from convnext_dense.runs import is_lost_connection, process_rank
+from convnext_dense.stack import trust_checkpoints
 
 TRACEBACK_VARIABLE = 'CONVNEXT_DENSE_TRACEBACK'
+PATIENCE = 10  # seconds within which a launcher ends the other processes of a run when one has failed
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -28,6 +33,26 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     # PyTorch's old launcher passes this instead of setting LOCAL_RANK
     parser.add_argument('--local_rank', '--local-rank', action=LocalRank, type=int, help=argparse.SUPPRESS)
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add the opt-in to checkpoints that can run code; :func:`call` heeds it."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints that need more than tensors and plain data; they can run any code',
+    )
+
+
+def call(function: Callable, parser: argparse.ArgumentParser) -> Any:
+    """Call a function with the options of the command line, and return what it returns.
+
+    A :class:`UserError` ends the program as in :func:`user_errors`. ``--trust-checkpoint`` holds during the call.
+    """
+    options = vars(parser.parse_args())
+    trust = trust_checkpoints() if options.pop('trust_checkpoint', False) else contextlib.nullcontext()
+    with user_errors(), trust:
+        return function(**options)
 
 
 class Options(DictAction):
@@ -54,18 +79,37 @@ class LocalRank(argparse.Action):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a :class:`UserError` into one message on standard error and exit code 2; Ctrl-C into exit code 130."""
+    """Turn a :class:`UserError` into one message on standard error and exit code 2; Ctrl-C into exit code 130.
+
+    Of several processes the first one speaks. Another one speaks later, if it is still there: then the mistake is its
+    own, an image that is damaged for it alone.
+    """
     try:
         yield
     except UserError as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        # every rank speaks: an image may be damaged for one of them alone
-        rank = '' if is_first_process() else f' (rank {os.environ["RANK"]})'
-        print(f'error{rank}: {error}', file=sys.stderr)
+        rank = process_rank()
+        if rank > 0:
+            time.sleep(PATIENCE)
+        print(f'error{f" (rank {rank})" if rank else ""}: {error}', file=sys.stderr)
         if error.__cause__ is not None:
             print(f'(set {TRACEBACK_VARIABLE}=1 for the traceback)', file=sys.stderr)
-        sys.exit(2)
+        leave(2)
+    except RuntimeError as error:
+        if is_lost_connection(error):
+            time.sleep(PATIENCE)  # the process that failed has spoken, and the launcher ends this one
+        raise
     except KeyboardInterrupt:
-        print('interrupted; a training continues from its latest checkpoint with --resume', file=sys.stderr)
-        sys.exit(130)
+        if process_rank() == 0:
+            print('interrupted; a training continues from its latest checkpoint with --resume', file=sys.stderr)
+        leave(130)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; out of a process group at once, because its destructors wait for the others or abort this process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, ConfigDict
 
 from convnext_dense.data.checks import read_classes
@@ -21,6 +22,7 @@ RUNNER_KEYS = (
     'runner_type', 'model_wrapper_cfg', 'tta_model', 'tta_pipeline',
     *(f'{split}_{part}' for split in SPLITS for part in ('dataloader', 'evaluator')),
 )  # fmt: skip
+ABSOLUTE_RATES = {'eta_min', 'eta_max'}  # of a schedule; all else in it is relative to the optimizer's lr
 CLASS_AGNOSTIC = ('rpn_head', 'semantic_head')  # their num_classes is not that of the data set's objects
 
 
@@ -61,13 +63,73 @@ def enable_amp(cfg: Config) -> None:
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:
-    """Let the runner scale the lr by the total batch size over ``auto_scale_lr.base_batch_size``."""
-    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+    """Ask for an lr scaled by the total batch size over ``auto_scale_lr.base_batch_size``; :func:`fit_lr` scales it.
+
+    Raises:
+        UserError: The config does not say for which batch size its lr is, or has no lr.
+    """
+    if not recipe_batch(cfg):
         raise UserError(
             '--auto-scale-lr needs the batch size for which the lr was chosen: set '
             'auto_scale_lr = dict(base_batch_size=16) (8 GPUs x 2 images) in the config.'
         )
+    if not optimizers(cfg):
+        raise UserError('--auto-scale-lr needs optim_wrapper.optimizer.lr in the config, and there is none.')
     cfg.auto_scale_lr.enable = True
+
+
+def fit_lr(cfg: Config, num_processes: int) -> list[str]:
+    """Scale the lr where ``auto_scale_lr.enable`` asks for it; return a note of what was done, or may be forgotten.
+
+    The rates change in the config, before anything is built from it, so that every optimizer group, the base rate in
+    the log and the lowest rate of a schedule follow. The config then names the batch size that it is for: its copy in
+    the work dir is not scaled twice. MMEngine's own scaling is switched off; it knows no accumulated steps, and leaves
+    out the base rate and the lowest one.
+    """
+    if not recipe_batch(cfg) or not optimizers(cfg):
+        return []
+    is_wanted = cfg.auto_scale_lr.get('enable', False)
+    cfg.auto_scale_lr.enable = False
+    if cfg.get('resume'):
+        return ['the lr is that of the checkpoint; --auto-scale-lr acts when a training starts'] if is_wanted else []
+    batch, product = total_batch(cfg, num_processes)
+    factor = batch / recipe_batch(cfg)
+    before, batches = lr_text(cfg), f'total batch {batch} = {product}, recipe {recipe_batch(cfg)}'
+    if not is_wanted:
+        advice = f'lr kept at {before}, for another batch size ({batches}); --auto-scale-lr scales it by {factor:g}'
+        return [] if factor == 1 else [advice]
+    for optimizer in optimizers(cfg):
+        optimizer['lr'] *= factor
+    for schedule in walk(cfg.get('param_scheduler')):
+        for key in ABSOLUTE_RATES & schedule.keys():
+            schedule[key] *= factor if 'LR' in str(schedule.get('type')) else 1  # momentum has schedules as well
+    cfg.auto_scale_lr.base_batch_size = batch
+    return [f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})']
+
+
+def recipe_batch(cfg: Config) -> int | None:
+    """Return the total batch size for which the lr was chosen; None where the config does not say it."""
+    size = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def total_batch(cfg: Config, num_processes: int) -> tuple[int, str]:
+    """Return the images of an optimizer step on all processes, and the product that gives them in words."""
+    images, steps = cfg.train_dataloader.get('batch_size', 1), cfg.optim_wrapper.get('accumulative_counts', 1)
+    one, many = ('GPU', 'GPUs') if torch.cuda.is_available() else ('process', 'processes')
+    words = f'{num_processes} {one if num_processes == 1 else many} x {images} images'
+    return num_processes * images * steps, words + (f' x {steps} accumulated steps' if steps > 1 else '')
+
+
+def lr_text(cfg: Config) -> str:
+    """Return the lr as a user would write it; several optimizers have several."""
+    return ', '.join(f'{optimizer["lr"]:g}' for optimizer in optimizers(cfg))
+
+
+def optimizers(cfg: Config) -> list[dict]:
+    """Return the optimizers' settings that have an lr."""
+    wrappers = walk(cfg.get('optim_wrapper'))
+    return [wrapper['optimizer'] for wrapper in wrappers if 'lr' in (wrapper.get('optimizer') or {})]
 
 
 def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
@@ -87,7 +149,7 @@ def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: fl
 def enable_tta(cfg: Config) -> None:
     """Wrap the model and exchange the test pipeline for test-time augmentation."""
     for key in ('tta_model', 'tta_pipeline'):
-        if key not in cfg:
+        if not cfg.get(key):
             raise UserError(f'--tta needs {key} in the config; this one has none.')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     dataset = cfg.test_dataloader.dataset

@@ -10,9 +10,11 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import all_gather_object
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
@@ -23,8 +25,21 @@ from convnext_dense.errors import UserError
 from convnext_dense.lr_decay import LearningRateDecay
 from convnext_dense.stack import check_exists
 
+
+class Launcher(NamedTuple):
+    """What starts several processes: the variable with their number, and the command that does it."""
+
+    size: str
+    command: str
+
+
 LIBRARIES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
 BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError, RuntimeError)
+LAUNCHERS = {
+    'pytorch': Launcher('WORLD_SIZE', 'tools/dist_train.sh CONFIG GPUS'),
+    'slurm': Launcher('SLURM_NTASKS', 'tools/slurm_train.sh PARTITION JOB_NAME CONFIG'),
+}
+UNUSED_PARAMETERS = re.compile(r'did not receive grad for rank \d+: (?P<indices>[\d ]+)')
 UNREADABLE_IMAGE = re.compile(r"failed to load image: (?P<broken>.+)|No such file or directory: '(?P<missing>.+?)'")
 
 
@@ -55,7 +70,7 @@ def train(
         work_dir: Where logs and checkpoints go; ``work_dirs/<config name>`` by default.
         amp: Switch on mixed precision where the config does not.
         resume: 'auto' for the latest checkpoint of the work dir, or a checkpoint file.
-        auto_scale_lr: Scale the lr by batch size over ``auto_scale_lr.base_batch_size``.
+        auto_scale_lr: Scale the lr by the total batch size over ``auto_scale_lr.base_batch_size``.
         cfg_options: Dotted keys to override.
         launcher: 'none', 'pytorch' or 'slurm'; under torchrun 'none' means 'pytorch'.
 
@@ -67,26 +82,31 @@ def train(
         raise UserError(f'The config {config} has no train_dataloader: it cannot be trained, only tested.')
     if amp:
         run_config.enable_amp(cfg)
-    if auto_scale_lr:
+    if auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable'):
         run_config.enable_auto_scale_lr(cfg)
     if resume not in (None, 'auto'):
         check_exists(Path(resume))
     prepare(cfg, config, work_dir, launcher, ('train', 'val'))
     fit_to_device(cfg)
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
     if resume == 'auto':
         resume = latest_checkpoint(Path(cfg.work_dir))
         if resume is None:
             tell(f'nothing to resume in {cfg.work_dir}: training starts from the beginning')
-    if resume is not None:
-        cfg.resume, cfg.load_from = True, str(resume)
+    cfg.resume = resume is not None
+    if cfg.resume:
+        cfg.load_from = str(resume)
+    tell(*run_config.fit_lr(cfg, num_processes(cfg.launcher)))
     runner = build_runner(cfg)
+    check_same_checkpoint(cfg.load_from if cfg.resume else None)
     with prints_to(Path(runner.log_dir) / 'prints.txt'):
         with build_errors():  # what MMEngine would build in train(), so that mistakes are answered the same way
             _ = runner.train_loop
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             if runner._val_loop is not None:
                 _ = runner.val_loop
-        with image_errors():
+        with image_errors(), unused_parameter_errors(runner.model):
             runner.train()
     leave_group()
     return runner
@@ -175,12 +195,13 @@ def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None
 def prepare(cfg: Config, config: str | os.PathLike, work_dir: str | None, launcher: str, splits: tuple) -> None:
     """Settle work dir, launcher, device and runner of a run, and check its data."""
     require_library(cfg.get('default_scope'))
-    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
-    make_writable(Path(cfg.work_dir))
     is_torchrun = launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ
     cfg.launcher = 'pytorch' if is_torchrun else launcher
+    check_launcher(cfg.launcher)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
+    make_writable(Path(cfg.work_dir))
     cfg.setdefault('runner_type', 'OneLineRunner')
-    if is_first_process(cfg.launcher):
+    if process_rank() == 0:
         for split in splits:
             if cfg.get(f'{split}_dataloader'):
                 tell(*check_dataset(cfg[f'{split}_dataloader']['dataset'], f'{split}_dataloader.dataset'))
@@ -197,7 +218,7 @@ def fit_to_device(cfg: Config) -> None:
 
 def tell(*notes: str) -> None:
     """Print notes for the user on standard error, from one process."""
-    if is_first_process():
+    if process_rank() == 0:
         for note in notes:
             print(f'note: {note}', file=sys.stderr)
 
@@ -211,9 +232,34 @@ def require_library(scope: str | None) -> None:
         )
 
 
-def is_first_process(launcher: str = 'none') -> bool:
-    """Tell whether this is the process that speaks, before torch.distributed is up."""
-    return int(os.environ.get('SLURM_PROCID' if launcher == 'slurm' else 'RANK', 0)) == 0
+def process_rank() -> int:
+    """Return the number of this process in its run, before torch.distributed is up; the process 0 speaks."""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
+
+
+def num_processes(launcher: str) -> int:
+    """Return how many processes the run has on all machines, before torch.distributed is up."""
+    return int(os.environ[LAUNCHERS[launcher].size]) if launcher in LAUNCHERS else 1
+
+
+def check_launcher(launcher: str) -> None:
+    """Look for what a launcher has to provide.
+
+    Raises:
+        UserError: This process was not started by the launcher, or there are fewer GPUs than processes.
+    """
+    if launcher not in LAUNCHERS:
+        return
+    size, command = LAUNCHERS[launcher]
+    if size not in os.environ:
+        raise UserError(f'--launcher {launcher} finds no {size} in the environment. Start the run with {command}.')
+    num_gpus = torch.cuda.device_count()
+    if launcher == 'slurm' and num_gpus == 0:
+        instead = LAUNCHERS['pytorch'].command
+        raise UserError(f'--launcher slurm needs a GPU for each process, and there is none here. Use {instead}.')
+    local_size = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    if launcher == 'pytorch' and 0 < num_gpus < local_size:
+        raise UserError(f'{local_size} processes were started for {num_gpus} GPUs on this machine. Start one for each.')
 
 
 def latest_checkpoint(work_dir: Path) -> Path | None:
@@ -224,6 +270,24 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
         return noted
     files = [file for kind in ('epoch_*.pth', 'iter_*.pth') for file in work_dir.glob(kind)]
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def check_same_checkpoint(file: str | None) -> None:
+    """Raise a :class:`UserError` where the processes would resume from different checkpoints, or only some of them."""
+    names = [name and Path(name).name for name in all_gather_object(file)]
+    if len(set(names)) > 1:
+        found = ', '.join(f'process {rank}: {name or "none"}' for rank, name in enumerate(names))
+        raise UserError(
+            f'The processes find different checkpoints to resume from ({found}). Put the work dir on a disk that all '
+            'machines share, or copy the checkpoint to the same place on each.'
+        )
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Tell whether an error means that another process of the run has gone; gloo's errors have no class."""
+    if not torch.distributed.is_available():
+        return False
+    return isinstance(error, torch.distributed.DistBackendError) or 'gloo/transport' in str(error)
 
 
 def leave_group() -> None:
@@ -239,7 +303,7 @@ def make_writable(folder: Path) -> None:
     Raises:
         UserError: It cannot.
     """
-    probe = folder / f'.write_test_{os.getpid()}'
+    probe = folder / f'.write_test_{process_rank()}_{os.getpid()}'  # processes on two machines may have the same id
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -264,6 +328,8 @@ def build_errors() -> Iterator[None]:
     except UserError:
         raise
     except BUILD_ERRORS as error:
+        if is_lost_connection(error):
+            raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise UserError(f'The config cannot be built: {text}') from error
 
@@ -281,4 +347,26 @@ def image_errors() -> Iterator[None]:
         raise UserError(
             f'The image {problem}. Replace it or take it out of the annotation file; --resume continues from the last '
             'checkpoint.'
+        ) from error
+
+
+@contextlib.contextmanager
+def unused_parameter_errors(model: torch.nn.Module) -> Iterator[None]:
+    """Turn what PyTorch says of parameters without a gradient on several processes into a :class:`UserError`.
+
+    PyTorch numbers the trainable parameters; here they get names.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        match = UNUSED_PARAMETERS.search(str(error))
+        if match is None:
+            raise
+        names = [name for name, param in model.named_parameters() if param.requires_grad]
+        unused = [names[int(index)].removeprefix('module.') for index in match['indices'].split()]
+        shown = ', '.join(unused[:3]) + (', ...' if len(unused) > 3 else '')
+        raise UserError(
+            f'{len(unused)} parameters take no part in the loss ({shown}), and the processes wait '
+            'for their gradients. Freeze them or take them out of the model, or set find_unused_parameters = True in '
+            'the config.'
         ) from error

@@ -1,0 +1,71 @@
+# What the launch scripts share: checks of arguments and environment, and the two commands. Sourced, with $usage set.
+
+tools=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+python=${PYTHON:-python}
+if [[ -z ${PYTHON:-} && -x $tools/../.venv/bin/python ]]; then
+    python=$tools/../.venv/bin/python # as in the Makefile
+fi
+
+fail() {
+    printf 'error: %s\n\n%s\n' "$1" "$usage" >&2
+    exit 2
+}
+
+# require_arguments NUMBER ARGUMENT...: NUMBER of them, then options
+require_arguments() {
+    local number=$1
+    shift
+    if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+        printf '%s\n' "$usage"
+        exit 0
+    fi
+    [[ $# -ge $number ]] || fail "$number arguments are needed, $# came."
+    shift "$number"
+    [[ $# -eq 0 || $1 == -* ]] || fail "options start with a dash; got '$1'."
+}
+
+# require_number NAME VALUE LEAST
+require_number() {
+    [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ && $2 -ge $3 ]] || fail "$1 must be a whole number, $3 or more; got '$2'."
+}
+
+# run_torchrun GPUS SCRIPT ARGUMENT...
+run_torchrun() {
+    local gpus=$1 script=$2 nodes=${NNODES:-1} rendezvous
+    shift 2
+    require_number GPUS "$gpus" 1
+    require_number NNODES "$nodes" 1
+    command -v "$python" >/dev/null || fail "there is no $python; set PYTHON to an interpreter."
+    [[ -z ${PORT:-} ]] || require_number PORT "$PORT" 1
+    if [[ $nodes -gt 1 ]]; then
+        [[ -n ${MASTER_ADDR:-} ]] || fail "NNODES=$nodes needs MASTER_ADDR, the address of the machine with NODE_RANK=0."
+        require_number NODE_RANK "${NODE_RANK:-}" 0
+        [[ $NODE_RANK -lt $nodes ]] || fail "NODE_RANK must be less than NNODES=$nodes; got '$NODE_RANK'."
+        rendezvous=(--nnodes "$nodes" --node-rank "$NODE_RANK")
+        rendezvous+=(--master-addr "$MASTER_ADDR" --master-port "${PORT:-29500}")
+    elif [[ -n ${PORT:-} ]]; then
+        rendezvous=(--master-addr 127.0.0.1 --master-port "$PORT")
+    else
+        rendezvous=(--standalone) # on a free port, so that several runs share a machine
+    fi
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's default, without its warning
+    export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS} # MMEngine's, likewise
+    exec "$python" "$tools/torchrun.py" "${rendezvous[@]}" --nproc-per-node "$gpus" \
+        "$tools/$script" "$@" --launcher pytorch
+}
+
+# run_srun PARTITION JOB_NAME SCRIPT ARGUMENT...
+run_srun() {
+    local partition=$1 job_name=$2 script=$3 gpus=${GPUS:-8} gpus_per_node cpus_per_task=${CPUS_PER_TASK:-5} words
+    shift 3
+    require_number GPUS "$gpus" 1
+    gpus_per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
+    require_number GPUS_PER_NODE "$gpus_per_node" 1
+    require_number CPUS_PER_TASK "$cpus_per_task" 1
+    command -v srun >/dev/null || fail 'there is no srun here. Without Slurm use tools/dist_train.sh and tools/dist_test.sh.'
+    read -ra words <<<"${SRUN_ARGS:-}"
+    # one failed process ends the others, which would wait for it
+    exec srun --partition "$partition" --job-name "$job_name" --gres "gpu:$gpus_per_node" --ntasks "$gpus" \
+        --ntasks-per-node "$gpus_per_node" --cpus-per-task "$cpus_per_task" --kill-on-bad-exit=1 \
+        ${words[@]+"${words[@]}"} "$python" -u "$tools/$script" "$@" --launcher slurm
+}

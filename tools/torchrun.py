@@ -1,0 +1,29 @@
+"""PyTorch's torchrun with its options, without tracebacks of its own: ``python tools/torchrun.py ... SCRIPT ...``.
+
+It ends with the exit code of the process that failed first. After a mistake of the user (exit code 2) it says nothing:
+that process has said what to do.
+"""
+
+import logging
+import sys
+
+from torch.distributed import DistNetworkError
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+if __name__ == '__main__':
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # what it says of a failed process
+    try:
+        main()
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except DistNetworkError as error:
+        print(f'error: the processes cannot meet; check MASTER_ADDR, or choose another PORT. {error}', file=sys.stderr)
+        sys.exit(2)
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        if 2 in codes:
+            sys.exit(2)
+        print(error, file=sys.stderr)
+        sys.exit(max(1, error.get_first_failure()[1].exitcode))
