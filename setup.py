@@ -18,7 +18,7 @@ OPENMMLAB = [
     'ftfy',
     'regex',
 ]
-DEVELOPMENT = ['timm>=1.0', 'pytest>=8', 'ruff', 'pre-commit']
+DEVELOPMENT = ['timm>=1.0', 'transformers>=5', 'pytest>=8', 'ruff', 'pre-commit']
 
 setup(
     name='convnext-dense',
@@ -37,6 +37,7 @@ setup(
         'matplotlib',
         'packaging',
         'pillow',
+        'safetensors',
         'tqdm',
     ],
     extras_require={'mm': OPENMMLAB, 'dev': DEVELOPMENT},

@@ -7,7 +7,7 @@ MMEngine's root registries.
 
 from convnext_dense import stack
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 stack.prepare()
 

@@ -1,7 +1,9 @@
 """What several rooms' tests share."""
 
+import http.server
 import re
-from functools import cache
+import threading
+from functools import cache, partial
 
 import pytest
 import torch
@@ -28,6 +30,29 @@ def device(request):
     if request.param == 'cuda' and not torch.cuda.is_available():
         pytest.skip('needs a GPU')
     return torch.device(request.param)
+
+
+@pytest.fixture
+def serve():
+    """Serve a folder on this machine; calling it returns the address and a list of the paths that are asked for."""
+    servers = []
+
+    def start(folder):
+        requests = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_):
+                requests.append(self.path)
+
+        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=str(folder)))
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        servers.append(server)
+        return f'http://127.0.0.1:{server.server_port}', requests
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture

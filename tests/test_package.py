@@ -1,8 +1,11 @@
 """Importing the package: quiet, cheap, repeatable, and without the OpenMMLab libraries."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import convnext_dense
 
@@ -75,3 +78,8 @@ def test_one_version_in_one_place():
 
     assert importlib.metadata.version('convnext-dense') == convnext_dense.__version__
     assert f'## {convnext_dense.__version__}' in (ROOT / 'CHANGELOG.md').read_text()
+
+
+@pytest.mark.parametrize('tool', sorted((ROOT / 'tools').glob('*.py')), ids=lambda tool: tool.stem)
+def test_tools_can_be_imported(tool):
+    runpy.run_path(str(tool), run_name='imported')

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from convnext_dense import ConvNeXt
-from convnext_dense.weights.formats import TIMM, to_backbone
+from convnext_dense.weights import load_weights
+from convnext_dense.weights.formats import MMPRETRAIN
 
 MODES = ('forward', 'forward+backward')
 PRECISIONS = ('fp32', 'bf16')
@@ -46,8 +47,7 @@ def build_contestants(arch: str, v2: bool) -> dict[str, nn.Module]:
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, 1.0, 0.1) if parameter.ndim == 1 else nn.init.normal_(parameter, 0.0, 0.02)
     ours = ConvNeXt(arch, grn=v2, out_norm=False)
-    state_dict, _, _ = to_backbone(theirs.state_dict(), TIMM, '')
-    ours.load_state_dict({k: v.reshape(ours.get_parameter(k).shape) for k, v in state_dict.items()})
+    load_weights(ours, theirs.state_dict())
     contestants = {'convnext_dense': ours, 'timm': theirs}
     if importlib.util.find_spec('mmpretrain'):
         contestants['mmpretrain'] = build_mmpretrain(arch, v2, ours)
@@ -67,12 +67,7 @@ def build_mmpretrain(arch: str, v2: bool, ours: nn.Module) -> nn.Module:
     )
     for i in range(4):
         setattr(theirs, f'norm{i}', nn.Identity())
-    names = {'dwconv': 'depthwise_conv', 'pwconv1': 'pointwise_conv1', 'pwconv2': 'pointwise_conv2'}
-    state_dict = {}
-    for key, value in ours.state_dict().items():
-        key = '.'.join(names.get(part, part) for part in key.split('.'))
-        state_dict[key] = value.flatten() if '.grn.' in key else value
-    theirs.load_state_dict(state_dict)
+    theirs.load_state_dict(dict(MMPRETRAIN.write(key, value) for key, value in ours.state_dict().items()))
     return theirs
 
 

@@ -1,9 +1,10 @@
-"""Refuse a checkpoint that does not fit the whole model where the whole model is meant."""
+"""Refuse a checkpoint that does not fit the whole model, or the whole run, where that is meant."""
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from convnext_dense.errors import UserError
 from convnext_dense.weights import fit
 
 
@@ -16,5 +17,17 @@ class CheckWeightsHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Raise a UserError where keys or shapes differ; ``checkpoint`` is what the file holds."""
+        if runner._resume and not is_run(checkpoint):
+            source = getattr(checkpoint, 'source', 'the checkpoint')
+            raise UserError(
+                f'{source} holds weights alone, not the state of a run that could be resumed. Start from these weights '
+                f'with --cfg-options load_from={source} instead of --resume.'
+            )
         if runner._train_dataloader is None or runner._resume:
             fit(runner.model, checkpoint, need='all')
+
+
+def is_run(checkpoint: dict) -> bool:
+    """Tell whether a checkpoint has what MMEngine's ``Runner.resume`` reads besides the weights."""
+    meta = checkpoint.get('meta')
+    return 'message_hub' in checkpoint and isinstance(meta, dict) and {'epoch', 'iter'} <= meta.keys()

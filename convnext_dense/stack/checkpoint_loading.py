@@ -7,8 +7,9 @@ tensors and plain data alone; to these come here the few types in MMEngine's own
 that needs more is refused unless the user trusts it by name: ``--trust-checkpoint`` of the tools,
 ``CONVNEXT_DENSE_TRUST_CHECKPOINT=1`` or ``with trust_checkpoints(): ...``.
 
-A safetensors file holds nothing but tensors and text; it is known by its first bytes, whatever its name. Tensors of
-local files are mapped into memory: what is copied into a model exists once there and once in the file, not thrice.
+A safetensors file holds nothing but tensors and text; it is known by its first bytes, whatever its name. What MMEngine
+loads from a local file is mapped into memory, not read: weights exist once in the model, and an optimizer's state that
+nobody looks at costs nothing.
 """
 
 import contextlib
@@ -41,10 +42,12 @@ ONE_CYCLE_SHAPES = ('_annealing_cos', '_annealing_linear')
 # Text, bool, integers, floats and complex numbers. Not objects: an array of objects can hold anything.
 NUMPY_TYPE_CODES = '?bhilqpBHILQPefdgFDGSU'
 
-# A checkpoint of the largest model with its optimizer, its config and a log of a million steps stays far below these.
-MOST_PICKLE_BYTES = 2**28
+# A checkpoint of the largest model with its optimizer and its config stays below these, and so does a log of a million
+# steps of a hundred values, at 20 MB a value.
+MOST_PICKLE_BYTES = 2**31
 MOST_EXPANSION = 10
 MOST_ENTRIES = 100_000
+NOT_A_MODEL = 'No checkpoint of a model does'
 META_KEY = 'convnext_dense'  # where a safetensors file carries what a checkpoint holds besides tensors
 
 HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.[a-z]+$')
@@ -68,12 +71,16 @@ def checkpoints_are_trusted() -> bool:
     return _trusted.get() or os.environ.get(TRUST_VARIABLE) == '1'
 
 
-def read_checkpoint(file: str | os.PathLike | IO[bytes], map_location: Any = None, **torch_options: Any) -> Any:
+def read_checkpoint(
+    file: str | os.PathLike | IO[bytes], map_location: Any = None, mmap: bool = False, **torch_options: Any
+) -> Any:
     """Return what is saved in the file, as ``torch.load`` does, but safely; a safetensors file too.
 
     Args:
         file: Path, or a file opened for reading bytes.
         map_location: As for ``torch.load``.
+        mmap: Map the tensors of a local file into memory where its format allows; a safetensors file always is. The
+            file may then be replaced or deleted, but not written in place while a tensor of it is in use.
         **torch_options: Further options of ``torch.load``. ``weights_only`` has no effect.
 
     Raises:
@@ -85,11 +92,11 @@ def read_checkpoint(file: str | os.PathLike | IO[bytes], map_location: Any = Non
         check_exists(Path(file))
         if is_safetensors(file):
             return read_safetensors(file, map_location)
-        torch_options.setdefault('mmap', can_be_mapped(file))
+        mmap = can_be_mapped(file) and mmap
     torch_options['weights_only'] = not checkpoints_are_trusted()
     _allow_mmengine_types()
-    with _explained_errors(file):
-        return torch.load(file, map_location=map_location, **torch_options)
+    with explained_errors(file):
+        return torch.load(file, map_location=map_location, mmap=mmap, **torch_options)
 
 
 def is_safetensors(file: str | os.PathLike) -> bool:
@@ -111,16 +118,26 @@ def read_safetensors(file: str | os.PathLike, map_location: Any = None) -> dict:
         raise UserError(f'{file} needs the package safetensors: pip install safetensors.') from error
     try:
         with safe_open(file, framework='pt') as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no dict)
-            meta = (opened.metadata() or {}).get(META_KEY)
-    except SafetensorError as error:
+            keys = opened.keys()
+            if len(keys) > MOST_ENTRIES:
+                raise UserError(f'The checkpoint {file} is not read: it holds {len(keys):,} tensors. {NOT_A_MODEL}.')
+            tensors = {key: opened.get_tensor(key) for key in keys}
+            meta = json.loads((opened.metadata() or {}).get(META_KEY, 'null'), object_hook=_with_colours)
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(
             f'Cannot read the checkpoint {file}: it begins like a safetensors file but is cut short or damaged. Copy '
             f'or download it again. (safetensors says: {_first_line(error)})'
         ) from error
     if map_location is not None and not callable(map_location):
         tensors = {key: tensor.to(map_location) for key, tensor in tensors.items()}
-    return tensors if meta is None else {'meta': json.loads(meta), 'state_dict': tensors}
+    return tensors if meta is None else {'meta': meta, 'state_dict': tensors}
+
+
+def _with_colours(entry: dict) -> dict:
+    """Make the colours of a palette tuples again, as which MMDetection tells a colour from a list of colours."""
+    if isinstance(entry.get('palette'), list):
+        entry['palette'] = [tuple(colour) if isinstance(colour, list) else colour for colour in entry['palette']]
+    return entry
 
 
 def can_be_mapped(file: str | os.PathLike) -> bool:
@@ -134,7 +151,7 @@ def can_be_mapped(file: str | os.PathLike) -> bool:
             parts = archive.infolist()
     except (zipfile.BadZipFile, OSError):
         return False
-    packed = sum(part.compress_size for part in parts)
+    packed = min(os.path.getsize(file), sum(part.compress_size for part in parts))  # entries may overlap
     unpacked = sum(part.file_size for part in parts)
     pickles = sum(part.file_size for part in parts if part.filename.endswith('.pkl'))
     problem = ''
@@ -146,8 +163,7 @@ def can_be_mapped(file: str | os.PathLike) -> bool:
         problem = f'it holds {len(parts):,} entries'
     if problem and not checkpoints_are_trusted():
         raise UserError(
-            f'The checkpoint {file} is not read: {problem}, which no checkpoint of a model does; it could fill the '
-            f'memory. {TRUST_ADVICE}'
+            f'The checkpoint {file} is not read: {problem}. {NOT_A_MODEL}, and it could fill the memory. {TRUST_ADVICE}'
         )
     return all(part.compress_type == zipfile.ZIP_STORED for part in parts)
 
@@ -190,22 +206,47 @@ def read_checkpoint_from_url(
                 'was kept; try again, or get the file from its makers.'
             ) from error
     try:
-        return read_checkpoint(cached, map_location)
+        return read_checkpoint(cached, map_location, mmap=True)
     except UserError as error:
         raise UserError(f'{error} The file was downloaded from {url}; delete it to download it again.') from error
+
+
+@contextlib.contextmanager
+def first_on_this_machine() -> Iterator[None]:
+    """Let one process of each machine download first; the others then find the file in the cache.
+
+    Where it fails the others try and fail too; MMEngine's own loader leaves them waiting for ever.
+    """
+    import torch
+
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    is_first = int(os.environ.get('LOCAL_RANK', 0)) == 0
+    if is_distributed and not is_first:
+        torch.distributed.barrier()
+    try:
+        yield
+    finally:
+        if is_distributed and is_first:
+            torch.distributed.barrier()
 
 
 def read_safely_in(module: Any) -> None:
     """Make the loaders of ``mmengine.runner.checkpoint`` read safely, whatever they pass to ``torch.load``."""
 
     def load_from_local(filename: str, map_location: Any = None) -> Any:
-        return read_checkpoint(os.path.expanduser(filename), map_location)
+        return read_checkpoint(os.path.expanduser(filename), map_location, mmap=True)
+
+    def load_from_http(filename: str, map_location: Any = None, **options: Any) -> Any:
+        with first_on_this_machine():
+            return module.load_url(filename, map_location=map_location, **options)
 
     # Loaders that fetch the file themselves (s3, pavi, open-mmlab) call torch.load.
     module.torch = _TorchThatReadsSafely()
     module.load_url = read_checkpoint_from_url
     module.load_from_local = load_from_local
+    module.load_from_http = load_from_http
     module.CheckpointLoader.register_scheme('', load_from_local, force=True)
+    module.CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
 
 
 class _TorchThatReadsSafely:
@@ -284,7 +325,7 @@ def check_exists(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained_errors(file: str | os.PathLike | IO[bytes]) -> Iterator[None]:
+def explained_errors(file: str | os.PathLike | IO[bytes]) -> Iterator[None]:
     """Turn the many errors of unreadable files into a ``UserError`` that says what the file is."""
     try:
         yield
@@ -313,6 +354,7 @@ def _refused_type(error: Exception) -> str | None:
         r'unsupported GLOBAL (\S+)',
         r"but got <class '([^']+)'>",
         r'unrecognized function (.+)',
+        r'Unsupported globals: (.+?)\. ',  # in timm's words
     ):
         found = re.search(pattern, message)
         if found:

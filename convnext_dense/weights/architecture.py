@@ -66,7 +66,7 @@ def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture | None:
     blocks = {(stage_of(key), int(key.split('.')[2])) for key in tensors if key.startswith('stages.')}
     depths = tuple(sum(stage == s for stage, _ in blocks) for s in range(num_stages))
     first = [tensors.get(f'stages.{s}.0.dwconv.weight') for s in range(num_stages)]
-    dims = tuple(0 if weight is None else weight.shape[0] for weight in first)
+    dims = tuple(0 if weight is None else weight.shape[:1].numel() for weight in first)
     return Architecture(depths, dims, any('.grn.' in key for key in tensors))
 
 
@@ -79,7 +79,7 @@ def what_differs(fmt: Format, tensors: Mapping[str, Tensor], norm_eps: float) ->
         norm_eps: Epsilon of our backbone.
     """
     stem = tensors['downsample_layers.0.0.weight']
-    if fmt is TIMM and stem.shape[-1] == 3:
+    if fmt is TIMM and stem.shape[-1:] == (3,):
         return 'a ConvNeXt with an overlapping stem (timm `_ols`): two 3x3 convolutions, where ours is one of 4x4'
     norms = [key for key in tensors if key.endswith('.norm.weight')]
     if norms and not any(key.endswith('.norm.bias') for key in tensors):

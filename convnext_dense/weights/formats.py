@@ -19,6 +19,7 @@ from torch import Tensor
 FLAT, GRN, CHW = (-1,), (1, 1, 1, -1), (-1, 1, 1)  # how a vector of C entries is stored
 STEM = 'downsample_layers.0.0.weight'
 CLASSIFIER = ('norm.', 'head.')
+MOST_BACKBONES = 16  # in a file; more are no work of training
 
 
 def dense_kernel(kernel: Tensor) -> Tensor:
@@ -28,7 +29,9 @@ def dense_kernel(kernel: Tensor) -> Tensor:
         kernel: (k * k, in, out), or (k * k, C) of a depthwise convolution, x before y
             (facebookresearch/ConvNeXt-V2, MinkowskiEngine).
     """
-    size = math.isqrt(kernel.shape[0])
+    size = math.isqrt(len(kernel)) if kernel.ndim in (2, 3) else 0
+    if size * size != kernel.shape[:1].numel():
+        return kernel  # of no use, which its shape tells whoever loads it
     if kernel.ndim == 2:
         kernel = kernel[:, None]
     return kernel.permute(2, 1, 0).unflatten(-1, (size, size)).transpose(-1, -2)
@@ -60,7 +63,7 @@ class Format:
         rows: The table; where two rows have the same right side, the first is written.
         classifier: Their names of the final norm and the head.
         left_out: Beginnings of keys that no backbone needs, and why they are there.
-        mark: A pattern that some key matches, where the rows alone do not tell the format.
+        mark: A pattern that some key without prefix matches, where the rows alone do not tell the format.
         licence: That of the weights which the format's makers publish.
         prefix: What stands before a backbone's keys in their files.
         heads: (theirs, ours) inside the keys of a whole model's heads.
@@ -104,6 +107,16 @@ class Format:
                 return name, in_our_shape(name, row.read(tensor) if row.read else tensor)
         return None
 
+    def reason_to_leave_out(self, key: str) -> str:
+        """Say why no backbone needs a key without prefix; empty where one may."""
+        return next((why for start, why in self.left_out.items() if key.startswith(start)), '')
+
+    def rename_head(self, key: str) -> str:
+        """Return our name of a key outside of the backbone."""
+        for theirs, ours in self.heads:
+            key = key.replace(theirs, ours)
+        return key
+
     def write(self, key: str, tensor: Tensor, arch: str | None = None) -> tuple[str, Tensor] | None:
         """Return their name and tensor of our key; None where the table has no row for it.
 
@@ -127,7 +140,7 @@ def compile_template(template: str) -> re.Pattern:
     >>> compile_template('stages.{s}.').match('stages.12.gamma').groupdict()
     {'s': '12'}
     """
-    return re.compile(re.sub(r'\\{(\w)\\}', r'(?P<\1>\\d+)', re.escape(template)))
+    return re.compile(re.sub(r'\\{(\w)\\}', r'(?P<\1>\\d{1,2})', re.escape(template)))
 
 
 def in_our_shape(key: str, tensor: Tensor) -> Tensor:
@@ -168,7 +181,7 @@ FCMAE = Format(
     ),
     classifier=FB_CLASSIFIER,
     left_out=dict.fromkeys(('proj.', 'mask_token', 'decoder.', 'pred.'), 'decoder'),
-    mark=r'\.kernel$|(^|\.)(mask_token|decoder\.)',
+    mark=r'\.kernel$|^(mask_token|decoder\.)',
     licence='CC-BY-NC 4.0',
 )
 DINOV3 = Format(
@@ -177,7 +190,7 @@ DINOV3 = Format(
     FB_ROWS,
     FB_CLASSIFIER,
     left_out={'norms.': 'final norm once more'},
-    mark=r'(^|\.)norms\.3\.',
+    mark=r'^norms\.3\.',
     licence='DINOv3 License',
 )
 EUPE = Format(
@@ -186,9 +199,10 @@ EUPE = Format(
     FB_ROWS,
     FB_CLASSIFIER,
     left_out={'norms.': 'final norm once more', 'projectors.': 'projectors'},
-    mark=r'(^|\.)projectors\.',
+    mark=r'^projectors\.',
     licence='FAIR Noncommercial Research License',
 )
+# OpenCLIP's image tower is timm's, at `visual.trunk.`: of a plain size it loads, without its head and the text tower.
 TIMM = Format(
     'timm',
     'timm',
@@ -226,7 +240,7 @@ MMPRETRAIN = Format(
         Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
         Row('norm{s}.', 'norm{s}.'),
     ),
-    # The classifier's final norm is norm3 there; `translate` tells it from a detector's.
+    # The classifier's final norm is norm3 there; `read_part` tells it from a detector's.
     classifier=(Row('head.fc.', 'head.'),),
     mark=r'\.depthwise_conv\.',
     licence="Apache-2.0; converted weights keep their makers' licence",
@@ -315,10 +329,11 @@ def find_backbones(keys: Iterable[str]) -> list[Found]:
     keys = list(keys)
     best = {}
     for fmt in FORMATS:
-        if fmt.mark and not any(re.search(fmt.mark, key) for key in keys):
-            continue
-        for prefix in stem_prefixes(fmt, keys):
-            known = sum(key.startswith(prefix) and fmt.read(key[len(prefix) :]) is not None for key in keys)
+        for prefix in stem_prefixes(fmt, keys)[:MOST_BACKBONES]:
+            below = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+            if fmt.mark and not any(re.search(fmt.mark, key) for key in below):
+                continue
+            known = sum(fmt.read(key) is not None for key in below)
             if prefix not in best or known > best[prefix].num_keys:
                 best[prefix] = Found(fmt, prefix, known)
     return sorted(best.values(), key=lambda found: -found.num_keys)

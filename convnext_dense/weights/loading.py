@@ -17,9 +17,17 @@ from torch import Tensor, nn
 from convnext_dense.backbone import ConvNeXt
 from convnext_dense.console import show_table
 from convnext_dense.errors import UserError
-from convnext_dense.weights.architecture import read_architecture, stage_of, what_differs
-from convnext_dense.weights.formats import CLASSIFIER
-from convnext_dense.weights.reading import Entry, Part, choose_backbone, keys_of, read_part, unwrap
+from convnext_dense.weights.architecture import Architecture, stage_of, what_differs
+from convnext_dense.weights.formats import CLASSIFIER, Found
+from convnext_dense.weights.reading import (
+    Entry,
+    Part,
+    choose_backbone,
+    find_state_dict,
+    keys_of,
+    read_part,
+    unwrap,
+)
 from convnext_dense.weights.report import Report, shorten
 from convnext_dense.weights.sources import fetch
 
@@ -95,46 +103,50 @@ def fit(
     model = unwrap_model(model)
     source = getattr(checkpoint, 'source', 'the checkpoint')
     given = unwrap(checkpoint, source)
+    target = model.state_dict()
     places = {f'{name}.' if name else '': part for name, part in model.named_modules() if isinstance(part, ConvNeXt)}
-    parts = {
-        place: read_part(given, choose_backbone(given, source, prefix, place), with_head=not place) for place in places
-    }
+    found = {place: choose_backbone(given, source, prefix, place) for place in places}
+    has_heads = has_model_heads(given, found, target)
+    parts = {place: read_part(given, each, with_head=not has_heads) for place, each in found.items()}
     used = keys_of(parts.values())
+    rest = [key for key in given if key not in used]
     report = Report(source, licence=getattr(checkpoint, 'licence', ''))
     for place, part in parts.items():
         prepare(part, places[place], report, final_norm)
+        if not rest and not report.licence:  # the weights as their makers publish them, not a model of the user's
+            report.licence = part.found.format.licence
 
     entries = {place + key: entry for place, part in parts.items() for key, entry in part.entries.items()}
-    rest = [key for key in given if key not in used]
-    if parts and not rest and not report.licence:  # the weights as their makers publish them, not a model of the user's
-        report.licence = next(iter(parts.values())).found.format.licence
+    surplus = [key for part in parts.values() for key in part.unknown]
+    surplus += [entry.origin for key, entry in entries.items() if key not in target]
     if '' in places:
         report.leave_out('other parts', *rest)
     else:
-        entries.update({rename_head(key, parts.values()): Entry(key, given[key]) for key in rest})
+        entries.update({name: Entry(key, given[key]) for key in rest for name in names_in_model(key, found)})
 
-    target = model.state_dict()
     needed = {key for key in target if COUNTER not in key and (need == 'all' or is_of_backbone(key, places))}
-    fitting = {key: e.tensor for key, e in entries.items() if key in target and e.tensor.shape == target[key].shape}
-    misfits = {key: e for key, e in entries.items() if key in target and key not in fitting}
-    report.missing = [key for key in target if key in needed and key not in entries]
+    fitting = {
+        key: entry.tensor for key, entry in entries.items() if key in target and agrees(entry.tensor, target[key])
+    }
+    misfits = {key: entry for key, entry in entries.items() if key in target and key not in fitting}
+    report.missing = [key for key in target if key in needed and key not in fitting]
     report.from_scratch = [key for key in target if key not in {*needed, *fitting} and COUNTER not in key]
-    report.leave_out('of another shape', *(e.origin for key, e in misfits.items() if key not in needed))
-    unknown = [key for part in parts.values() for key in part.unknown]
-    report.unexpected = unknown + [e.origin for key, e in entries.items() if key not in target and COUNTER not in key]
+    report.leave_out('of another shape', *(entry.origin for entry in misfits.values()))
+    others = [entry.origin for key, entry in entries.items() if key not in target and COUNTER not in key]
+    report.unexpected = [*dict.fromkeys(surplus + others)]
     for key, tensor in fitting.items():
         report.note_loaded(key, given[entries[key].origin], tensor, target[key])
 
-    if strict:
-        shapes = {key: (e.tensor.shape, target[key].shape) for key, e in misfits.items() if key in needed}
-        surplus = report.unexpected if need == 'all' else unknown
-        if report.missing or shapes or surplus:
-            part = 'the model' if need == 'all' else 'the backbone'
-            raise UserError(
-                f'{source} does not fit {part}. {likely_cause(parts, target)}'
-                + describe_misfit(report.missing, shapes, surplus)
-            )
-        check_finite(fitting, source)
+    check_finite(fitting, source)
+    if need == 'all':
+        surplus = report.unexpected
+    if strict and (report.missing or surplus):
+        shapes = {key: (entry.tensor, target[key]) for key, entry in misfits.items() if key in needed}
+        missing = [key for key in report.missing if key not in shapes]
+        raise UserError(
+            f'{source} does not fit {"the model" if need == "all" else "the backbone"}. '
+            f'{likely_cause(parts, places)}{describe_misfit(missing, shapes, surplus)}'
+        )
     return fitting, report
 
 
@@ -147,8 +159,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 def module_versions(checkpoint: Mapping) -> Mapping | None:
     """Return the versions of the modules that wrote a state dict, which PyTorch notes beside the tensors."""
-    versions = (getattr(each, '_metadata', None) for each in (checkpoint, checkpoint.get('state_dict')))
-    return next((each for each in versions if each), None)
+    return getattr(find_state_dict(checkpoint), '_metadata', None)
 
 
 def prepare(part: Part, backbone: ConvNeXt, report: Report, final_norm: bool) -> None:
@@ -188,12 +199,44 @@ def is_of_backbone(key: str, places: Iterable[str]) -> bool:
     return any(key.startswith(place) and not key.removeprefix(place).startswith('norm') for place in places)
 
 
+def agrees(tensor: Tensor, target: Tensor) -> bool:
+    """Tell whether a tensor can take the place of another: of the same shape, and floating-point where that is."""
+    return tensor.shape == target.shape and tensor.is_floating_point() == target.is_floating_point()
+
+
 def rename_head(key: str, parts: Iterable[Part]) -> str:
     """Return our name of a key outside of the backbones."""
     for part in parts:
-        for theirs, ours in part.found.format.heads:
-            key = key.replace(theirs, ours)
+        key = part.found.format.rename_head(key)
     return key
+
+
+def names_in_model(key: str, found: Mapping[str, Found]) -> list[str]:
+    """Return the model's names of a key outside of the file's backbones: one for each backbone of the model.
+
+    Heads stand in the file as they stand in the model. Where the file's backbone is ``teacher.backbone`` and the
+    model's is ``backbone``, the file's ``teacher.neck`` is the model's ``neck``; and the other way round.
+
+    Args:
+        key: The file's key.
+        found: Where a backbone stands in the model -> what is loaded there.
+    """
+    names = {} if found else {key: None}
+    for place, each in found.items():
+        name = each.format.rename_head(key)
+        if place.endswith(each.prefix):
+            name = place.removesuffix(each.prefix) + name
+        elif each.prefix.endswith(place):
+            name = name.removeprefix(each.prefix.removesuffix(place))
+        names[name] = None
+    return [*names]
+
+
+def has_model_heads(given: Mapping[str, Tensor], found: Mapping[str, Found], target: Mapping[str, Tensor]) -> bool:
+    """Tell whether the file holds more of the model than its backbones."""
+    prefixes = tuple(each.prefix for each in found.values())
+    rest = [key for key in given if not key.startswith(prefixes)]
+    return any(name in target for key in rest for name in names_in_model(key, found))
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
@@ -201,7 +244,7 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     bad = [
         key
         for key, tensor in tensors.items()
-        if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all()
+        if tensor.is_floating_point() and tensor.numel() and not is_finite(tensor)
     ]
     if bad:
         raise UserError(
@@ -210,30 +253,39 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def likely_cause(parts: Mapping[str, Part], target: Mapping[str, Tensor]) -> str:
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether a floating-point tensor has neither NaN nor infinity, without a copy of it."""
+    if tensor.element_size() == 1:  # no kernel for 8 bits
+        tensor = tensor.float()
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
+def likely_cause(parts: Mapping[str, Part], places: Mapping[str, ConvNeXt]) -> str:
     """Say which ConvNeXts the two sides are, where that tells them apart; ends in a space."""
     for place, part in parts.items():
-        own = {key.removeprefix(place): value for key, value in target.items() if key.startswith(place)}
-        ours, theirs = read_architecture(own), part.architecture
-        if ours[:2] != tuple(sizes[: len(ours.depths)] for sizes in theirs[:2]) or ours.grn != theirs.grn:
+        own = places[place]
+        ours, theirs = Architecture(own.depths, own.dims, own.grn), part.architecture
+        built = min(len(ours.depths), len(theirs.depths))
+        if ours.grn != theirs.grn or any(a[:built] != b[:built] for a, b in zip(ours[:2], theirs[:2], strict=True)):
             return f'It is {theirs}, the model is {ours}. '
     return ''
 
 
-def describe_misfit(missing: list[str], shapes: Mapping[str, tuple], surplus: list[str]) -> str:
-    """List the first few keys that are of another shape, missing, or unexpected.
+def describe_misfit(missing: list[str], shapes: Mapping[str, tuple[Tensor, Tensor]], surplus: list[str]) -> str:
+    """List the first few keys that are of another shape or type, missing, or unexpected.
 
     Args:
         missing: The model's keys that the file lacks.
-        shapes: The model's key -> (shape in the file, shape in the model).
+        shapes: The model's key -> (tensor of the file, tensor of the model).
         surplus: The file's keys for which the model has no place.
     """
     sentences = []
     if shapes:
-        first, (theirs, ours) = next(iter(shapes.items()))
+        first, tensors = next(iter(shapes.items()))
+        theirs, ours = (f'{tuple(tensor.shape)} {str(tensor.dtype).removeprefix("torch.")}' for tensor in tensors)
         sentences.append(
-            f'Of another shape ({len(shapes)}): {shorten(shapes)}; {first} is {tuple(theirs)} in the file and '
-            f'{tuple(ours)} in the model.'
+            f'Of another shape or type ({len(shapes)}): {shorten(shapes)}; {first} is {theirs} in the file and {ours} '
+            'in the model.'
         )
     if missing:
         sentences.append(f'Missing from the file ({len(missing)}): {shorten(missing)}.')

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from convnext_dense.errors import UserError
@@ -31,22 +32,19 @@ class Part:
         entries: Our name, without prefix -> entry; a classifier's final norm and head are ``norm`` and ``head``.
         left_out: Why the format leaves something out -> keys of the file.
         unknown: Keys below the prefix for which the format has no row.
+        architecture: Which ConvNeXt it is in the file, whatever becomes of the entries.
     """
 
     found: Found
     entries: dict[str, Entry] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    architecture: Architecture | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Our name -> tensor."""
         return {key: entry.tensor for key, entry in self.entries.items()}
-
-    @property
-    def architecture(self) -> Architecture:
-        """Which ConvNeXt it is."""
-        return read_architecture(self.tensors)
 
     def pop(self, *beginnings: str) -> dict[str, Entry]:
         """Take out the entries whose names begin so."""
@@ -59,22 +57,33 @@ def unwrap(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
     Raises:
         UserError: There are none, or more than any model has.
     """
-    for key in WRAPPERS:
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
+    state_dict = find_state_dict(checkpoint)
     tensors = {
         key.removeprefix('module.'): value
-        for key, value in checkpoint.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
+        for key, value in state_dict.items()
+        if isinstance(key, str) and isinstance(value, Tensor) and is_plain(value)
     }
     if not tensors:
         raise UserError(
-            f'{source} holds no weights; its entries are {shorten(map(str, checkpoint)) or "none"}. Save the '
+            f'{source} holds no weights; its entries are {shorten(map(str, state_dict)) or "none"}. Save the '
             'state_dict() of the model.'
         )
     if len(tensors) > MOST_TENSORS:
         raise UserError(f'{source} holds {len(tensors):,} tensors; a model has a few thousand. Is it the right file?')
     return tensors
+
+
+def find_state_dict(checkpoint: Mapping) -> Mapping:
+    """Return the entry of a checkpoint that may hold its tensors, or the checkpoint itself."""
+    for key in WRAPPERS:
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+    return checkpoint
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds its numbers one by one: it is not sparse, not quantized, and not empty of data."""
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def read_part(given: Mapping[str, Tensor], found: Found, with_head: bool = True) -> Part:
@@ -83,15 +92,15 @@ def read_part(given: Mapping[str, Tensor], found: Found, with_head: bool = True)
     Args:
         given: All tensors of the file.
         found: The ConvNeXt's format and prefix in it.
-        with_head: Where the rest of the file is a classifier's head, it belongs to the part.
+        with_head: Where the rest of the file is a classifier's head or a decoder, it belongs to the part.
     """
     part = Part(found)
     with_head = with_head and is_classifier(given, found)
     for key, tensor in given.items():
-        if not key.startswith(found.prefix):
+        if not with_head and not key.startswith(found.prefix):
             continue
-        bare = key.removeprefix(found.prefix)
-        why = next((why for start, why in found.format.left_out.items() if bare.startswith(start)), None)
+        bare = key.removeprefix(found.prefix)  # the head stands without prefix beside the backbone
+        why = found.format.reason_to_leave_out(bare)
         read = found.format.read(bare, tensor)
         if read:
             name, tensor = read
@@ -100,20 +109,20 @@ def read_part(given: Mapping[str, Tensor], found: Found, with_head: bool = True)
             part.left_out.setdefault(why, []).append(key)
         else:
             part.unknown.append(key)
-    for key, tensor in given.items():
-        if with_head and not key.startswith(found.prefix):  # the head stands beside the backbone there
-            name, tensor = found.format.read(key, tensor)
-            part.entries[name] = Entry(key, tensor)
     if found.format is MMPRETRAIN and with_head and 'norm0.weight' not in part.entries:
         for key, entry in part.pop('norm3.').items():
             part.entries[key.replace('norm3.', 'norm.')] = entry
+    part.architecture = read_architecture(part.tensors)
     return part
 
 
 def is_classifier(given: Mapping[str, Tensor], found: Found) -> bool:
-    """Tell whether all that a file holds beside a backbone is a final norm and a head."""
+    """Tell whether all that a file holds beside a backbone is a final norm and a head, or what no backbone needs."""
     rest = [key for key in given if not key.startswith(found.prefix)]
-    return all((found.format.read(key) or ('',))[0].startswith(CLASSIFIER) for key in rest)
+    return all(
+        found.format.reason_to_leave_out(key) or (found.format.read(key) or ('',))[0].startswith(CLASSIFIER)
+        for key in rest
+    )
 
 
 def choose_backbone(
@@ -146,9 +155,11 @@ def choose_backbone(
         return found[prefixes.index(wanted)]
     if prefix is None and len(found) == 1:
         return found[0]
+    number = 'a ConvNeXt' if len(found) == 1 else f'{len(found)} ConvNeXts'
+    none = f', none at {wanted!r}' if prefix else ''
     raise UserError(
-        f'{source} holds {"a ConvNeXt" if len(found) == 1 else f"{len(found)} ConvNeXts"}, at '
-        f'{", ".join(map(repr, prefixes))}{f", none at {wanted!r}" if prefix else ""}. Choose with prefix=...'
+        f'{source} holds {number}, at {", ".join(map(repr, prefixes))}{none}. Choose with prefix=... in init_cfg or '
+        'load_weights().'
     )
 
 

@@ -14,16 +14,20 @@ checkpoint, also for other models; its own schemes (``torchvision://``, ``open-m
 
 import contextlib
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.error import URLError
 
-import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from convnext_dense.errors import UserError
 from convnext_dense.stack import read_checkpoint
-from convnext_dense.stack.checkpoint_loading import read_checkpoint_from_url
+from convnext_dense.stack.checkpoint_loading import (
+    checkpoints_are_trusted,
+    explained_errors,
+    first_on_this_machine,
+    read_checkpoint_from_url,
+)
 from convnext_dense.weights.published import find_published
 
 # in a repository of the Hub, best first
@@ -48,22 +52,41 @@ class Checkpoint(dict):
         super().__init__(content)
         self.source = source
         self.licence = licence
+        self._metadata = getattr(content, '_metadata', OrderedDict())  # PyTorch's versions of the modules
+
+    def __reduce__(self) -> tuple:
+        # saved as what it was read from, which needs no class of this package
+        return OrderedDict, (), {'_metadata': self._metadata}, None, iter(self.items())
 
 
 def fetch(source: str | os.PathLike) -> Checkpoint:
-    """Return what a source holds, with its tensors on the CPU; local files are mapped, not copied, into memory.
+    """Return what a source holds, with its tensors on the CPU.
+
+    Local files are mapped into memory, not read: do not write such a file in place while its tensors are in use.
 
     Raises:
         UserError: It does not exist, cannot be fetched, is damaged, or is not safe to read.
     """
-    source = os.fspath(source)
+    return load_with_source(CheckpointLoader, os.fspath(source), map_location='cpu', logger='silent')
+
+
+def load_with_source(cls: type, filename: str, *args: Any, **options: Any) -> Checkpoint:
+    """Load by MMEngine's schemes, the ones below among them; takes the place of ``CheckpointLoader.load_checkpoint``.
+
+    Raises:
+        UserError: As for :func:`fetch`.
+    """
+    source = str(filename)
     with explained_failures(source):
-        content = CheckpointLoader.load_checkpoint(source, map_location='cpu', logger='silent')
+        content = load_by_scheme(cls, source, *args, **options)
     if not isinstance(content, Mapping):
         raise UserError(
             f'{source} holds {type(content).__name__}, not a checkpoint. Save the state_dict() of the model.'
         )
     return content if isinstance(content, Checkpoint) else Checkpoint(content, source)
+
+
+load_by_scheme = CheckpointLoader.load_checkpoint.__func__
 
 
 @CheckpointLoader.register_scheme(prefixes='convnext://', force=True)
@@ -84,16 +107,18 @@ def load_from_timm(source: str, map_location: Any = None) -> Checkpoint:
         from timm.models import get_pretrained_cfg, load_state_dict_from_hf
     except ImportError as error:
         raise UserError(f'{source} needs timm, which is not installed: pip install timm.') from error
-    config = get_pretrained_cfg(name) if timm.models.is_model(name) else None
+    try:
+        config = get_pretrained_cfg(name)
+    except RuntimeError:  # no such model, or no such tag
+        config = None
     if config is None or not (config.hf_hub_id or config.url):
-        near = timm.list_models(f'{name.split(".")[0]}*', pretrained=True) or timm.list_models(
-            '*convnext*', pretrained=True
-        )
+        near = timm.list_pretrained(f'{name.split(".")[0]}*') or timm.list_pretrained('*convnext*')
         raise UserError(f'timm {timm.__version__} has no pretrained weights {name!r}. Known: {", ".join(near[:12])}.')
-    with first_on_this_machine(), explained_failures(source):
+    with first_on_this_machine():
         if config.hf_hub_id:
             file = {'filename': config.hf_hub_filename} if config.hf_hub_filename else {}
-            content = load_state_dict_from_hf(config.hf_hub_id, weights_only=True, **file)
+            with explained_errors(source):
+                content = load_state_dict_from_hf(config.hf_hub_id, weights_only=not checkpoints_are_trusted(), **file)
         else:
             content = read_checkpoint_from_url(config.url, map_location=map_location)
     return Checkpoint(content, source, config.license or '')
@@ -111,14 +136,14 @@ def load_from_hf(source: str, map_location: Any = None) -> Checkpoint:
         ) from error
     repository, revision, file = split_hub_source(source)
     missing = None
-    with first_on_this_machine(), explained_failures(source):
+    with first_on_this_machine():
         for name in [file] if file else HUB_FILES:
             try:
                 path = hf_hub_download(repository, name, revision=revision)
             except EntryNotFoundError as error:
                 missing = error
                 continue
-            return Checkpoint(read_checkpoint(path, map_location), source, "see the repository's card")
+            return Checkpoint(read_checkpoint(path, map_location, mmap=True), source, "see the repository's card")
     if isinstance(missing, LocalEntryNotFoundError):
         raise UserError(
             f'{source} is not in the cache and the Hub cannot be reached. Download it where there is a network with '
@@ -153,27 +178,12 @@ def explained_failures(source: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (URLError, OSError, ValueError, RuntimeError) as error:
-        # huggingface_hub's and requests' errors are OSErrors or ValueErrors
+    except (OSError, ValueError, RuntimeError) as error:  # urllib's and huggingface_hub's are among them
         if '://' not in source:
             raise
-        reason = getattr(error, 'reason', None) or str(error).strip().split('\n')[0]
+        reason = getattr(error, 'reason', None) or str(error).strip().split('\n')[0] or type(error).__name__
         raise UserError(
             f'{source} cannot be fetched ({reason}). Download it elsewhere and give its path, for initial weights with '
             '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from scratch with '
             'model.backbone.init_cfg=None.'
         ) from error
-
-
-@contextlib.contextmanager
-def first_on_this_machine() -> Iterator[None]:
-    """Let one process of each machine download first; the others then find the file in the cache."""
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    is_first = int(os.environ.get('LOCAL_RANK', 0)) == 0
-    if is_distributed and not is_first:
-        torch.distributed.barrier()
-    try:
-        yield
-    finally:  # a failed download must not keep the others waiting
-        if is_distributed and is_first:
-            torch.distributed.barrier()

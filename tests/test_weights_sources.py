@@ -1,0 +1,296 @@
+"""Where weights come from: every scheme without a network, and what is said where it fails."""
+
+import hashlib
+import re
+import shutil
+import sys
+from types import SimpleNamespace
+
+import huggingface_hub
+import mmengine.runner.checkpoint as upstream
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
+from safetensors.torch import save_file
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from convnext_dense import ConvNeXt, UserError
+from convnext_dense.stack import trust_checkpoints
+from convnext_dense.weights import fetch, load_weights
+from convnext_dense.weights.published import PUBLISHED, find_published
+
+SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'torch'))
+
+
+def cache(tmp_path, repository, file, revision='main', sha='0123456789' * 4):
+    """Put a file into the Hugging Face cache, as a download does; return its path."""
+    folder = tmp_path / 'hub' / f'models--{repository.replace("/", "--")}'
+    reference, snapshot = folder / 'refs' / revision, folder / 'snapshots' / sha
+    for parent in (reference.parent, snapshot):
+        parent.mkdir(parents=True, exist_ok=True)
+    reference.write_text(sha)
+    return snapshot / file
+
+
+def assert_loads(source, weights):
+    """Load through init_cfg and through MMEngine's loader; return the report."""
+    model = ConvNeXt(SMALL, out_norm=False, init_cfg=dict(type='Pretrained', checkpoint=source))
+    model.init_weights()
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert upstream.CheckpointLoader.load_checkpoint(source, map_location='cpu').source.startswith(source)
+    return load_weights(ConvNeXt(SMALL), source)
+
+
+@pytest.fixture
+def weights():
+    model = ConvNeXt(SMALL, out_norm=False)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    return model.state_dict()
+
+
+# timm
+
+
+@pytest.mark.parametrize('file', ['model.safetensors', 'pytorch_model.bin'])
+def test_timm_weights_come_from_its_cache(file, tmp_path):
+    theirs = timm.create_model('convnext_atto')
+    save = save_file if file.endswith('safetensors') else torch.save
+    save(theirs.state_dict(), cache(tmp_path, 'timm/convnext_atto.d2_in1k', file))
+    ours = ConvNeXt('atto', init_cfg=dict(type='Pretrained', checkpoint='timm://convnext_atto.d2_in1k'))
+    ours.init_weights()
+    assert torch.equal(ours.stages[3][1].dwconv.weight, theirs.stages[3].blocks[1].conv_dw.weight)
+    report = load_weights(ours, 'timm://convnext_atto')  # the first tag
+    assert report.source == 'timm://convnext_atto'
+    assert report.licence == get_pretrained_cfg('convnext_atto').license != ''
+
+
+def test_timm_weights_that_are_not_in_the_cache():
+    with pytest.raises(
+        UserError,
+        match=r'timm://convnext_atto\.d2_in1k cannot be fetched \(.*\)\. Download it elsewhere and give its path',
+    ):
+        fetch('timm://convnext_atto.d2_in1k')
+
+
+def test_timm_weights_that_do_not_exist():
+    with pytest.raises(
+        UserError,
+        match=r"has no pretrained weights 'convnext_atto\.fb'\. Known: convnext_atto\.d2_in1k, convnext_atto_ols",
+    ):
+        fetch('timm://convnext_atto.fb')
+    with pytest.raises(UserError, match=r"'nonesuch'\. Known: convnext_"):
+        fetch('timm://nonesuch')
+
+
+class OfTheUser:
+    """A type that no checkpoint needs."""
+
+
+def test_timm_weights_that_are_not_safe(tmp_path):
+    content = ConvNeXt('atto').state_dict() | {'args': OfTheUser()}
+    torch.save(content, cache(tmp_path, 'timm/convnext_atto.d2_in1k', 'pytorch_model.bin'))
+    with pytest.raises(UserError, match=r'it needs test_weights_sources\.OfTheUser, .*--trust-checkpoint'):
+        fetch('timm://convnext_atto.d2_in1k')
+    with trust_checkpoints():
+        assert isinstance(fetch('timm://convnext_atto.d2_in1k')['args'], OfTheUser)
+
+
+@pytest.mark.parametrize(('package', 'source'), [('timm', 'timm://convnext_atto'), ('huggingface_hub', 'hf://a/b')])
+def test_packages_that_are_not_installed(package, source, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f'{source} needs {package}, which is not installed: pip install {package}'):
+        fetch(source)
+
+
+# The Hugging Face Hub
+
+
+def test_a_repository_of_the_hub(tmp_path, weights):
+    save_file(weights, cache(tmp_path, 'facebook/convnext', 'model.safetensors'))
+    torch.save({'wrong': torch.ones(1)}, cache(tmp_path, 'facebook/convnext', 'pytorch_model.bin'))
+    report = assert_loads('hf://facebook/convnext', weights)
+    assert report.source == 'hf://facebook/convnext'
+    assert report.licence == "see the repository's card"
+
+
+def test_a_revision_of_the_hub(tmp_path, weights):
+    save_file({key: value + 1 for key, value in weights.items()}, cache(tmp_path, 'me/mine', 'model.safetensors'))
+    save_file(weights, cache(tmp_path, 'me/mine', 'model.safetensors', revision='v2', sha='abcdef0123' * 4))
+    assert_loads('hf://me/mine@v2', weights)
+    assert_loads(f'hf://me/mine@{"abcdef0123" * 4}', weights)
+
+
+def test_a_file_of_the_hub(tmp_path, weights):
+    torch.save({'model': weights}, cache(tmp_path, 'me/mine', 'best.pth'))
+    assert_loads('hf://me/mine/best.pth', weights)
+    assert_loads('hf://me/mine@main/best.pth', weights)
+
+
+def test_any_model_may_take_what_the_hub_has(tmp_path):
+    theirs, ours = nn.Linear(2, 2), nn.Linear(2, 2)
+    torch.save(theirs.state_dict(), cache(tmp_path, 'me/linear', 'pytorch_model.bin'))
+    upstream.load_checkpoint(ours, 'hf://me/linear', strict=True)
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_what_the_hub_does_not_have(tmp_path, monkeypatch):
+    with pytest.raises(
+        UserError, match=r'hf://me/mine is not in the cache and the Hub cannot be reached\. .*`hf download me/mine`'
+    ):
+        fetch('hf://me/mine')
+    with pytest.raises(UserError, match=r"A Hub source is hf://ORG/REPO, .* got 'hf://mine'\."):
+        fetch('hf://mine')
+    with pytest.raises(UserError, match=r'hf://me/mi--ne cannot be fetched \(Cannot have -- or \.\. in repo_id'):
+        fetch('hf://me/mi--ne')
+
+    def answer(error):
+        def download(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
+
+    answer(EntryNotFoundError('404'))
+    with pytest.raises(
+        UserError,
+        match=r'The repository me/mine has none of model\.safetensors, .*\. Name its file: hf://me/mine/FILE\.',
+    ):
+        fetch('hf://me/mine')
+    with pytest.raises(UserError, match=r'The repository me/mine has no file x\.pth\. Name its file'):
+        fetch('hf://me/mine/x.pth')
+    response = SimpleNamespace(headers={}, request=None)
+    answer(GatedRepoError('403 Access to model me/mine is restricted.\nAsk for it.', response=response))
+    with pytest.raises(
+        UserError, match=r'hf://me/mine cannot be fetched \(403 Access to model me/mine is restricted\.\)'
+    ):
+        fetch('hf://me/mine')
+
+
+# facebookresearch's files
+
+
+def test_published_files_by_short_names(tmp_path, weights, monkeypatch):
+    torch.save({'model': weights}, tmp_path / 'file.pth')
+    asked = []
+
+    def download(url, file, hash_prefix, progress):
+        asked.append((url, hash_prefix))
+        shutil.copy(tmp_path / 'file.pth', file)
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    report = assert_loads('convnext://tiny_1k', weights)
+    assert asked == [('https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth', None)]
+    assert report.source == 'convnext://tiny_1k (https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth)'
+    assert report.licence == 'MIT'
+    assert fetch('convnext://v2_tiny_fcmae').licence == 'CC-BY-NC 4.0'
+
+
+def test_short_names_that_do_not_exist():
+    with pytest.raises(
+        UserError,
+        match=r"No published weights are called 'tiny_2k'\. Known: tiny_1k, tiny_1k_ema, tiny_22k, .*v2_tiny_1k",
+    ):
+        fetch('convnext://tiny_2k')
+    with pytest.raises(UserError, match=r"'medium'\. Known: .*upernet_xlarge_22k"):
+        find_published('medium')
+
+
+def test_the_published_files_are_those_that_timm_knows():
+    theirs = {get_pretrained_cfg(name).url: name for name in timm.list_pretrained('*convnext*')}
+    theirs = {url: name for url, name in theirs.items() if 'dl.fbaipublicfiles.com' in (url or '')}
+    ours = {file.url: file for file in PUBLISHED.values()}
+    assert len(theirs) > 40
+    assert theirs.keys() <= ours.keys()
+    for url, name in theirs.items():
+        assert ours[url].size == re.match('convnext(?:v2)?_([a-z]+)', name)[1]
+        assert ('NC' in ours[url].licence) == name.startswith('convnextv2')
+    # What timm does not list: detectors, segmentors, and classifiers without an average of the weights
+    others = {file.path for url, file in ours.items() if url not in theirs}
+    rest = {path for path in others if not path.startswith(('coco/', 'ade20k/'))}
+    sizes = ('tiny', 'small', 'base', 'large')
+    expected = {f'convnext_{size}_1k_224.pth' for size in sizes}
+    assert rest == expected | {'convnext_base_1k_384.pth', 'convnext_large_1k_384.pth'}
+    assert len(others - rest) == 7 + 6
+
+
+@pytest.mark.parametrize('name', [name for name, file in PUBLISHED.items() if file.num_classes is not None])
+def test_sizes_of_published_files(name):
+    file = PUBLISHED[name]
+    with torch.device('meta'):
+        model = ConvNeXt(file.size, grn=name.startswith('v2_'), out_norm=False)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if file.num_classes:
+        last = model.dims[-1]
+        count += 2 * last + last * file.num_classes + file.num_classes
+    assert file.megabytes == round(4 * count / 1e6)
+
+
+def test_sizes_of_papers():
+    # arXiv 2201.03545, Table 9, and 2301.00808, Table 10, in millions of parameters
+    published = dict(tiny_1k=29, small_1k=50, base_1k=89, large_1k=198, v2_atto_1k=3.7, v2_huge_1k=659)
+    assert {name: PUBLISHED[name].megabytes / 4 for name in published} == pytest.approx(published, rel=0.02)
+
+
+# Addresses
+
+
+@pytest.fixture
+def site(tmp_path, serve):
+    folder = tmp_path / 'site'
+    folder.mkdir()
+    url, requests = serve(folder)
+    return folder, url, requests
+
+
+def test_an_address_is_fetched_once(site, weights):
+    folder, url, requests = site
+    torch.save({'model': weights}, folder / 'weights.pth')
+    report = assert_loads(f'{url}/weights.pth', weights)
+    assert report.source == f'{url}/weights.pth'
+    assert requests == ['/weights.pth']
+
+
+def test_a_hash_in_the_name_is_checked(site, weights, tmp_path):
+    folder, url, _ = site
+    torch.save({'model': weights}, folder / 'weights.pth')
+    right = hashlib.sha256((folder / 'weights.pth').read_bytes()).hexdigest()[:8]
+    wrong = f'{int(right, 16) ^ 1:08x}'
+    shutil.copy(folder / 'weights.pth', folder / f'weights-{right}.pth')
+    shutil.copy(folder / 'weights.pth', folder / f'weights-{wrong}.pth')
+    assert_loads(f'{url}/weights-{right}.pth', weights)
+    with pytest.raises(UserError, match=rf'its SHA-256 does not begin with {wrong}\. Nothing was kept; try again'):
+        fetch(f'{url}/weights-{wrong}.pth')
+    assert [file.name for file in (tmp_path / 'torch/checkpoints').iterdir()] == [f'weights-{right}.pth']
+
+
+def test_addresses_that_fail(site):
+    folder, url, _ = site
+    with pytest.raises(
+        UserError, match=rf'{url}/none\.pth cannot be fetched \(File not found\)\. .*init_cfg\.checkpoint=FILE'
+    ):
+        fetch(f'{url}/none.pth')
+    (folder / 'login.pth').write_text('<!DOCTYPE html><title>Sign in</title>')
+    with pytest.raises(
+        UserError, match=r'it is a web page, .* downloaded from .*/login\.pth; delete it to download it'
+    ):
+        fetch(f'{url}/login.pth')
+    with pytest.raises(UserError, match=r'http://127\.0\.0\.1:1/x\.pth cannot be fetched \(.*refused'):
+        upstream.CheckpointLoader.load_checkpoint('http://127.0.0.1:1/x.pth')
+
+
+def test_a_file_that_holds_no_checkpoint(tmp_path):
+    torch.save([torch.ones(1)], tmp_path / 'list.pth')
+    with pytest.raises(
+        UserError, match=r'list\.pth holds list, not a checkpoint\. Save the state_dict\(\) of the model'
+    ):
+        fetch(tmp_path / 'list.pth')
