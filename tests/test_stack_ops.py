@@ -363,19 +363,20 @@ def test_the_ops_take_the_arguments_of_the_compiled_ones():
     if not source.exists():
         pytest.skip('this mmcv comes without its C++ sources')
     bindings = dict(re.findall(r'm\.def\("(\w+)"(.*?)\);', source.read_text(), flags=re.DOTALL))
-    for name in OPS:
+    # The binding names the first three arguments of this op in another order than the function below it takes them.
+    for name in set(OPS) - {'roi_align_rotated_backward'}:
         expected = re.findall(r'py::arg\("(\w+)"\)', bindings[name])
         assert list(inspect.signature(find_op(name)).parameters) == expected, name
 
 
 def test_mmcv_ops_import_and_a_missing_op_says_what_to_do():
-    from mmcv.ops import border_align, get_compiler_version, get_compiling_cuda_version
+    from mmcv.ops import bezier_align, get_compiler_version, get_compiling_cuda_version
 
     assert 'torchvision' in get_compiler_version()
     assert isinstance(get_compiling_cuda_version(), str)
-    message = r"op 'border_align_forward' is not implemented .*stack\.ops\.OPS\. .* install an mmcv with compiled ops"
+    message = r"op 'bezier_align_forward' is not implemented .*stack\.ops\.OPS\. .* install an mmcv with compiled ops"
     with pytest.raises(NotImplementedError, match=message):
-        border_align(torch.zeros(1, 4, 4, 4), torch.zeros(1, 16, 4), 2)
+        bezier_align(torch.zeros(1, 4, 4, 4), torch.zeros(1, 17), 2)
 
 
 def test_the_module_behaves_as_a_module():

@@ -16,6 +16,7 @@ SAMPLES = {
         UserWarning,
         'torch.meshgrid: in an upcoming release, it will be required to pass the indexing argument. (Triggered at)',
     ),
+    'mmcv.ops.masked_conv': (UserWarning, 'This overload of addmm is deprecated:\n\taddmm(Number beta, Tensor input,'),
     'mmseg.models.builder': (
         UserWarning,
         '``build_loss`` would be deprecated soon, please use ``mmseg.registry.MODELS.build()`` ',

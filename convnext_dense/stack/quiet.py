@@ -66,6 +66,12 @@ WARNINGS = (
         "mmdet's mask head copies a tensor in an unusual but sound way",
     ),
     Warned(
+        r'This overload of addmm is deprecated',
+        UserWarning,
+        r'mmcv\.ops\.masked_conv',
+        "mmcv's MaskedConv2d, which guided anchoring predicts with, uses an old spelling that works",
+    ),
+    Warned(
         r'``build_(backbone|neck|head|loss)`` would be deprecated soon',
         UserWarning,
         r'mmseg\.models\.builder',

@@ -6,11 +6,14 @@ A box's width is ``x2 - x1 + offset``; mmcv's ``offset`` is 1 for the pixel conv
 Every value is computed as mmcv's C++ does it, in float32 and in its order of operations, so that ties fall alike.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .greedy import find_owners
 
 NAIVE, LINEAR, GAUSSIAN = range(3)
 
@@ -26,8 +29,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         # torchvision takes equal scores by index, mmcv as torch's sort leaves them; sorted first, the order stays.
         order = _best_first(scores)
         return order[torchvision.ops.nms(boxes[order], scores[order], _as_float32(iou_threshold))]
-    groups = _greedy_groups(boxes, scores, _as_float32(iou_threshold), offset, suppresses=np.greater)
-    return torch.tensor([group[0] for group in groups], device=boxes.device)
+    order = _best_first(scores)
+    owners = _find_owners(boxes[order], _as_float32(iou_threshold), offset, reaches=torch.gt)
+    return order[owners == torch.arange(len(owners), device=owners.device)]
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
@@ -37,8 +41,16 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
         dets: Boxes with their scores, ``(N, 5)``.
         iou_threshold: A box joins a group if its IoU reaches this.
     """
+    if dets.numel() == 0:
+        return []
     dets, scores = _same_float_type(dets, dets[:, 4])
-    return _greedy_groups(dets[:, :4], scores, _as_float32(iou_threshold), offset=0, suppresses=np.greater_equal)
+    order = _best_first(scores)
+    owners = _find_owners(dets[order, :4], _as_float32(iou_threshold), offset=0, reaches=torch.ge)
+    # A group's boxes follow each other, by score; its owner is the best of them.
+    owners, grouped = owners.sort(stable=True)
+    members = order[grouped].tolist()
+    ends = [0, *owners.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()]
+    return [members[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def softnms(
@@ -69,27 +81,61 @@ def softnms(
     if boxes.numel() == 0:
         return boxes.new_empty(0, dtype=torch.long)
     boxes, scores = _same_float_type(boxes, scores)
-    rows = torch.cat([boxes, scores[:, None]], dim=1).cpu().numpy()
-    order = np.arange(len(rows))
     iou_threshold, sigma, min_score = map(_as_float32, (iou_threshold, sigma, min_score))
+    waiting = _Waiting(boxes.cpu().numpy(), scores.cpu().numpy(), offset)
+    position = 0
+    with np.errstate(all='ignore'):
+        while position < waiting.count:
+            waiting.move_best_to(position)
+            position += 1
+            rest = waiting.scores[position : waiting.count]
+            rest *= _decay(waiting.overlaps(position), iou_threshold, sigma, method)
+            dropped = rest < min_score
+            if dropped.any():
+                waiting.drop(position, dropped)
 
-    position, count = 0, len(rows)
-    while position < count:
-        best = position + _first_maximum(rows[position:count, 4])
-        for column in (rows, order):
-            column[[position, best]] = column[[best, position]]
-        rest = slice(position + 1, count)
-        overlap = _iou(rows[position, :4], rows[rest, :4], offset)
-        with np.errstate(invalid='ignore'):
-            rows[rest, 4] *= _decay(overlap, iou_threshold, sigma, method)
-        survivors = rest.start + _close_gaps(rows[rest, 4] < min_score)
-        count = rest.start + len(survivors)
-        for column in (rows, order):
-            column[rest.start : count] = column[survivors]
-        position += 1
+    count = waiting.count
+    dets[:count] = torch.from_numpy(waiting.columns[:5, :count].T)
+    return torch.from_numpy(waiting.columns[6, :count].astype(np.int64))
 
-    dets[:count] = torch.from_numpy(rows[:count])
-    return torch.from_numpy(order[:count])
+
+class _Waiting:
+    """Boxes that change places as mmcv moves them, in columns: x1, y1, x2, y2, score, area, index."""
+
+    def __init__(self, boxes: np.ndarray, scores: np.ndarray, offset: int):
+        self.offset = boxes.dtype.type(offset)  # NumPy 1 would go on in double after a Python number
+        with np.errstate(all='ignore'):
+            areas = (boxes[:, 2] - boxes[:, 0] + self.offset) * (boxes[:, 3] - boxes[:, 1] + self.offset)
+        # A float32 holds every index below 2^24. That many boxes would take months.
+        self.columns = np.stack([*boxes.T, scores, areas, np.arange(len(scores), dtype=boxes.dtype)])
+        self.scores = self.columns[4]
+        self.count = len(scores)
+        # From such numbers no NaN can come.
+        self.is_sound = bool(np.isfinite(self.columns).all() and (areas > 0).all())
+
+    def move_best_to(self, position: int) -> None:
+        """Change places with the best of the boxes from ``position`` on."""
+        scores = self.scores[position : self.count]
+        best = position + int(scores.argmax() if self.is_sound else _first_maximum(scores))
+        if best != position:
+            moved = self.columns[:, position].copy()
+            self.columns[:, position] = self.columns[:, best]
+            self.columns[:, best] = moved
+
+    def overlaps(self, first: int) -> np.ndarray:
+        """Return the IoU of the box before ``first`` with each one from there on; NaN and two empty boxes give NaN."""
+        x1, y1, x2, y2, _, area, _ = self.columns[:, first - 1]
+        others = self.columns[:, first : self.count]
+        width = np.minimum(x2, others[2]) - np.maximum(x1, others[0]) + self.offset
+        height = np.minimum(y2, others[3]) - np.maximum(y1, others[1]) + self.offset
+        common = np.maximum(width, 0) * np.maximum(height, 0)
+        return common / (area + others[5] - common)
+
+    def drop(self, first: int, dropped: np.ndarray) -> None:
+        """Drop the flagged ones, counted from ``first``."""
+        survivors = first + _close_gaps(dropped)
+        self.count = first + len(survivors)
+        self.columns[:, first : self.count] = self.columns[:, survivors]
 
 
 def _same_float_type(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,40 +153,20 @@ def _best_first(scores: Tensor) -> Tensor:
     return scores.sort(dim=0, descending=True).indices
 
 
-def _greedy_groups(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int, suppresses: Callable
-) -> list[list[int]]:
-    """Take the best box, group it with what it suppresses, repeat with the others."""
-    order = _best_first(scores).cpu().numpy()
-    boxes = boxes.cpu().numpy()[order]
-    groups = []
-    while len(order):
-        suppressed = suppresses(_iou(boxes[0], boxes[1:], offset), iou_threshold)
-        groups.append([order[0].item(), *order[1:][suppressed].tolist()])
-        boxes, order = boxes[1:][~suppressed], order[1:][~suppressed]
-    return groups
+def _find_owners(boxes: Tensor, iou_threshold: float, offset: int, reaches: Callable) -> Tensor:
+    """Return for each box the one that suppresses it, given boxes ``(N, 4)``, best first."""
+    x1, y1, x2, y2 = columns = boxes.T.contiguous()
+    areas = (x2 - x1 + offset) * (y2 - y1 + offset)
 
+    def hits(rows: Tensor, others: Tensor) -> Tensor:
+        """Boxes with NaN, and two empty ones, have an IoU of NaN, which reaches nothing."""
+        a, b = columns[:, rows, None], columns[:, None, others]
+        common = torch.minimum(a[2], b[2]).sub_(torch.maximum(a[0], b[0])).add_(offset).clamp_(min=0)
+        common *= torch.minimum(a[3], b[3]).sub_(torch.maximum(a[1], b[1])).add_(offset).clamp_(min=0)
+        whole = (areas[rows, None] + areas[others]).sub_(common)
+        return reaches(common.div_(whole), iou_threshold)
 
-def _iou(box: np.ndarray, boxes: np.ndarray, offset: int) -> np.ndarray:
-    """Return the IoU of ``box`` ``(4,)`` with each of ``boxes`` ``(N, 4)``; two empty boxes give NaN."""
-    x1, y1, x2, y2 = boxes.T
-    offset = np.float32(offset)  # NumPy 1 would go on in double after a Python number
-    with np.errstate(all='ignore'):
-        width = _larger(np.float32(0), _smaller(box[2], x2) - _larger(box[0], x1) + offset)
-        height = _larger(np.float32(0), _smaller(box[3], y2) - _larger(box[1], y1) + offset)
-        intersection = width * height
-        area = (box[2] - box[0] + offset) * (box[3] - box[1] + offset)
-        areas = (x2 - x1 + offset) * (y2 - y1 + offset)
-        return intersection / (area + areas - intersection)
-
-
-def _larger(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    # As std::max: where one of the two is NaN, the first wins. np.maximum would spread the NaN.
-    return np.where(first < second, second, first)
-
-
-def _smaller(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return np.where(second < first, second, first)
+    return find_owners(len(boxes), hits, boxes.device)
 
 
 def _first_maximum(scores: np.ndarray) -> int:
@@ -153,9 +179,9 @@ def _first_maximum(scores: np.ndarray) -> int:
 def _decay(overlap: np.ndarray, iou_threshold: float, sigma: float, method: int) -> np.ndarray:
     """Return the factor for the score of each box."""
     if method == NAIVE:
-        return np.where(overlap >= iou_threshold, np.float32(0), np.float32(1))
+        return ~(overlap >= iou_threshold)
     if method == LINEAR:
-        return np.where(overlap >= iou_threshold, 1 - overlap, np.float32(1))
+        return np.where(overlap >= iou_threshold, 1 - overlap, overlap.dtype.type(1))
     # exp in double, rounded, is the C library's float exp but for the last bit of 1 in 1500 values; NumPy's float32 exp
     # differs in 2 of 5.
     exponent = -(overlap * overlap) / np.float32(sigma)

@@ -6,6 +6,7 @@ Out: ``(K, C, PH, PW)``, written into ``output``; its gradient is added to ``gra
 Average pooling is torchvision's kernel on every device. Max pooling, which torchvision lacks, is plain torch here.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import UserError
+from .arguments import as_computable
+from .bilinear import add_to_planes, largest_of_runs, pixel_rows, weighted_sums
+from .roi_grid import cell_edges, check_rois, count_samples, list_samples, split_rois
 
 MAX, AVERAGE = range(2)
 NO_SAMPLE = -1  # in argmax_y and argmax_x: the cell has no sample, so no pixel gets its gradient
+NUMBERS_AT_ONCE = 2**19  # sample values held by max pooling: 2 MB in float32, so they stay in the cache
 
 
 def roi_align_forward(
@@ -50,10 +54,11 @@ def roi_align_forward(
     Raises:
         UserError: A RoI cannot be pooled. Average pooling on an accelerator does not check: it would have to wait.
     """
-    features = _as_computable(input)
-    rois = rois.to(features.dtype)
+    features, rois = as_computable('roi_align', input=input, rois=rois)
     if rois.is_cpu or pool_mode == MAX:
-        _check_rois(rois, num_images=len(features), aligned=aligned)
+        _, x1, y1, x2, y2 = rois.unbind(dim=1)
+        ordered = {'x1 <= x2, y1 <= y2': (x1 <= x2) & (y1 <= y2)} if aligned else {}
+        check_rois('roi_align', rois, len(features), **ordered)
     cells = (aligned_height, aligned_width)
     scale = float(np.float32(spatial_scale))  # mmcv takes it as a C float
     if pool_mode == AVERAGE:
@@ -61,9 +66,9 @@ def roi_align_forward(
         pooled = torch.ops.torchvision.roi_align(features, rois, scale, *cells, sampling_ratio, aligned)
         output.copy_(pooled)
         return
-    best = _max_pool(features, _sample_grid(rois, cells, scale, sampling_ratio, aligned))
-    for buffer, values in zip((output, argmax_y, argmax_x), best, strict=True):
-        buffer.copy_(values)
+    for some, best in _max_pool(features, _grid(rois, cells, scale, sampling_ratio, aligned), cells):
+        for buffer, values in zip((output, argmax_y, argmax_x), best, strict=True):
+            buffer[some] = values
 
 
 def roi_align_backward(
@@ -80,11 +85,12 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Add the gradient of the feature maps to ``grad_input`` ``(N, C, H, W)``; arguments as in the forward op."""
-    gradient = _as_computable(grad_output)
+    gradient, rois = as_computable('roi_align', grad_output=grad_output, rois=rois)
     if pool_mode == MAX:
-        grad_input += _max_pool_gradient(gradient, rois, argmax_y, argmax_x, grad_input.shape)
+        total = torch.zeros_like(grad_input, dtype=gradient.dtype, memory_format=torch.contiguous_format)
+        _add_max_gradient(total, gradient, rois, argmax_y, argmax_x)
+        grad_input += total
         return
-    rois = rois.to(gradient.dtype)
     cells = (aligned_height, aligned_width)
     scale = float(np.float32(spatial_scale))
     # The CUDA kernel adds with atomics and refuses to run in PyTorch's deterministic mode.
@@ -93,29 +99,8 @@ def roi_align_backward(
     grad_input += average_gradient(gradient, rois, grad_input.shape, cells, scale, sampling_ratio, aligned)
 
 
-def _as_computable(tensor: Tensor) -> Tensor:
-    # Half precision has no kernel on the CPU, and its coordinates would be off by whole pixels anywhere;
-    # torchvision computes in float32 under autocast, too.
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
 def _load_torchvision() -> None:
     import torchvision  # noqa: F401  registers torch.ops.torchvision
-
-
-def _check_rois(rois: Tensor, num_images: int, aligned: bool) -> None:
-    """Refuse RoIs that compiled ops refuse, and those with which they read or write foreign memory."""
-    image, x1, y1, x2, y2 = rois.unbind(dim=1)
-    bad = ~rois.isfinite().all(dim=1) | (image < 0) | (image >= num_images)
-    if aligned:
-        bad |= (x2 < x1) | (y2 < y1)
-    if bad.any():
-        raise UserError(
-            f'roi_align got {int(bad.sum())} of {len(rois)} RoIs (image index, x1, y1, x2, y2) that it cannot pool, '
-            f'for example {rois[bad][0].tolist()}. Allowed are finite numbers, x1 <= x2, y1 <= y2 and an image index '
-            f'below {num_images}. NaN or inf usually means that training has diverged: look at the loss of the steps '
-            'before, lower the learning rate or clip gradients.'
-        )
 
 
 def _average_gradient(
@@ -150,106 +135,65 @@ def _average_gradient_deterministic(
         return torch.autograd.grad(pooled, features, gradient)[0]
 
 
-class _SampleGrid(NamedTuple):
-    """Where each cell of each RoI is sampled; the samples of a cell are numbered ``(iy, ix)``."""
+class _Grid(NamedTuple):
+    """Where the cells of each RoI are, in feature pixels, and how many samples they have along each side."""
 
-    image: Tensor  # (K,) index of the image
-    count_y: Tensor  # (K,) samples per cell
-    count_x: Tensor  # (K,)
-    cell_y: Tensor  # (K, PH) upper edge of the cells, in feature pixels
-    cell_x: Tensor  # (K, PW)
+    image: Tensor  # (K,)
+    top: Tensor  # (K, PH)
+    left: Tensor  # (K, PW)
     cell_height: Tensor  # (K,)
     cell_width: Tensor  # (K,)
-
-    def samples(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield, sample by sample, the RoIs ``(R,)`` that have it with its coordinates ``(R, PH)`` and ``(R, PW)``."""
-        for iy in range(int(self.count_y.amax())):
-            for ix in range(int(self.count_x.amax())):
-                rois = torch.nonzero((self.count_y > iy) & (self.count_x > ix)).flatten()
-                y = self.cell_y[rois] + ((iy + 0.5) * self.cell_height / self.count_y)[rois, None]
-                x = self.cell_x[rois] + ((ix + 0.5) * self.cell_width / self.count_x)[rois, None]
-                yield rois, y, x
+    count_y: Tensor  # (K,)
+    count_x: Tensor  # (K,)
 
 
-def _sample_grid(rois: Tensor, cells: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool) -> _SampleGrid:
+def _grid(rois: Tensor, cells: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool) -> _Grid:
     image, x1, y1, x2, y2 = rois.unbind(dim=1)
-    axes = []
+    edges, sizes, counts = [], [], []
     for low, high, num_cells in ((y1, y2, cells[0]), (x1, x2, cells[1])):
         start = low * scale - 0.5 * aligned
         extent = (high * scale - 0.5 * aligned) - start
         if not aligned:
             extent = extent.clamp(min=1)
-        cell = extent / num_cells
-        count = torch.full_like(cell, sampling_ratio) if sampling_ratio > 0 else cell.ceil()
-        edges = start[:, None] + torch.arange(num_cells, device=rois.device) * cell[:, None]
-        axes.append((count, edges, cell))
-    counts, edges, extents = zip(*axes, strict=True)
-    return _SampleGrid(image.long(), *counts, *edges, *extents)
+        edges.append(start[:, None] + cell_edges(extent, num_cells))
+        sizes.append(extent / num_cells)
+        counts.append(count_samples(extent, num_cells, sampling_ratio))
+    return _Grid(image.long(), *edges, *sizes, *counts)
 
 
-def _max_pool(features: Tensor, grid: _SampleGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the largest sample of each cell and its coordinates, three tensors ``(K, C, PH, PW)``."""
-    _, channels, height, width = features.shape
-    # (N, C, H, W) -> (N * H * W, C): a pixel's channels lie together, so one index fetches them all
-    pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
-    shape = (len(grid.image), grid.cell_y.shape[1], grid.cell_x.shape[1], channels)
+def _max_pool(features: Tensor, grid: _Grid, cells: tuple[int, int]) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Yield some RoIs at a time: which, and each cell's largest sample with its ``y`` and ``x``, ``(k, C, PH, PW)``."""
+    channels = features.shape[1]
+    pixels = pixel_rows(features)
     # What a cell without samples holds in mmcv, which starts its search there
     lowest = -10000.0 if features.is_cpu else torch.finfo(torch.float32).min
-    best = features.new_full(shape, lowest)
-    best_y, best_x = features.new_full(shape, NO_SAMPLE), features.new_full(shape, NO_SAMPLE)
-    if best.numel() == 0:
-        return tuple(tensor.permute(0, 3, 1, 2) for tensor in (best, best_y, best_x))
-
-    for rois, y, x in grid.samples():
-        y, x = torch.broadcast_tensors(y[:, :, None], x[:, None, :])  # (R, PH, PW)
-        places, weights, _ = _bilinear(y, x, height, width)
-        places = places + (grid.image[rois] * height * width)[None, :, None, None]
-        corners = [weight[..., None] * pixels[place] for place, weight in zip(places, weights, strict=True)]
-        value = corners[0] + corners[1] + corners[2] + corners[3]
-        better = value > best[rois]  # the first of equals wins, NaN never does
-        best[rois] = torch.where(better, value, best[rois])
-        best_y[rois] = torch.where(better, y[..., None], best_y[rois])
-        best_x[rois] = torch.where(better, x[..., None], best_x[rois])
-    return tuple(tensor.permute(0, 3, 1, 2) for tensor in (best, best_y, best_x))
-
-
-def _max_pool_gradient(gradient: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, shape: torch.Size) -> Tensor:
-    """Send each cell's gradient to the four pixels around the sample that won."""
-    _, channels, height, width = shape
-    y, x = argmax_y.to(gradient.dtype), argmax_x.to(gradient.dtype)
-    places, weights, inside = _bilinear(y, x, height, width)
-    plane = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)  # (K, C)
-    places = places + (plane * height * width)[:, :, None, None]
-    sampled = inside & (y != NO_SAMPLE)
-    # (4, ...) -> (..., 4): the four shares of a cell follow each other, the order in which mmcv adds them
-    places = places.movedim(0, -1)[sampled].flatten()
-    shares = (gradient * weights).movedim(0, -1)[sampled].flatten()
-    total = gradient.new_zeros(shape).flatten()
-    return total.index_add_(0, places, shares).view(shape)
+    limit = max(1, NUMBERS_AT_ONCE // max(1, channels))
+    for some in split_rois('roi_align', grid.count_y, grid.count_x, cells, limit):
+        part = _Grid(*(values[some] for values in grid))
+        samples = list_samples(part.count_y, part.count_x, cells)
+        y, x = samples.locate(part.top[:, :, None], part.left[:, None, :], part.cell_height, part.cell_width)
+        if len(y) == 0:
+            best = features.new_full((len(samples.starts), channels), lowest)
+            where = (torch.full_like(best, NO_SAMPLE),) * 2
+        else:
+            places, weights = samples.entries(y, x, part.image, features.shape[2:])
+            values = weighted_sums(
+                pixels, places.flatten(), weights.flatten(), 4 * torch.arange(len(y), device=y.device)
+            )
+            # A NaN never wins, as in a loop of `if value > best`
+            best, winner = largest_of_runs(values.nan_to_num_(nan=-math.inf, posinf=math.inf), samples.starts)
+            found = (best > lowest) & (samples.counts > 0)[:, None]
+            best = torch.where(found, best, lowest)
+            where = [torch.where(found, axis[winner], NO_SAMPLE) for axis in (y, x)]
+        yield some, tuple(t.view(-1, *cells, channels).permute(0, 3, 1, 2) for t in (best, *where))
 
 
-def _bilinear(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the four pixels around each point as ``row * width + column``, their weights, and if it is inside.
-
-    A point up to one pixel outside takes the border's value; further out its weights are 0.
-
-    Args:
-        y: Any shape, in feature pixels.
-        x: Of the same shape.
-        height: Of the feature map.
-        width: Of the feature map.
-
-    Returns:
-        Places ``(4, ...)``, weights ``(4, ...)`` and the mask ``(...)``.
-    """
-    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    y, x = (torch.where(inside, axis, 0).clamp(min=0) for axis in (y, x))
-    top, left = y.long().clamp(max=height - 1), x.long().clamp(max=width - 1)
-    bottom, right = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
-    # On the last row and column both neighbours are the same pixel, and all the weight goes to the first.
-    lower = torch.where(top < height - 1, y - top, 0)
-    righter = torch.where(left < width - 1, x - left, 0)
-    upper, lefter = 1 - lower, 1 - righter
-    places = torch.stack([top * width + left, top * width + right, bottom * width + left, bottom * width + right])
-    weights = torch.stack([upper * lefter, upper * righter, lower * lefter, lower * righter])
-    return places, weights * inside, inside
+def _add_max_gradient(total: Tensor, gradient: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor) -> None:
+    """Send each cell's gradient to the four pixels around the sample that won; adds to ``total`` ``(N, C, H, W)``."""
+    _, channels, height, width = total.shape
+    planes = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)  # (K, C)
+    size = max(1, NUMBERS_AT_ONCE // max(1, gradient[:1].numel()))
+    for some in torch.arange(len(rois), device=rois.device).split(size):
+        y, x = argmax_y[some].to(gradient.dtype), argmax_x[some].to(gradient.dtype)
+        shares = torch.where(y == NO_SAMPLE, 0, gradient[some])
+        add_to_planes(total.view(-1, height, width), planes[some, :, None, None], y, x, shares)
