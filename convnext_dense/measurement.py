@@ -18,6 +18,7 @@ from convnext_dense.model_stats import build, build_on_meta, empty_sample, model
 
 WARMUP, MIN_TURNS, MAX_TURNS, MAX_SECONDS = 1, 3, 10, 10
 STATUS = Path('/proc/self/status')
+CPU_ALLOCATOR = 'DefaultCPUAllocator'  # PyTorch's error of a CPU without memory has no class, but names it
 
 
 class Measurement(NamedTuple):
@@ -38,11 +39,21 @@ def measure_config(file: str | os.PathLike, size: tuple[int, int]) -> Measuremen
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         try:
             return pool.submit(measure, file, size).result()
-        except (BrokenProcessPool, torch.cuda.OutOfMemoryError) as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            is_ended = isinstance(error, BrokenProcessPool)
+            reason = 'its process was ended, for want of memory most likely' if is_ended else 'memory is short'
             raise UserError(
-                f'{file} cannot be measured at {size[0]}x{size[1]}: its process was ended, for want of memory most '
-                'likely. Give a smaller --size, or leave --measure out: counting needs no memory.'
+                f'{file} cannot be measured at {size[0]}x{size[1]}: {reason}. Give a smaller --size, or leave '
+                '--measure out: counting needs no memory.'
             ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error means that memory is short: one of Python, CUDA or the CPU, or the end of a process."""
+    known = (BrokenProcessPool, MemoryError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, known) or CPU_ALLOCATOR in str(error)
 
 
 def measure(file: str | os.PathLike, size: tuple[int, int]) -> Measurement:
@@ -53,6 +64,7 @@ def measure(file: str | os.PathLike, size: tuple[int, int]) -> Measurement:
     resident memory on a CPU (None where the system does not tell).
     """
     cfg = run_config.load_config(file)
+    run_config.fit_classes(cfg)
     run_config.drop_training(cfg)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 
-from convnext_dense.data.checks import read_classes
+from convnext_dense.data.checks import open_wrappers, read_classes
 from convnext_dense.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
@@ -133,7 +133,11 @@ def optimizers(cfg: Config) -> list[dict]:
 
 
 def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
-    """Make the visualization hook draw the predictions of every test image."""
+    """Make the visualization hook draw the predictions of every test image.
+
+    Pictures are written to ``show_dir`` below the folder of the run's log. The hook of detectors does so by itself; a
+    segmentor's has no such option, and its pictures go where the visualizer's local backend puts images.
+    """
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise UserError('--show and --show-dir need default_hooks.visualization in the config.')
@@ -142,7 +146,10 @@ def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: fl
     if 'Det' in hook['type']:
         hook['test_out_dir'] = show_dir
     elif show_dir:
-        cfg.visualizer['save_dir'] = show_dir
+        others = [each for each in cfg.visualizer.get('vis_backends') or [] if each['type'] != 'LocalVisBackend']
+        # relative to the backend's own folder, vis_data
+        local = dict(type='LocalVisBackend', img_save_dir=os.path.join('..', show_dir))
+        cfg.visualizer['vis_backends'] = [local, *others]
     hook['interval'] = 1
 
 
@@ -152,10 +159,8 @@ def enable_tta(cfg: Config) -> None:
         if not cfg.get(key):
             raise UserError(f'--tta needs {key} in the config; this one has none.')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
+    for _, dataset in open_wrappers(cfg.test_dataloader.dataset):
+        dataset['pipeline'] = cfg.tta_pipeline
 
 
 def dump_predictions(cfg: Config, out: str) -> None:
@@ -205,9 +210,7 @@ def drop_training(cfg: Config) -> None:
 def fit_classes(cfg: Config) -> list[str]:
     """Give every head as many classes as the dataset's ``metainfo`` names; return what was changed, a note each."""
     loader = next((cfg[f'{split}_dataloader'] for split in SPLITS if cfg.get(f'{split}_dataloader')), {})
-    dataset = loader.get('dataset') or {}
-    while 'dataset' in dataset or 'datasets' in dataset:
-        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    _, dataset = next(open_wrappers(loader.get('dataset')), ('', {}))  # the first: joined ones have the same classes
     classes = read_classes(dataset)
     if not classes:
         return []

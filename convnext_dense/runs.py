@@ -132,7 +132,7 @@ def test(
         work_dir: Where the log goes; ``work_dirs/<config name>`` by default.
         out: File for the raw predictions: a pickle for detectors, a folder of PNG label maps for segmentors.
         show: Show each prediction in a window.
-        show_dir: Save each prediction as a picture, in this folder under the work dir.
+        show_dir: Save each prediction as a picture, in this folder below that of the run's log in the work dir.
         wait_time: Seconds for which a window stays.
         cfg_options: Dotted keys to override.
         launcher: As in :func:`train`.

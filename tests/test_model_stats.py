@@ -13,6 +13,7 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
+from mmcv.cnn import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
@@ -21,6 +22,7 @@ from convnext_dense import ConvNeXt, UserError, measurement, model_stats
 from convnext_dense.config_header import Header
 from convnext_dense.model_stats import Counts, count_call, count_config, count_model, default_size, empty_sample
 from convnext_dense.model_tables import describe_models
+from convnext_dense.run_config import walk
 from convnext_dense.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +32,7 @@ DRAWN_SEG = CONFIGS / 'seg/upernet_convnext_atto_shapes.py'
 CASCADE_T = CONFIGS / 'det/cascade_convnext_t_coco.py'
 MMDET = Path(mmdet.__file__).parent / '.mim/configs'
 # millions of parameters and GFLOPs as the papers print them (arXiv 2201.03545, Tables 3 and 4), and the image
+INF = float('inf')
 COCO, ADE, LARGE_ADE = (1280, 800), (2048, 512), (2560, 640)
 PUBLISHED = {
     'det/mask_rcnn_convnext_t_coco': (48, 262, COCO),
@@ -152,6 +155,48 @@ def test_published_figures(name, stats_of):
     assert abs(stats.difference) < 0.2
 
 
+class AllParts(nn.Module):
+    """A model with a forward that needs no image, for counters that look at modules."""
+
+    def __init__(self, model, size):
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, _):
+        self.parts = count_model(self.model, self.size)
+
+
+def count_by_hooks(name):
+    """Count with the hooks of mmcv, which made the published figures; BN stands in place of SyncBN."""
+    cfg, size = Config.fromfile(CONFIGS / f'{name}.py'), PUBLISHED[name][2]
+    for norm in [node for node in walk(cfg.model) if node.get('type') == 'SyncBN']:
+        norm['type'] = 'BN'
+    with model_stats.model_scope(cfg):
+        whole = AllParts(model_stats.build_on_meta(cfg.model), size)
+        hooked, _ = get_model_complexity_info(whole, (3, 32, 32), print_per_layer_stat=False, as_strings=False)
+    backbone = cfg.model.backbone
+    if backbone.type == 'ConvNeXt':  # its faster layers are no modules that hooks look at; the paper's are
+        hooked -= sum(getattr(module, '__flops__', 0) for module in whole.model.backbone.modules())
+        hooked += convnext_by_hand(backbone.arch, *size, v2=False).macs + convolution_biases(backbone.arch, *size)
+    return hooked / 1e9
+
+
+def convolution_biases(arch, width, height):
+    """Count an addition for each output of a convolution: one in each block, one before each stage."""
+    depths, dims = VARIANTS[arch]
+    pixels = [(width // stride) * (height // stride) for stride in (4, 8, 16, 32)]
+    return sum((depth + 1) * dim * n for depth, dim, n in zip(depths, dims, pixels, strict=True))
+
+
+@pytest.mark.parametrize('name', [name for name in PUBLISHED if 'swin' not in name])
+def test_published_figures_to_their_last_digit(name):
+    """What the published counter adds to multiply-adds is all that lies between its figures and ours."""
+    gflops = count_by_hooks(name)
+    assert round(gflops) == PUBLISHED[name][1]
+    told = {'cascade_convnext_t_coco': 740.99, 'cascade_r50_coco': 739.01, 'upernet_convnext_xl_in22k_ade20k': 3335.21}
+    assert round(gflops, 2) == told.get(Path(name).name, round(gflops, 2))
+
+
 def test_what_headers_promise(stats_of):
     promised = 0
     for file in model_stats.leaf_configs():
@@ -225,6 +270,50 @@ def test_flops_follow_the_number_of_rois_that_the_config_allows(tmp_path, stats_
     assert whole - count_config(few).total.macs == 3 * 700 * box_macs
 
 
+def test_heads_follow_the_classes_of_the_data(tmp_path, stats_of, capsys):
+    """What is counted and measured is what trains."""
+    own = tmp_path / 'own.py'
+    names = tuple('abcdefghijklmnopqrst')
+    dataset = dict(metainfo=dict(classes=names))
+    own.write_text(f"_base_ = ['{CASCADE_T}']\ntrain_dataloader = dict(dataset={dataset})\n")
+    stats, whole = count_config(own), stats_of('det/cascade_convnext_t_coco')
+    assert capsys.readouterr().err == 'note: 4 heads set to 20 classes (a, b, c, d, e, ...)\n'
+    fewer_boxes, fewer_masks = 60 * 1025 + 240 * 1025, 60 * 257  # of 80 classes
+    assert whole.total.params - stats.total.params == 3 * (fewer_boxes + fewer_masks)
+    assert whole.total.macs - stats.total.macs == 3 * (1000 * 300 * 1024 + 100 * 784 * 60 * 256)
+
+
+def test_measuring_runs_heads_that_follow_the_classes(tmp_path, monkeypatch):
+    (tmp_path / 'own.py').write_text(
+        f"_base_ = ['{DRAWN_SEG}']\ntrain_dataloader = dict(dataset=dict(metainfo=dict(classes=('one', 'two', 'three'))))"
+    )
+    built = []
+    monkeypatch.setattr(measurement, 'build', lambda cfg: built.append(cfg) or model_stats.build(cfg))
+    measurement.measure(tmp_path / 'own.py', (64, 64))
+    assert built[0].decode_head.num_classes == 3
+
+
+USERS_WORDS = '"""Mine.\n\nExpected: something better than before.\n"""\n'
+
+
+def test_a_users_docstring_is_no_header(tmp_path, stats_of):
+    (tmp_path / 'own.py').write_text(f"{USERS_WORDS}_base_ = ['{CASCADE_T}']\n")
+    stats = count_config(tmp_path / 'own.py')
+    assert stats.header is None
+    assert stats.total == stats_of('det/cascade_convnext_t_coco').total
+    header = '"""Mine.\n\nCommand: run\nExpected: box AP 50.4; 86 M parameters.\n"""\n'
+    (tmp_path / 'own.py').write_text(f"{header}_base_ = ['{CASCADE_T}']\n")
+    assert count_config(tmp_path / 'own.py').header.params == 86
+
+
+def test_a_wrong_header_of_our_own_is_a_mistake(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_stats, 'CONFIGS', tmp_path)
+    (tmp_path / 'det').mkdir()
+    (tmp_path / 'det/leaf.py').write_text(f"{USERS_WORDS}_base_ = ['{CASCADE_T}']\n")
+    with pytest.raises(UserError, match=r'leaf.py, line 1: the header has no "Command:"'):
+        count_config(tmp_path / 'det/leaf.py')
+
+
 @pytest.mark.parametrize(
     ('test_dataloader', 'scope', 'header', 'size'),
     [
@@ -233,6 +322,13 @@ def test_flops_follow_the_number_of_rois_that_the_config_allows(tmp_path, stats_
         (dict(pipeline=[dict(type='Resize', scale=(1333, 800))]), 'mmdet', None, (1280, 800)),
         (dict(pipeline=[dict(type='Resize', scale=(2560, 640))]), 'mmseg', None, (2560, 640)),
         (dict(pipeline=[dict(type='Resize', scale=(500, 300))]), 'mmdet', None, (512, 320)),
+        (dict(pipeline=[dict(type='Resize', scale=(800, 1333))]), 'mmdet', None, (1280, 800)),
+        (dict(pipeline=[dict(type='Resize', scale=(300, 500), keep_ratio=True)]), 'mmdet', None, (512, 320)),
+        (dict(pipeline=[dict(type='Resize', scale=(300, 500))]), 'mmdet', None, (320, 512)),
+        (dict(pipeline=[dict(type='Resize', scale=640)]), 'mmdet', None, (640, 640)),
+        (dict(pipeline=[dict(type='Resize', scale=(800, INF), keep_ratio=True)]), 'mmdet', None, (1280, 800)),
+        (dict(pipeline=[dict(type='Resize', scale=(INF, 640), keep_ratio=True)]), 'mmseg', None, (2560, 640)),
+        (dict(pipeline=[dict(type='Resize', scale=(INF, INF), keep_ratio=True)]), 'mmseg', None, (2048, 512)),
         (dict(pipeline=[dict(type='Resize', scale_factor=1.0)]), 'mmdet', None, (1280, 800)),
         (dict(type='ShapesInstances', size=112), 'mmdet', None, (128, 128)),
         (dict(pipeline=[dict(type='Resize', scale=(1333, 800))]), 'mmdet', (1024, 1024), (1024, 1024)),
@@ -393,8 +489,15 @@ def test_the_tool_answers_a_mistake(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith('error: The config file configs/no.py does not exist.')
 
 
-@pytest.mark.parametrize('error', [BrokenProcessPool(), torch.cuda.OutOfMemoryError()])
-def test_measuring_more_than_memory_holds(error, monkeypatch):
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [
+        (BrokenProcessPool(), 'its process was ended, for want of memory most likely'),
+        (torch.cuda.OutOfMemoryError(), 'memory is short'),
+        (MemoryError(), 'memory is short'),
+    ],
+)
+def test_measuring_more_than_memory_holds(error, reason, monkeypatch):
     class Pool(ThreadPoolExecutor):
         def submit(self, *args):
             raise error
@@ -403,6 +506,29 @@ def test_measuring_more_than_memory_holds(error, monkeypatch):
     with pytest.raises(UserError) as raised:
         measurement.measure_config(DRAWN, (64, 32))
     assert str(raised.value).endswith(
-        'shapes.py cannot be measured at 64x32: its process was ended, for want of memory most likely. Give a smaller '
-        '--size, or leave --measure out: counting needs no memory.'
+        f'shapes.py cannot be measured at 64x32: {reason}. Give a smaller --size, or leave --measure out: counting '
+        'needs no memory.'
     )
+
+
+# 2e14 bytes of pixels or weights: more than a process can address, however generous the system is
+@pytest.mark.parametrize(
+    ('size', 'num_classes'),
+    [((8_000_000, 8_000_000), 8), ((64, 64), 10**13)],
+    ids=['image', 'weights'],
+)
+def test_measuring_more_than_a_cpu_can_allocate(size, num_classes, tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, 'ProcessPoolExecutor', lambda *args: ThreadPoolExecutor(1))
+    file = tmp_path / 'large.py'
+    file.write_text(f"_base_ = ['{DRAWN_SEG}']\nmodel = dict(decode_head=dict(num_classes={num_classes}))\n")
+    with pytest.raises(UserError) as raised:
+        measurement.measure_config(file, size)
+    assert 'DefaultCPUAllocator' in str(raised.value.__cause__)
+    assert str(raised.value).startswith(f'{file} cannot be measured at {size[0]}x{size[1]}: memory is short. Give a')
+
+
+def test_other_errors_of_measuring_stay_what_they_are(monkeypatch):
+    monkeypatch.setattr(measurement, 'ProcessPoolExecutor', lambda *args: ThreadPoolExecutor(1))
+    monkeypatch.setattr(measurement, 'build', lambda model_cfg: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measurement.measure_config(DRAWN, (64, 64))

@@ -201,12 +201,27 @@ def test_segmentor_trains_and_tests_with_the_same_tools(shapes, tmp_path):
     (miou,) = [line.split()[1] for line in trained.stdout.splitlines() if line.startswith('mIoU')]
     assert (tmp_path / 'run/predictions.png').stat().st_size > 0
     assert (tmp_path / 'run/curves.png').stat().st_size > 0
-    tested = run_tool(
-        'test', config, tmp_path / 'run/iter_6.pth', '--work-dir', tmp_path / 'test', '--out', tmp_path / 'out'
-    )
+    outputs = ('--work-dir', tmp_path / 'test', '--out', tmp_path / 'out', '--show-dir', 'drawn')
+    tested = run_tool('test', config, tmp_path / 'run/iter_6.pth', *outputs)
     assert tested.returncode == 0, tested.stderr
     assert [line.split()[1] for line in tested.stdout.splitlines() if line.startswith('mIoU')] == [miou]
     assert len(list((tmp_path / 'out').glob('*.png'))) == DRAWN['num_val']
+    (log,) = (tmp_path / 'test').glob('*/*.log')
+    assert len(list((log.parent / 'drawn').glob('*.png'))) == DRAWN['num_val']
+    assert (log.parent / 'vis_data/config.py').exists()
+    assert not (ROOT / 'drawn').exists()
+
+
+@pytest.mark.parametrize('backends', [None, ['TensorboardVisBackend'], ['LocalVisBackend', 'TensorboardVisBackend']])
+def test_pictures_are_drawn_below_the_log(backends):
+    given = {} if backends is None else {'vis_backends': [dict(type=name) for name in backends]}
+    cfg = Config(dict(default_hooks=dict(visualization=dict(type='SegVisualizationHook')), visualizer=given))
+    run_config.enable_pictures(cfg, False, 'drawn', 0)
+    local = [backend for backend in cfg.visualizer.vis_backends if backend.type == 'LocalVisBackend']
+    assert local == [dict(type='LocalVisBackend', img_save_dir='../drawn')]
+    cfg = Config(dict(default_hooks=dict(visualization=dict(type='DetVisualizationHook'))))
+    run_config.enable_pictures(cfg, False, 'drawn', 0)
+    assert cfg.default_hooks.visualization.test_out_dir == 'drawn'
 
 
 def test_mmdetections_own_tool_trains_the_config(options, tmp_path):
@@ -335,7 +350,7 @@ def test_work_dir_that_cannot_be_written(tmp_path):
 
 def test_missing_checkpoint_names_those_beside_it(tmp_path, trained):
     with pytest.raises(
-        UserError, match=r'Checkpoint .*epoch_9\.pth does not exist. The \.pth files in .* are: femto\.pth\.'
+        UserError, match=r'Checkpoint .*epoch_9\.pth does not exist. The checkpoints in .* are: femto\.pth\.'
     ):
         runs.test(CONFIG, str(trained.with_name('epoch_9.pth')), str(tmp_path))
     with pytest.raises(

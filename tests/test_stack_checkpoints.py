@@ -4,12 +4,14 @@ import argparse
 import io
 import os
 import pickle
+import tarfile
 import warnings
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from convnext_dense import stack
 from convnext_dense.errors import UserError
@@ -281,6 +283,19 @@ def test_getattr_gives_the_statistics_of_a_history_only(path, tmp_path):
         read_checkpoint(tmp_path / 'file.pth')
 
 
+def test_bytearrays_come_with_their_content(tmp_path):
+    torch.save({'log': bytearray(b'abc\xff'), 'empty': bytearray()}, tmp_path / 'file.pth')
+    assert read_checkpoint(tmp_path / 'file.pth') == {'log': b'abc\xff', 'empty': b''}
+
+    class Zeros:
+        def __reduce__(self):
+            return bytearray, (10**9,)
+
+    torch.save(Zeros(), tmp_path / 'zeros.pth')
+    with pytest.raises(UserError, match=r'it needs bytearray\(int\)'):
+        read_checkpoint(tmp_path / 'zeros.pth')
+
+
 def test_the_environment_variable_is_the_opt_in(tmp_path, monkeypatch):
     torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
     for value in ('', '0', 'no'):
@@ -361,25 +376,96 @@ def test_an_unreadable_file_is_described(content, expected, tmp_path):
         read_checkpoint(io.BytesIO(content))
 
 
+def legacy_tar(path):
+    """Write the layout of PyTorch's first versions: three pickles in a tar archive, here with code to run."""
+    with tarfile.open(path, 'w') as archive:
+        for name in ('storages', 'tensors', 'pickle'):
+            content = pickle.dumps(Trap(path.parent / 'trapped'), protocol=2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def test_a_tar_archive_is_refused_before_torch_sees_it(tmp_path, monkeypatch):
+    legacy_tar(tmp_path / 'old.pth')
+    loaded = []
+    # as in PyTorch < 2.6, which unpickles such a file without its safe mode
+    monkeypatch.setattr(torch, 'load', lambda file, **_: loaded.append(file))
+    refusal = r'is not read: it is a tar archive\. PyTorch wrote .* can run code\. .*unpack it .*--trust-checkpoint'
+    with pytest.raises(UserError, match=rf'The checkpoint {tmp_path}/old\.pth {refusal}'):
+        upstream._load_checkpoint(str(tmp_path / 'old.pth'))
+    with open(tmp_path / 'old.pth', 'rb') as opened, pytest.raises(UserError, match=rf'/old\.pth {refusal}'):
+        read_checkpoint(opened)
+    with pytest.raises(UserError, match=f'The checkpoint the downloaded data {refusal}'):
+        read_checkpoint(io.BytesIO((tmp_path / 'old.pth').read_bytes()))
+    assert loaded == []
+    with trust_checkpoints():
+        read_checkpoint(tmp_path / 'old.pth')
+    assert loaded == [tmp_path / 'old.pth']
+
+
+def test_a_tar_archive_of_the_user_is_read_where_it_is_trusted(tmp_path):
+    legacy_tar(tmp_path / 'old.pth')
+    with trust_checkpoints(), pytest.raises(UserError):  # which holds no storages
+        read_checkpoint(tmp_path / 'old.pth')
+    assert (tmp_path / 'trapped').exists()
+
+
+@pytest.mark.parametrize(
+    ('said', 'relayed'),
+    [
+        ('Cannot use ``weights_only=True`` with x. In PyTorch 2.6, we changed it. Set it to False.', 'ValueError'),
+        ('Broken at 5. Re-running `torch.load` with `weights_only` set to `False` will succeed.', 'Broken at 5.'),
+        ('Advice on `weights_only`: WeightsUnpickler error: Unsupported operand 9\nmore', 'Unsupported operand 9'),
+        ('Odd. File. All of it', 'Odd. File. All of it'),
+    ],
+)
+def test_advice_of_torch_to_switch_safety_off_is_not_relayed(said, relayed, tmp_path, monkeypatch):
+    torch.save({'w': 1}, tmp_path / 'file.pth')
+
+    def load(*args, **options):
+        raise ValueError(said)
+
+    monkeypatch.setattr(torch, 'load', load)
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(tmp_path / 'file.pth')
+    assert str(caught.value).endswith(f'(PyTorch says: {relayed})')
+
+
 def test_a_broken_download_names_the_url_and_the_cached_file(tmp_path):
     (tmp_path / 'page.pth').write_text('<html>')
     url = (tmp_path / 'page.pth').as_uri()
     with pytest.raises(
-        UserError, match=rf'{tmp_path}/cache/page.pth: it is a web page.* downloaded from {url}; delete it'
+        UserError, match=rf'{tmp_path}/cache/\w+/page.pth: it is a web page.* downloaded from {url}; delete it'
     ):
         upstream.load_url(url, model_dir=str(tmp_path / 'cache'), progress=False)
 
 
+def test_old_versions_of_torch_are_noted_for_what_comes_from_elsewhere(tmp_path, monkeypatch):
+    torch.save({'w': 1}, tmp_path / 'file.pth')
+    save_file({'w': torch.ones(1)}, tmp_path / 'file.safetensors')
+    options = dict(model_dir=str(tmp_path / 'cache'), progress=False)
+    monkeypatch.setattr(torch, '__version__', '2.9.1+cu130')
+    with pytest.warns(
+        UserWarning, match=r'^PyTorch 2\.9\.1\+cu130 can be attacked by .* torch >= 2\.10, or use .safet'
+    ):
+        upstream.load_url((tmp_path / 'file.pth').as_uri(), **options)
+    upstream.load_url((tmp_path / 'file.safetensors').as_uri(), **options)  # warnings are errors here
+    read_checkpoint(tmp_path / 'file.pth')
+    monkeypatch.setattr(torch, '__version__', '2.10.0')
+    upstream.load_url((tmp_path / 'file.pth').as_uri(), **options)
+
+
 def test_a_missing_file_names_those_that_are_there(tmp_path):
-    for name in ('epoch_2.pth', 'epoch_1.pth', 'log.txt'):
+    for name in ('epoch_2.pth', 'epoch_1.safetensors', 'log.txt'):
         (tmp_path / name).touch()
-    found = rf'The \.pth files in {tmp_path} are: epoch_1\.pth, epoch_2\.pth\. Name one of them'
+    found = rf'The checkpoints in {tmp_path} are: epoch_1\.safetensors, epoch_2\.pth\. Name one of them'
     with pytest.raises(UserError, match=rf'Checkpoint {tmp_path}/epoch_3\.pth does not exist\. {found}'):
         upstream._load_checkpoint(f'{tmp_path}/epoch_3.pth')
     with pytest.raises(UserError, match=rf'Checkpoint {tmp_path} is a folder, not a checkpoint file\. {found}'):
         upstream._load_checkpoint(str(tmp_path))
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(UserError, match=r'does not exist, and there is no \.pth file in'):
+    with pytest.raises(UserError, match=r'and there is no \.pth, \.pt, \.bin or \.safetensors file in'):
         read_checkpoint(tmp_path / 'empty/x.pth')
     with pytest.raises(UserError, match=f'does not exist, and neither does the folder {tmp_path}/none'):
         read_checkpoint(tmp_path / 'none/x.pth')

@@ -247,8 +247,7 @@ def test_overlaps_part_by_part_are_those_of_the_whole(monkeypatch):
     corners = [draw_boxes(np.random.default_rng(0), 'distinct', n)[0] for n in (20, 7)]
     whole = box_iou_rotated(boxes, others), upright(*corners)
     for module in (rotated_boxes, bbox_overlaps):
-        monkeypatch.setattr(module, 'PAIRS_AT_ONCE', 15)
-    monkeypatch.setattr(rotated_boxes, 'CANDIDATES_AT_ONCE', 3)
+        monkeypatch.setattr(module, 'numbers_at_once', lambda device: 50)
     torch.testing.assert_close(box_iou_rotated(boxes, others), whole[0], rtol=0, atol=0)
     torch.testing.assert_close(upright(*corners), whole[1], rtol=0, atol=0)
 
@@ -364,7 +363,7 @@ def test_aligned_boxes_come_in_pairs():
 
 def test_owners_are_those_of_a_plain_loop(device, monkeypatch):
     monkeypatch.setattr(greedy, 'BLOCK', 4)
-    monkeypatch.setattr(greedy, 'PAIRS_AT_ONCE', 20)
+    monkeypatch.setattr(greedy, 'numbers_at_once', lambda device: 20)
     for share in (0.05, 0.3, 0.9):
         matrix = torch.rand(30, 30) < share
         expected = list(range(30))
@@ -432,7 +431,7 @@ def test_the_overlaps_of_bad_upright_boxes():
 def test_points_in_polygons_are_shapelys(convex, device, monkeypatch):
     from mmcv.ops import points_in_polygons
 
-    monkeypatch.setattr(polygons, 'PAIRS_AT_ONCE', 60)
+    monkeypatch.setattr(polygons, 'numbers_at_once', lambda device: 60)
     points, corners = torch.rand(200, 2) * 100, draw_quadrilaterals(8, convex)
     shapes = [Polygon(c.view(4, 2).tolist()) for c in corners]
     expected = torch.tensor([[float(shape.contains(Point(p))) for shape in shapes] for p in points.tolist()])
@@ -459,7 +458,7 @@ def test_points_on_the_border_of_a_polygon(device):
 def test_the_smallest_rectangle_is_shapelys(kind, device, monkeypatch):
     from mmcv.ops import min_area_polygons
 
-    monkeypatch.setattr(polygons, 'SETS_AT_ONCE', 7)
+    monkeypatch.setattr(polygons, 'numbers_at_once', lambda device: 7 * 9**3)
     points = torch.rand(40, 9, 2) * 20
     if kind == 'whole numbers':
         points = points.round()

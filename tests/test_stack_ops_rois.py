@@ -157,7 +157,7 @@ def test_roi_pool_leaves_nan_out_as_a_loop_does(device):
 def test_roi_align_rotated_averages_what_a_plain_loop_averages(ratio, aligned, clockwise, device, monkeypatch):
     from mmcv.ops import RoIAlignRotated
 
-    monkeypatch.setattr(roi_align_rotated, 'SAMPLES_AT_ONCE', 50)
+    monkeypatch.setattr(roi_align_rotated, 'numbers_at_once', lambda device: 800)
     features, rois = torch.randn(2, 2, 9, 12), draw_rotated_rois(6, extent=24)
     rois[0, 3:5] = 0
 
@@ -221,7 +221,7 @@ def test_the_gradient_of_roi_align_rotated_is_its_derivative(ratio, device):
 def test_deform_roi_pool_averages_what_a_plain_loop_averages(ratio, moved, device, monkeypatch):
     from mmcv.ops import deform_roi_pool as pool
 
-    monkeypatch.setattr(deform_roi_pool, 'SAMPLES_AT_ONCE', 50)
+    monkeypatch.setattr(deform_roi_pool, 'numbers_at_once', lambda device: 800)
     features, rois, offset = torch.randn(2, 2, 9, 12), draw_rois(6, extent=24), torch.randn(6, 2, 3, 2)
 
     def locate(k, roi, row, column):
@@ -305,7 +305,7 @@ def border_align_by_hand(features, boxes, parts):
 
 @pytest.mark.parametrize('parts', [1, 3, 10])
 def test_border_align_takes_the_largest_sample_of_each_side(parts, device, monkeypatch):
-    monkeypatch.setattr(border_align, 'NUMBERS_AT_ONCE', 100)
+    monkeypatch.setattr(border_align, 'numbers_at_once', lambda device: 100)
     features = torch.randn(2, 8, 9, 12)
     boxes = draw_rois(14, extent=10)[:, 1:].view(2, 7, 4)
     expected, numbers = border_align_by_hand(features, boxes, parts)
@@ -403,7 +403,7 @@ def test_max_mode_part_by_part_is_that_of_the_whole(device, monkeypatch):
     features, rois = torch.randn(2, 3, 9, 12, device=device), draw_rois(9, extent=24).to(device)
     arguments = (features, rois, (3, 2), 0.5, 0, 'max', True)
     whole = pool(*arguments), gradient_of(pool, *arguments)
-    monkeypatch.setattr(roi_align, 'NUMBERS_AT_ONCE', 60)
+    monkeypatch.setattr(roi_align, 'numbers_at_once', lambda device: 60)
     assert torch.equal(pool(*arguments), whole[0])
     torch.testing.assert_close(gradient_of(pool, *arguments), whole[1])
 

@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 
-from convnext_dense import runs
+from convnext_dense import run_config, runs
 from convnext_dense.data import write_shapes
 from convnext_dense.tta import InstanceTTA, WholeImageTTA, unflip
 
@@ -274,6 +274,23 @@ def test_binary_segmentor_is_decided_by_its_threshold():
     (sample,) = model.test_step(dict(inputs=[[v] for v in views], data_samples=[[BaseDataElement()] for _ in views]))
     torch.testing.assert_close(sample.seg_logits.data, torch.tensor([[[0.3, 0.6]]]))
     assert sample.pred_sem_seg.data.tolist() == [[[0.0, 1.0]]]
+
+
+@PYCOCOTOOLS
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR], ids=['detector', 'segmentor'])
+def test_joined_and_wrapped_data_sets_are_augmented(config, shapes):
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    drawn = dict(cfg.test_dataloader.dataset, data_root=str(shapes), **DRAWN)
+    repeated = dict(type='RepeatDataset', times=2, dataset=drawn)
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[drawn, repeated])
+    plain = DATASETS.build(cfg.test_dataloader.dataset)
+    run_config.enable_tta(cfg)
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    assert len(dataset) == len(plain) == 9
+    for i in (0, 8):
+        assert torch.is_tensor(plain[i]['inputs'])
+        assert len(dataset[i]['inputs']) == len(dataset[i]['data_samples']) >= 2
 
 
 @PYCOCOTOOLS

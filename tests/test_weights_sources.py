@@ -19,6 +19,7 @@ from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.stack import trust_checkpoints
+from convnext_dense.stack.checkpoint_loading import HASH_IN_NAME
 from convnext_dense.weights import fetch, load_weights
 from convnext_dense.weights.published import PUBLISHED, find_published
 
@@ -271,6 +272,41 @@ def test_a_hash_in_the_name_is_checked(site, weights, tmp_path):
     with pytest.raises(UserError, match=rf'its SHA-256 does not begin with {wrong}\. Nothing was kept; try again'):
         fetch(f'{url}/weights-{wrong}.pth')
     assert [file.name for file in (tmp_path / 'torch/checkpoints').iterdir()] == [f'weights-{right}.pth']
+
+
+def test_the_same_name_at_two_addresses(site, weights):
+    folder, url, requests = site
+    for name, number in (('a', 1.0), ('b', 2.0)):
+        (folder / name).mkdir()
+        given = {key: torch.full_like(value, number) for key, value in weights.items()}
+        torch.save(given, folder / name / 'model.pth')
+        assert_loads(f'{url}/{name}/model.pth', given)
+    assert requests == ['/a/model.pth', '/b/model.pth']
+
+
+def test_a_date_is_no_hash(site, weights):
+    folder, url, _ = site
+    torch.save(weights, folder / 'convnext-20240115.pth')
+    assert_loads(f'{url}/convnext-20240115.pth', weights)
+    found = [HASH_IN_NAME.search(f'x-{end}.pth') for end in ('20240115', '20241315', '12345678', '0676ba61', '1234567')]
+    assert [bool(each) for each in found] == [False, True, True, True, False]
+
+
+def test_a_hash_in_the_name_is_checked_in_the_cache_too(site, weights, tmp_path):
+    folder, url, requests = site
+    torch.save(weights, folder / 'weights.pth')
+    name = f'weights-{hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()[:8]}.pth'
+    (folder / 'weights.pth').rename(folder / name)
+    cached = tmp_path / 'torch/checkpoints' / name
+    cached.parent.mkdir(parents=True)
+    torch.save({key: value + 1 for key, value in weights.items()}, cached)
+    with pytest.raises(
+        UserError, match=rf'{cached} is not the one of that name: .* Delete it .* again from {url}/{name}'
+    ):
+        fetch(f'{url}/{name}')
+    cached.unlink()
+    assert_loads(f'{url}/{name}', weights)
+    assert requests == [f'/{name}']
 
 
 def test_addresses_that_fail(site):

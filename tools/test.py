@@ -10,7 +10,7 @@ if __name__ == '__main__':
     add_trust_option(parser)
     parser.add_argument('--out', help='write predictions: a .pkl file for detectors, a folder for segmentors')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
-    parser.add_argument('--show-dir', help='save pictures of the predictions in this folder of the work dir')
+    parser.add_argument('--show-dir', help='save pictures of the predictions in this folder, below that of the log')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds for which a window stays')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     call(test, parser)

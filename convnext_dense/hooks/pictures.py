@@ -3,7 +3,7 @@
 import contextlib
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -74,12 +74,24 @@ def draw_predictions(visualizer: Visualizer, samples: Sequence[BaseDataElement],
             pair = []
             for half in ('gt', 'pred'):  # one by one: MMSegmentation's visualizer returns the last one alone
                 only = dict(draw_gt=half == 'gt', draw_pred=half == 'pred')
-                visualizer.add_datasample('sample', image, keep_confident(enlarge(sample, factor)), show=False, **only)
+                with without_backends(visualizer):
+                    drawn = keep_confident(enlarge(sample, factor))
+                    visualizer.add_datasample('sample', image, drawn, show=False, **only)
                 pair.append(visualizer.get_image())
         cells.append(np.concatenate(pair, axis=1))
     rows = [hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     grid = vstack(rows)
     cv2.imwrite(str(file), cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))
+
+
+@contextlib.contextmanager
+def without_backends(visualizer: Visualizer) -> Iterator[None]:
+    """Draw in this block without storing each picture where the run's backends put theirs."""
+    backends, visualizer._vis_backends = visualizer._vis_backends, {}
+    try:
+        yield
+    finally:
+        visualizer._vis_backends = backends
 
 
 def keep_confident(sample: BaseDataElement) -> BaseDataElement:

@@ -14,16 +14,22 @@ nobody looks at costs nothing.
 
 import contextlib
 import functools
+import hashlib
+import itertools
 import json
 import os
 import pickle
 import re
+import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlparse
+
+from packaging.version import Version
 
 from ..errors import UserError
 
@@ -50,7 +56,12 @@ MOST_ENTRIES = 100_000
 NOT_A_MODEL = 'No checkpoint of a model does'
 META_KEY = 'convnext_dense'  # where a safetensors file carries what a checkpoint holds besides tensors
 
-HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.[a-z]+$')
+CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
+# A date, as in NAME-20240115.pth, is no hash
+HASH_IN_NAME = re.compile(r'-(?!(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\.)([0-9a-f]{8,64})\.[a-z]+$')
+# The first version whose weights_only reading no crafted file is known to break
+# (https://github.com/pytorch/pytorch/security/advisories/GHSA-63cw-57p8-fm3p)
+SAFE_TORCH = '2.10'
 
 # The number at the start of torch.save's files before PyTorch 1.6; newer ones are zip archives
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, 'little')
@@ -93,6 +104,8 @@ def read_checkpoint(
         if is_safetensors(file):
             return read_safetensors(file, map_location)
         mmap = can_be_mapped(file) and mmap
+    if not checkpoints_are_trusted():
+        refuse_tar(file)
     torch_options['weights_only'] = not checkpoints_are_trusted()
     _allow_mmengine_types()
     with explained_errors(file):
@@ -104,6 +117,27 @@ def is_safetensors(file: str | os.PathLike) -> bool:
     with open(file, 'rb') as opened:
         head = opened.read(9)
     return len(head) == 9 and head[8:] == b'{' and head[6:8] == b'\0\0'
+
+
+def refuse_tar(file: str | os.PathLike | IO[bytes]) -> None:
+    """Raise a :class:`UserError` for a tar archive: PyTorch < 2.6 runs code from one whatever it is told.
+
+    That is CVE-2025-32434.
+    """
+    with contextlib.nullcontext(file) if hasattr(file, 'read') else open(file, 'rb') as opened:
+        start = opened.tell()
+        try:
+            with tarfile.open(fileobj=opened, mode='r:') as archive:  # as PyTorch opens it
+                is_tar = archive.next() is not None
+        except Exception:  # PyTorch meets the same one, and reads the file in another way or gives up
+            is_tar = False
+        opened.seek(start)
+    if is_tar:
+        raise UserError(
+            f'The checkpoint {_name(file)} is not read: it is a tar archive. PyTorch wrote such checkpoints in its '
+            'first versions, and to read one can run code. If it holds other files, unpack it and name the checkpoint '
+            f'among them. {TRUST_ADVICE}'
+        )
 
 
 def read_safetensors(file: str | os.PathLike, map_location: Any = None) -> dict:
@@ -182,7 +216,7 @@ def read_checkpoint_from_url(
             must begin so.
         model_dir: Folder of the cache; torch's own, ``~/.cache/torch/hub/checkpoints``, if None.
         map_location: As for ``torch.load``.
-        file_name: Name in the cache; the URL's last part if None.
+        file_name: Name in the cache; the URL's last part if None, in a folder of its own where that has no hash.
         progress: Show a progress bar.
 
     Raises:
@@ -192,10 +226,19 @@ def read_checkpoint_from_url(
     import torch
 
     folder = Path(model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints'))
-    cached = folder / (file_name or os.path.basename(urlparse(url).path))
-    if not cached.is_file():
+    name = file_name or os.path.basename(urlparse(url).path)
+    found = HASH_IN_NAME.search(name)
+    if not found and not file_name:  # the same name at two addresses may be two files
+        folder /= hashlib.sha256(url.encode()).hexdigest()[:8]
+    cached = folder / name
+    if cached.is_file():
+        if found and not _sha256(cached, cached.stat().st_mtime_ns).startswith(found[1]):
+            raise UserError(
+                f'The file {cached} is not the one of that name: its SHA-256 does not begin with {found[1]}. Delete it '
+                f'to download it again from {url}.'
+            )
+    else:
         folder.mkdir(parents=True, exist_ok=True)
-        found = HASH_IN_NAME.search(cached.name)
         try:
             torch.hub.download_url_to_file(url, str(cached), found and found[1], progress)
         except RuntimeError as error:
@@ -205,10 +248,26 @@ def read_checkpoint_from_url(
                 f'What {url} sent is not the file of that name: its SHA-256 does not begin with {found[1]}. Nothing '
                 'was kept; try again, or get the file from its makers.'
             ) from error
+    if not is_safetensors(cached) and Version(torch.__version__) < Version(SAFE_TORCH):
+        warnings.warn(
+            f'PyTorch {torch.__version__} can be attacked by a .pth file, however it is read. For files of strangers '
+            f'update to torch >= {SAFE_TORCH}, or use .safetensors files.',
+            stacklevel=2,
+        )
     try:
         return read_checkpoint(cached, map_location, mmap=True)
     except UserError as error:
         raise UserError(f'{error} The file was downloaded from {url}; delete it to download it again.') from error
+
+
+@functools.cache
+def _sha256(file: Path, changed: int) -> str:
+    """Return a file's SHA-256, computed once in a process for each time it ``changed``: a gigabyte takes seconds."""
+    digest = hashlib.sha256()
+    with open(file, 'rb') as opened:
+        while chunk := opened.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -263,6 +322,8 @@ class _TorchThatReadsSafely:
 def _allow_mmengine_types() -> None:
     import torch
 
+    # torch's own bytearray would reserve as much memory as a small file asks for; that of the list below does not
+    getattr(torch._weights_only_unpickler, '_get_allowed_globals', dict)().pop('builtins.bytearray', None)
     known = set(torch.serialization.get_safe_globals())
     torch.serialization.add_safe_globals([each for each in _mmengine_types() if each not in known])
 
@@ -285,9 +346,15 @@ def _mmengine_types() -> list[Callable]:
             raise pickle.UnpicklingError(f'Unsupported global: GLOBAL _codecs.encode({encoding!r})')
         return text.encode('latin1')
 
+    def bytearray_of(*content: Any) -> bytearray:
+        if content and not isinstance(content[0], bytes | str):  # a number, for as many zeros
+            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL bytearray({type(content[0]).__name__})')
+        return bytearray(*content)
+
     dtypes = {type(np.dtype(code)) for code in NUMPY_TYPE_CODES}
     allowed = [HistoryBuffer, OneCycleParamScheduler, np.ndarray, np.dtype, *dtypes]
     allowed.append(_named(get_listed_attribute, 'builtins', 'getattr'))
+    allowed.append(_named(bytearray_of, 'builtins', 'bytearray'))
     # The bytes of an array, in protocol 2; PyTorch 2.4 allows no bytes, and later versions not the empty ones.
     allowed.append(_named(encode_latin1, '_codecs', 'encode'))
     allowed.append(_named(lambda: b'', 'builtins', 'bytes'))
@@ -317,11 +384,12 @@ def check_exists(path: Path) -> None:
     problem = 'is a folder, not a checkpoint file' if path.is_dir() else 'does not exist'
     if not folder.is_dir():
         raise UserError(f'Checkpoint {path} {problem}, and neither does the folder {folder}. Correct the path.')
-    names = sorted(file.name for file in folder.glob('*.pth'))
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in CHECKPOINT_SUFFIXES)
     if not names:
-        raise UserError(f'Checkpoint {path} {problem}, and there is no .pth file in {folder}. Correct the path.')
+        kinds = f'{", ".join(CHECKPOINT_SUFFIXES[:-1])} or {CHECKPOINT_SUFFIXES[-1]}'
+        raise UserError(f'Checkpoint {path} {problem}, and there is no {kinds} file in {folder}. Correct the path.')
     shown = ', '.join(names[:10]) + (f' and {len(names) - 10} more' if len(names) > 10 else '')
-    raise UserError(f'Checkpoint {path} {problem}. The .pth files in {folder} are: {shown}. Name one of them.')
+    raise UserError(f'Checkpoint {path} {problem}. The checkpoints in {folder} are: {shown}. Name one of them.')
 
 
 @contextlib.contextmanager
@@ -337,13 +405,17 @@ def explained_errors(file: str | os.PathLike | IO[bytes]) -> Iterator[None]:
             raise
         if isinstance(error, AttributeError) and checkpoints_are_trusted():  # a type that its module no longer has
             raise
-        name = getattr(file, 'name', 'the downloaded data') if hasattr(file, 'read') else str(file)
+        name = _name(file)
         refused = _refused_type(error)
         if refused:
             raise UserError(_refusal(name, refused)) from error
         raise UserError(
             f'Cannot read the checkpoint {name}: {_appearance(file)}. (PyTorch says: {_first_line(error)})'
         ) from error
+
+
+def _name(file: str | os.PathLike | IO[bytes]) -> str:
+    return getattr(file, 'name', 'the downloaded data') if hasattr(file, 'read') else str(file)
 
 
 def _refused_type(error: Exception) -> str | None:
@@ -409,6 +481,8 @@ def _zip_parts(file: IO[bytes]) -> set[str]:
 
 
 def _first_line(error: Exception) -> str:
+    """Return what a library says of an error, without torch's advice to switch ``weights_only`` off."""
     # torch puts general advice first and the cause behind this mark
-    text = str(error).split('WeightsUnpickler error:')[-1].strip() or type(error).__name__
-    return text.splitlines()[0]
+    text = str(error).split('WeightsUnpickler error:')[-1].strip()
+    sentences = re.split(r'(?<=\.) ', text.split('\n')[0])
+    return ' '.join(itertools.takewhile(lambda each: 'weights_only' not in each, sentences)) or type(error).__name__

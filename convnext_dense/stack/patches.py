@@ -14,7 +14,7 @@ from types import ModuleType
 
 from packaging.specifiers import SpecifierSet
 
-from . import atomic_files, checkpoint_loading, installed_packages, quiet
+from . import atomic_files, checkpoint_configs, checkpoint_loading, installed_packages, quiet
 from .import_hook import on_import
 
 MMENGINE = ('mmengine', 'mmengine-lite')
@@ -128,6 +128,33 @@ PATCHES = (
         why='PyTorch >= 2.6 refuses the HistoryBuffer and the NumPy scalars in every MMEngine checkpoint, so that no '
         'run resumes; older versions, downloads, and MMEngine 0.11.0rc3 run any code that a checkpoint contains',
         apply=checkpoint_loading.read_safely_in,
+    ),
+    Patch(
+        name='configs of strangers in the inferencers',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.infer.infer',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/infer/infer.py',
+        why='DetInferencer(weights=FILE) and its like run the config inside of the checkpoint, which is Python',
+        apply=checkpoint_configs.ask_for_config,
+    ),
+    Patch(
+        name='configs of strangers in the runner',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.runner.runner',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/runner/runner.py',
+        why="resume() runs meta['config'] of the checkpoint, which is Python, to compare numbers of GPUs",
+        apply=checkpoint_configs.resume_without_config,
+    ),
+    Patch(
+        name='configs of strangers in the flexible runner',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.runner._flexible_runner',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/runner/_flexible_runner.py',
+        why="resume() runs meta['config'] of the checkpoint, which is Python, to compare numbers of GPUs",
+        apply=checkpoint_configs.resume_without_config,
     ),
     Patch(
         name='checkpoints in one piece',

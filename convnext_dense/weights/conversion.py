@@ -34,7 +34,7 @@ from convnext_dense.weights.provenance import inherited_licence, other_entries, 
 from convnext_dense.weights.reading import Part, choose_backbone, keys_of, read_part, unwrap
 from convnext_dense.weights.report import shorten
 from convnext_dense.weights.sources import fetch
-from convnext_dense.weights.writing import check_output, encode, write_file
+from convnext_dense.weights.writing import check_output, write_weights
 
 NORM_EPS = 1e-6  # of every ConvNeXt that all targets share
 OUTPUT_NORMS = tuple(f'norm{i}.' for i in range(4))
@@ -130,7 +130,7 @@ def convert(
     check_output(file, source, force)
     result = translate(fetch(source), to, backbone_only=backbone_only, prefix=prefix)
     meta = result.meta if file.suffix == '.pth' or result.is_whole else None
-    write_file(encode(result.tensors, file.suffix, result.wrapper, meta), file)
+    write_weights(result.tensors, file, result.wrapper, meta)
     result.file = file
     return result
 

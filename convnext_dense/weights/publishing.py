@@ -7,7 +7,6 @@
 The number is the beginning of the file's SHA-256, which ``torch.hub`` and this package compare when they download it.
 """
 
-import hashlib
 import math
 import os
 import re
@@ -29,7 +28,7 @@ from convnext_dense.weights.provenance import licence_of, other_entries, read_me
 from convnext_dense.weights.reading import unwrap
 from convnext_dense.weights.report import shorten
 from convnext_dense.weights.sources import fetch
-from convnext_dense.weights.writing import SUFFIXES, encode, write_file
+from convnext_dense.weights.writing import SUFFIXES, write_text, write_weights
 
 FORMATS = tuple(suffix[1:] for suffix in SUFFIXES)
 # lines of a config's text that belong to the machine and the moment of the training
@@ -121,18 +120,15 @@ def publish(
 
     tensors = OrderedDict(halve(given) if half else given)
     tensors._metadata = module_versions(content) or OrderedDict()
-    data = encode(tensors, f'.{file_format}', 'state_dict', meta)
-    digest = hashlib.sha256(data).hexdigest()
     folder, name = split_output(out, found.config or Path(content.source).stem)
-    stem = f'{name}-{digest[:8]}'
-    weights, card = folder / f'{stem}.{file_format}', folder / f'{stem}.md'
-    config_file = folder / f'{stem}.py' if 'cfg' in meta else None
-    write_file(data, weights)
+    written = write_weights(tensors, folder / f'{name}.{file_format}', 'state_dict', meta, hash_in_name=True)
+    stem = written.file.name.removesuffix(f'.{file_format}')
+    card, config_file = folder / f'{stem}.md', folder / f'{stem}.py' if 'cfg' in meta else None
     if config_file:
-        write_file(meta['cfg'].encode(), config_file)
-    write_file(write_card(found, tensors, weights, config_file, digest).encode(), card)
-    sizes = (found.megabytes, len(data) / 1e6)
-    return Publication(weights, card, config_file, sorted(other_entries(content)), sizes)
+        write_text(meta['cfg'], config_file)
+    write_text(write_card(found, tensors, written.file, config_file, written.sha256), card)
+    sizes = (found.megabytes, written.size / 1e6)
+    return Publication(written.file, card, config_file, sorted(other_entries(content)), sizes)
 
 
 def without_the_run(config: str) -> str:

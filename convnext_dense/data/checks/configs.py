@@ -8,7 +8,7 @@ Only plain files are read; nothing of MMDetection or MMSegmentation is imported,
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,13 +53,27 @@ def check_dataset(dataset: Mapping | None, key: str = 'train_dataloader.dataset'
     Raises:
         UserError: Something would stop the run, or spoil it in silence.
     """
+    return [note for place, plain in open_wrappers(dataset, key) for note in _check_plain(plain, place)]
+
+
+def open_wrappers(dataset: Mapping | None, key: str = 'dataset') -> Iterator[tuple[str, Mapping]]:
+    """Yield place and config of each dataset that reads files itself: inside of wrappers, and of several joined.
+
+    >>> list(open_wrappers({'datasets': [{'dataset': {'ann_file': 'a'}}, {'ann_file': 'b'}]}, 'top'))
+    [('top.datasets.0.dataset', {'ann_file': 'a'}), ('top.datasets.1', {'ann_file': 'b'})]
+    """
     if not isinstance(dataset, Mapping):
-        return []
+        return
     if 'dataset' in dataset:
-        return check_dataset(dataset['dataset'], f'{key}.dataset')
-    if 'datasets' in dataset:
-        parts = enumerate(dataset['datasets'])
-        return [note for i, part in parts for note in check_dataset(part, f'{key}.datasets.{i}')]
+        yield from open_wrappers(dataset['dataset'], f'{key}.dataset')
+    elif 'datasets' in dataset:
+        for i, part in enumerate(dataset['datasets']):
+            yield from open_wrappers(part, f'{key}.datasets.{i}')
+    else:
+        yield key, dataset
+
+
+def _check_plain(dataset: Mapping, key: str) -> list[str]:
     kind = _type_name(dataset)
     if kind not in COCO_TYPES and kind not in SEGMENTATION_TYPES:
         return []

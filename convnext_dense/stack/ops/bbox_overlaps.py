@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .arguments import as_computable
+from .arguments import as_computable, numbers_at_once
 
 IOU, IOF = range(2)
-PAIRS_AT_ONCE = 2**18  # so that they stay in the cache
 
 
 @torch.no_grad()
@@ -33,7 +32,7 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
     if aligned:
         ious.copy_(_overlaps(first, second, mode, offset))
         return
-    step = max(1, PAIRS_AT_ONCE // max(1, len(second)))
+    step = max(1, numbers_at_once(first.device) // max(1, len(second)))
     for rows, part in zip(first.split(step), ious.split(step), strict=True):
         part.copy_(_overlaps(rows[:, None], second, mode, offset))
 

@@ -8,10 +8,9 @@ added to ``grad_input``. A side has ``pool_size + 1`` samples, its ends included
 import torch
 from torch import Tensor
 
-from .arguments import as_computable, check_shape
+from .arguments import as_computable, check_shape, numbers_at_once
 from .bilinear import add_to_planes, corners, largest_of_runs, weighted_sums
 
-NUMBERS_AT_ONCE = 2**19  # sample values: 2 MB in float32, so they stay in the cache
 SIDES = 4
 
 
@@ -37,7 +36,7 @@ def border_align_forward(input: Tensor, boxes: Tensor, output: Tensor, argmax_id
     winners = argmax_idx.new_empty(largest.shape)
     image = torch.arange(num_images, device=boxes.device).repeat_interleave(num_boxes)
     side = torch.arange(SIDES, device=boxes.device)[:, None]
-    at_once = max(1, NUMBERS_AT_ONCE // max(1, SIDES * (pool_size + 1) * channels))
+    at_once = max(1, numbers_at_once(boxes.device) // max(1, SIDES * (pool_size + 1) * channels))
     for first in range(0, len(start) if channels else 0, at_once):
         some = slice(first, first + at_once)
         points = [start[some]]
@@ -65,7 +64,7 @@ def border_align_backward(
     num_images, channels, num_boxes, _ = gradient.shape
     side = torch.arange(SIDES, device=boxes.device)
     planes = side * channels + torch.arange(channels, device=boxes.device)[:, None, None]  # (C, 1, 4)
-    at_once = max(1, NUMBERS_AT_ONCE // max(1, channels * SIDES))
+    at_once = max(1, numbers_at_once(boxes.device) // max(1, channels * SIDES))
     for image in range(num_images):
         start, step = _side_lines(boxes[image])
         for first in range(0, num_boxes, at_once):

@@ -27,21 +27,21 @@ BOXES_AND_ROIS: tuple[Row, ...] = (
         used_by='every detector with boxes, through batched_nms',
         served_by="torchvision's nms; with offset 1 plain torch, a block of boxes at a time",
         exactness='the same boxes in the same order, ties and NaN included',
-        speed='1.1; with offset 1 1.4',
+        speed='1.1; with offset 1 1.8',
     ),
     Row(
         ops=('nms_match',),
         used_by='PISA (ScoreHLRSampler)',
         served_by='plain torch, a block of boxes at a time',
         exactness='the same groups in the same order, ties and NaN included',
-        speed='1.5',
+        speed='1.8',
     ),
     Row(
         ops=('softnms',),
         used_by="CornerNet, CentripetalNet and every detector with nms=dict(type='soft_nms')",
         served_by='NumPy, vectorized over the boxes that wait; one after the other wins, and that is the algorithm',
         exactness='the same boxes in the same order, bit-equal scores; with the gaussian method scores to 1e-7',
-        speed='0.2 with 1000 boxes, 0.6 with 4000',
+        speed='0.2 with 1000 boxes, 0.5 with 4000',
     ),
     Row(
         ops=('nms_rotated', 'nms_quadri'),
@@ -49,7 +49,7 @@ BOXES_AND_ROIS: tuple[Row, ...] = (
         served_by='plain torch: the overlaps below, of pairs whose bounds meet',
         exactness='the same boxes where no overlap is within 1e-6 of the threshold or wrong in mmcv, as told below; '
         'labels do not tell boxes apart, as in mmcv',
-        speed='18; quadrilaterals 11',
+        speed='38; quadrilaterals 18',
     ),
     Row(
         ops=('box_iou_rotated',),
@@ -57,7 +57,7 @@ BOXES_AND_ROIS: tuple[Row, ...] = (
         served_by='plain torch: integrals over the edges, in the frame of the smaller box',
         exactness="to 1e-6 of the truth. mmcv's is wrong by up to 0.9 for 2 % to 10 % of the pairs with edges on one "
         'line, such as boxes of one angle and centre',
-        speed='67',
+        speed='48',
     ),
     Row(
         ops=('box_iou_quadri',),
@@ -65,14 +65,14 @@ BOXES_AND_ROIS: tuple[Row, ...] = (
         served_by='plain torch: integrals over pairs of edges, in float64',
         exactness="to 1e-6 of the truth, for concave ones too. mmcv's looks for corners inside as if both were "
         'rectangles, and is wrong by more than 0.01 for half of all random convex pairs',
-        speed='36',
+        speed='31',
     ),
     Row(
         ops=('bbox_overlaps',),
         used_by='',
         served_by='plain torch, part by part',
         exactness="bit-equal; on a GPU with the limits of mmcv's CUDA kernel",
-        speed='5.7',
+        speed='2.9',
     ),
     Row(
         ops=('roi_align_forward', 'roi_align_backward'),
@@ -80,7 +80,7 @@ BOXES_AND_ROIS: tuple[Row, ...] = (
         served_by="mean: torchvision's kernels; maximum: embedding_bag",
         exactness='mean: bit-equal; maximum: to 1e-6, and where two samples tie in the last bit the gradient may go to '
         'the other; half precision in float32; RoIs with NaN or of no image raise',
-        speed='mean: forward 1.9, backward 1.0; maximum: forward 1.2, backward 0.6',
+        speed='mean: forward 2.1, backward 1.1; maximum: forward 1.1, backward 0.6',
     ),
     Row(
         ops=('roi_pool_forward', 'roi_pool_backward'),
@@ -101,7 +101,7 @@ BOXES_AND_ROIS: tuple[Row, ...] = (
         used_by='',
         served_by='embedding_bag',
         exactness='to 3e-6; half precision in float32; RoIs with NaN or of no image raise',
-        speed='forward 2.3, backward 5.5',
+        speed='forward 3.4, backward 5.4',
     ),
     Row(
         ops=('prroi_pool_forward', 'prroi_pool_backward', 'prroi_pool_coor_backward'),

@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import as_computable, check_shape
+from .arguments import as_computable, check_shape, numbers_at_once
 from .bilinear import add_pixel_rows, add_to_rows, pixel_rows, weighted_sums
 from .roi_grid import Samples, cell_edges, check_rois, count_samples, list_samples, split_rois
-
-SAMPLES_AT_ONCE = 2**16
 
 
 def deform_roi_pool_forward(
@@ -131,7 +129,7 @@ def _parts(
     x1, y1, x2, y2 = (side * scale - 0.5 for side in (x1, y1, x2, y2))
     extents = (y2 - y1, x2 - x1)
     counts = [count_samples(e, n, sampling_ratio) for e, n in zip(extents, cells, strict=True)]
-    for some in split_rois('deform_roi_pool', *counts, cells, SAMPLES_AT_ONCE):
+    for some in split_rois('deform_roi_pool', *counts, cells, numbers_at_once(rois.device) // 16):
         samples = list_samples(counts[0][some], counts[1][some], cells)
         starts, own_extents = (y1[some], x1[some]), (extents[0][some], extents[1][some])
         yield _Part(some, image[some].long(), starts, own_extents, samples, cells, shape[2:])

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-PAIRS_AT_ONCE = 2**18
+from .arguments import numbers_at_once
+
 BLOCK = 256
 
 
@@ -35,7 +36,7 @@ def find_owners(count: int, hits: Callable[[Tensor, Tensor], Tensor], device: to
         leaders = block[kept]
         owners[block] = torch.where(kept, block, leaders[_first_true(inner[kept])])
         parts = []
-        for columns in waiting.split(max(1, PAIRS_AT_ONCE // max(1, len(leaders)))):
+        for columns in waiting.split(max(1, numbers_at_once(device) // len(leaders))):
             hit = hits(leaders, columns)
             taken = hit.any(dim=0)
             owners[columns[taken]] = leaders[_first_true(hit[:, taken])]

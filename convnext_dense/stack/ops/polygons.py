@@ -9,10 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from .arguments import as_computable, check_shape
+from .arguments import as_computable, check_shape, numbers_at_once
 
-PAIRS_AT_ONCE = 2**18  # so that they stay in the cache
-SETS_AT_ONCE = 2**10
 NEARLY_SMALLEST = 1 + 1e-6  # rectangles on opposite edges have the same area but for rounding
 
 
@@ -27,7 +25,7 @@ def points_in_polygons_forward(points: Tensor, polygons: Tensor, output: Tensor)
     shapes = dict(points=(points.shape, (len(points), 2)), polygons=(polygons.shape, (len(polygons), 8)))
     check_shape('points_in_polygons', **shapes)
     corners = polygons.view(-1, 4, 2)
-    step = max(1, PAIRS_AT_ONCE // max(1, len(polygons)))
+    step = max(1, numbers_at_once(points.device) // max(1, len(polygons)))
     for some, flags in zip(points.split(step), output.split(step), strict=True):
         flags.copy_(_inside(some, corners))
 
@@ -40,7 +38,8 @@ def min_area_polygons(pointsets: Tensor, polygons: Tensor) -> None:
     """
     (sets,) = as_computable('min_area_polygons', pointsets=pointsets)
     check_shape('min_area_polygons', pointsets=(sets.shape, (len(sets), 18)), polygons=(polygons.shape, (len(sets), 8)))
-    for some, corners in zip(sets.split(SETS_AT_ONCE), polygons.split(SETS_AT_ONCE), strict=True):
+    step = max(1, numbers_at_once(sets.device) // 9**3)
+    for some, corners in zip(sets.split(step), polygons.split(step), strict=True):
         corners.copy_(_smallest_rectangles(some.view(-1, 9, 2)))
 
 

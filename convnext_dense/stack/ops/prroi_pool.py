@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import as_computable
+from .arguments import as_computable, numbers_at_once
 from .roi_grid import check_rois
-
-NUMBERS_AT_ONCE = 2**22  # of the features summed up along y
 
 
 def prroi_pool_forward(
@@ -67,7 +65,9 @@ def _parts(features: Tensor, rois: Tensor, cells: tuple[int, int]) -> Iterator[t
     """Yield an image and some of its RoIs, at a time."""
     num_images, channels, _, width = features.shape
     check_rois('prroi_pool', rois, num_images)
-    at_once = max(1, NUMBERS_AT_ONCE // max(1, channels * cells[0] * width))
+    # The features summed up along y; fewer at a time would be a loop over the RoIs.
+    numbers = max(2**22, numbers_at_once(rois.device))
+    at_once = max(1, numbers // max(1, channels * cells[0] * width))
     for image in range(num_images):
         for some in (rois[:, 0].long() == image).nonzero().flatten().split(at_once):
             if len(some):

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import as_computable
+from .arguments import as_computable, numbers_at_once
 from .bilinear import add_to_planes, largest_of_runs, pixel_rows, weighted_sums
 from .roi_grid import cell_edges, check_rois, count_samples, list_samples, split_rois
 
 MAX, AVERAGE = range(2)
 NO_SAMPLE = -1  # in argmax_y and argmax_x: the cell has no sample, so no pixel gets its gradient
-NUMBERS_AT_ONCE = 2**19  # sample values held by max pooling: 2 MB in float32, so they stay in the cache
 
 
 def roi_align_forward(
@@ -167,7 +166,7 @@ def _max_pool(features: Tensor, grid: _Grid, cells: tuple[int, int]) -> Iterator
     pixels = pixel_rows(features)
     # What a cell without samples holds in mmcv, which starts its search there
     lowest = -10000.0 if features.is_cpu else torch.finfo(torch.float32).min
-    limit = max(1, NUMBERS_AT_ONCE // max(1, channels))
+    limit = max(1, numbers_at_once(features.device) // max(1, channels))
     for some in split_rois('roi_align', grid.count_y, grid.count_x, cells, limit):
         part = _Grid(*(values[some] for values in grid))
         samples = list_samples(part.count_y, part.count_x, cells)
@@ -192,7 +191,7 @@ def _add_max_gradient(total: Tensor, gradient: Tensor, rois: Tensor, argmax_y: T
     """Send each cell's gradient to the four pixels around the sample that won; adds to ``total`` ``(N, C, H, W)``."""
     _, channels, height, width = total.shape
     planes = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)  # (K, C)
-    size = max(1, NUMBERS_AT_ONCE // max(1, gradient[:1].numel()))
+    size = max(1, numbers_at_once(rois.device) // max(1, gradient[:1].numel()))
     for some in torch.arange(len(rois), device=rois.device).split(size):
         y, x = argmax_y[some].to(gradient.dtype), argmax_x[some].to(gradient.dtype)
         shares = torch.where(y == NO_SAMPLE, 0, gradient[some])

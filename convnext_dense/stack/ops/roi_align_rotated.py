@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import as_computable
+from .arguments import as_computable, numbers_at_once
 from .bilinear import add_pixel_rows, add_to_rows, pixel_rows, weighted_sums
 from .roi_grid import Samples, cell_edges, check_rois, count_samples, list_samples, split_rois
 
-SAMPLES_AT_ONCE = 2**16
 FORM = 'image index, centre x, centre y, width, height, angle'
 
 
@@ -97,7 +96,7 @@ def _parts(
     # In feature pixels from the centre, along the box's own axes: (K, PH, 1) and (K, 1, PW)
     top = ((-height / 2)[:, None] + cell_edges(height, cells[0]))[:, :, None]
     left = ((-width / 2)[:, None] + cell_edges(width, cells[1]))[:, None, :]
-    for some in split_rois('roi_align_rotated', *counts, cells, SAMPLES_AT_ONCE):
+    for some in split_rois('roi_align_rotated', *counts, cells, numbers_at_once(rois.device) // 16):
         samples = list_samples(counts[0][some], counts[1][some], cells)
         down, along = samples.locate(top[some], left[some], height[some] / cells[0], width[some] / cells[1])
         own_cos, own_sin = cos[some][samples.roi], sin[some][samples.roi]

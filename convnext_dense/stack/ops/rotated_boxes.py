@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .arguments import as_computable
+from .arguments import as_computable, numbers_at_once
 from .greedy import find_owners
 
 IOU, IOF = range(2)
 SMALLEST_AREA = 1e-14  # below, mmcv's overlap is 0
-PAIRS_AT_ONCE = 2**20  # that are checked for meeting bounds
-CANDIDATES_AT_ONCE = 2**14  # whose intersection is computed, so that it stays in the cache
 
 
 @torch.no_grad()
@@ -180,7 +178,7 @@ def _fill(boxes1: '_Rotated | _Quadri', boxes2: '_Rotated | _Quadri', ious: Tens
         ious.copy_(_ratios(common, boxes1.areas, boxes2.areas, mode).view(ious.shape))
         return
     columns = torch.arange(num_columns, device=device)
-    step = max(1, PAIRS_AT_ONCE // max(1, num_columns))
+    step = max(1, numbers_at_once(device) // max(1, num_columns))
     parts = ious.view(num_rows, num_columns).split(step)
     for rows, part in zip(torch.arange(num_rows, device=device).split(step), parts, strict=True):
         part.copy_(_overlaps(boxes1, boxes2, rows, columns, mode))
@@ -231,7 +229,8 @@ def _meeting_pairs(
 def _common_areas(boxes1: '_Rotated | _Quadri', boxes2: '_Rotated | _Quadri', rows: Tensor, columns: Tensor) -> Tensor:
     if len(rows) == 0:
         return boxes1.areas.new_zeros(0)
-    parts = zip(rows.split(CANDIDATES_AT_ONCE), columns.split(CANDIDATES_AT_ONCE), strict=True)
+    step = max(1, numbers_at_once(rows.device) // 16)  # about so many tensors are in use at a time
+    parts = zip(rows.split(step), columns.split(step), strict=True)
     return torch.cat([boxes1.intersections(boxes2, *part) for part in parts])
 
 
