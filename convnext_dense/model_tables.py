@@ -27,6 +27,12 @@ COLUMNS = {
     'device': '',
 }
 
+TITLE = """# Model statistics
+
+Made by `python tools/model_stats.py`, for one image in inference; `docs/model_zoo.md` tells how it counts. GFLOPs are
+10^9 multiply-adds, activations the outputs of convolutions and linear layers. The difference is that of the GFLOPs.
+"""
+
 
 def describe_models(
     configs: Sequence[str | os.PathLike] = (),
@@ -121,10 +127,10 @@ def format_text(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def format_markdown(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return a Markdown table."""
+    """Return a page in Markdown: what the numbers are, and a table of them."""
     head, *cells = format_cells(rows)
     rule = ['---' if not COLUMNS[name] else '---:' for name in head]
-    return ''.join(f'| {" | ".join(row)} |\n' for row in (head, rule, *cells))
+    return f'{TITLE}\n' + ''.join(f'| {" | ".join(row)} |\n' for row in (head, rule, *cells))
 
 
 def format_csv(rows: Sequence[Mapping[str, object]]) -> str:

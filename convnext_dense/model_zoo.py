@@ -1,6 +1,7 @@
 """The leaf configs go in, ``docs/model_zoo.md`` comes out: a row for each, and nothing that stands anywhere else.
 
-Settings come from the resolved config, published figures from its header, parameters and GFLOPs from counting.
+Settings come from the resolved config, published figures from its header, parameters and GFLOPs from counting. Beside
+it ``docs/model_stats.md`` splits the counts; ``python tools/model_stats.py --out docs/model_stats.md`` writes the same.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from mmengine.config import Config
 from convnext_dense import run_config
 from convnext_dense.config_header import Header, read_header
 from convnext_dense.model_stats import CONFIGS, ModelStats, count_config, leaf_configs
+from convnext_dense.model_tables import format_markdown, table_rows
 
-FILE = CONFIGS.parent / 'docs/model_zoo.md'
+FOLDER = CONFIGS.parent / 'docs'
 SECTIONS = {
     'det': 'Detection and instance segmentation on COCO',
     'seg': 'Semantic segmentation on ADE20K',
@@ -44,37 +46,45 @@ known types:
 | auxiliary head of a segmentor | no (it would add 0.3 to 0.5 %) | no |
 | box heads on 1000 RoIs, mask heads on 100, once for each stage of a cascade | yes | yes |
 
-So the counts here stay within 0.2 % of the published ones. `python tools/model_stats.py CONFIG` splits them into
-backbone, neck and heads; with `--measure` it also runs the whole test of an image, NMS and sliding windows included,
-for time and memory.
+So the counts here stay within 0.2 % of the published ones. [model_stats.md](model_stats.md) splits them into backbone,
+neck and heads, as `python tools/model_stats.py CONFIG` does for any config; with `--measure` it also runs the whole
+test of an image, NMS and sliding windows included, for time and memory.
 """
 
 
-def write_zoo() -> Path:
-    """Write the page and return its file.
+def write_pages() -> list[Path]:
+    """Write both pages and return their files.
 
     Raises:
         UserError: A config or its header is wrong.
     """
-    text = describe_zoo()
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(text)
-    return FILE
+    pages = describe_pages()
+    FOLDER.mkdir(exist_ok=True)
+    for file, text in pages.items():
+        file.write_text(text)
+    return list(pages)
 
 
-def is_current() -> bool:
-    """Tell whether the page says what the configs say."""
-    return FILE.is_file() and FILE.read_text() == describe_zoo()
+def outdated_pages() -> list[Path]:
+    """Return the pages that do not say what the configs say."""
+    return [file for file, text in describe_pages().items() if not file.is_file() or file.read_text() != text]
 
 
-def describe_zoo() -> str:
-    """Return the text of the page."""
+def describe_pages() -> dict[Path, str]:
+    """Return the texts of both pages by their files."""
+    counted = [count_config(file) for file in leaf_configs()]
+    rows = [row for stats in counted for row in table_rows(stats)]
+    return {FOLDER / 'model_zoo.md': describe_zoo(counted), FOLDER / 'model_stats.md': format_markdown(rows)}
+
+
+def describe_zoo(counted: Sequence[ModelStats]) -> str:
+    """Return the text of the page of models."""
     tables = {section: [] for section in SECTIONS}
-    for file in leaf_configs():
-        header, cfg, stats = read_header(file), run_config.load_config(file), count_config(file)
+    for stats in counted:
+        header, cfg = read_header(stats.config), run_config.load_config(stats.config)
         method = header.title.split(',')[0]
         row = describe_row(header, cfg, stats)
-        tables[section_of(file, cfg)].append(((method, stats.total.params, file.stem), row))
+        tables[section_of(stats.config, cfg)].append(((method, stats.total.params, stats.config.stem), row))
     blocks = [HEAD]
     for section, keyed in tables.items():
         rows = [row for _, row in sorted(keyed, key=itemgetter(0))]

@@ -1,18 +1,37 @@
 """Test-time augmentation: several views of an image go in, one prediction comes out.
 
 A config names a model here as ``tta_model`` and the views as ``tta_pipeline``; ``tools/test.py --tta`` uses both. The
-views of an image are resized and mirrored copies, each with the metadata ``flip`` and ``flip_direction``.
+views of an image are resized and mirrored copies, each with the metadata ``flip`` and ``flip_direction``;
+:func:`multi_scale` writes them down.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.model import BaseTTAModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
 FLIPPED_DIMS = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
+
+
+def multi_scale(test_pipeline: Sequence[Mapping], ratios: Sequence[float]) -> list[dict]:
+    """Return the ``tta_pipeline`` that sees an image in several sizes, each as it is and mirrored.
+
+    Args:
+        test_pipeline: Loading, the ``Resize`` whose ``scale`` (pixels) is the unit of ``ratios``, and what follows.
+        ratios: One a size.
+
+    >>> load, views = multi_scale([dict(type='Load'), dict(type='Resize', scale=(20, 10)), dict(type='Pack')], (0.5, 1))
+    >>> [resize['scale'] for resize in views['transforms'][0]]
+    [(10, 5), (20, 10)]
+    """
+    load, resize, *others = test_pipeline
+    resizes = [dict(resize, scale=tuple(int(ratio * side) for side in resize['scale'])) for ratio in ratios]
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
+    return [load, dict(type='TestTimeAug', transforms=[resizes, flips, *([step] for step in others)])]
 
 
 @MODELS.register_module()
@@ -28,7 +47,7 @@ class WholeImageTTA(BaseTTAModel):
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.module.test_cfg = type(self.module.test_cfg)(self.module.test_cfg, mode='whole')
+        self.module.test_cfg = ConfigDict(self.module.test_cfg or {}, mode='whole')
 
     def test_step(self, data: Mapping[str, Sequence]) -> list[BaseDataElement]:
         """Return a data sample for each image, with the mean probabilities as its ``seg_logits``.
@@ -98,9 +117,21 @@ class InstanceTTA(BaseTTAModel):
         """
         merged = []
         for views in data_samples_list:
-            instances = [unflip(view.pred_instances, view.mirrored, view.ori_shape) for view in views]
-            views[0].pred_instances = self.suppress(InstanceData.cat(instances))
+            views[0].pred_instances = self.merge(views)
             merged.append(views[0])
+        return merged
+
+    def merge(self, views: Sequence[BaseDataElement]) -> InstanceData:
+        """Return the instances that are left of an image's views, best first."""
+        merged = InstanceData.cat([upright_boxes(view) for view in views])
+        merged.place = torch.arange(len(merged), device=merged.bboxes.device)
+        merged = self.suppress(merged)
+        kept = merged.pop('place').tolist()
+        if 'masks' in views[0].pred_instances:
+            # only now, of the few that are left: the masks of all views are large
+            places = [(view, i) for view in views for i in range(len(view.pred_instances))]
+            masks = [upright_mask(*places[place]) for place in kept]
+            merged.masks = torch.cat([views[0].pred_instances.masks[:0], *masks])
         return merged
 
     def suppress(self, instances: InstanceData) -> InstanceData:
@@ -126,30 +157,36 @@ def as_upright(sample: BaseDataElement) -> BaseDataElement:
     return copy
 
 
-def unflip(instances: InstanceData, direction: str | None, shape: Sequence[int]) -> InstanceData:
-    """Return instances of a mirrored view in the coordinates of the original image.
+def upright_boxes(view: BaseDataElement) -> InstanceData:
+    """Return the instances of a view without masks, with their boxes as they are in the original image."""
+    instances = view.pred_instances.clone()
+    instances.pop('masks', None)
+    instances.bboxes = unflip_boxes(instances.bboxes, view.mirrored, view.ori_shape)
+    return instances
+
+
+def upright_mask(view: BaseDataElement, index: int) -> Tensor:
+    """Return the mask (1, H, W) of an instance of a view as it is in the original image."""
+    mask = view.pred_instances.masks[index : index + 1]
+    return mask if view.mirrored is None else mask.flip(FLIPPED_DIMS[view.mirrored])
+
+
+def unflip_boxes(boxes: Tensor, direction: str | None, shape: Sequence[int]) -> Tensor:
+    """Return boxes of a mirrored view in the coordinates of the original image.
 
     Args:
-        instances: ``bboxes`` (N, 4) as x1, y1, x2, y2 in pixels and perhaps ``masks`` (N, H, W), both at the original
-            size but mirrored as the view is.
+        boxes: (N, 4) as x1, y1, x2, y2 in pixels, at the original size but mirrored as the view is.
         direction: 'horizontal', 'vertical' or 'diagonal' (both); None: the view is not mirrored.
         shape: Height and width of the original image.
 
-    >>> instances = InstanceData(bboxes=torch.tensor([[1.0, 0.0, 3.0, 2.0]]))
-    >>> unflip(instances, 'horizontal', (5, 10)).bboxes
+    >>> unflip_boxes(torch.tensor([[1.0, 0.0, 3.0, 2.0]]), 'horizontal', (5, 10))
     tensor([[7., 0., 9., 2.]])
     """
-    if direction is None:
-        return instances
-    dims = FLIPPED_DIMS[direction]
+    dims = () if direction is None else FLIPPED_DIMS[direction]
     height, width = shape[:2]
-    flipped = instances.clone()
-    x1, y1, x2, y2 = instances.bboxes.unbind(dim=-1)
+    x1, y1, x2, y2 = boxes.unbind(dim=-1)
     if -1 in dims:
         x1, x2 = width - x2, width - x1
     if -2 in dims:
         y1, y2 = height - y2, height - y1
-    flipped.bboxes = torch.stack([x1, y1, x2, y2], dim=-1)
-    if 'masks' in instances:
-        flipped.masks = instances.masks.flip(dims)
-    return flipped
+    return torch.stack([x1, y1, x2, y2], dim=-1)

@@ -284,9 +284,8 @@ def test_heads_follow_the_classes_of_the_data(tmp_path, stats_of, capsys):
 
 
 def test_measuring_runs_heads_that_follow_the_classes(tmp_path, monkeypatch):
-    (tmp_path / 'own.py').write_text(
-        f"_base_ = ['{DRAWN_SEG}']\ntrain_dataloader = dict(dataset=dict(metainfo=dict(classes=('one', 'two', 'three'))))"
-    )
+    dataset = dict(metainfo=dict(classes=('one', 'two', 'three')))
+    (tmp_path / 'own.py').write_text(f"_base_ = ['{DRAWN_SEG}']\ntrain_dataloader = dict(dataset={dataset})\n")
     built = []
     monkeypatch.setattr(measurement, 'build', lambda cfg: built.append(cfg) or model_stats.build(cfg))
     measurement.measure(tmp_path / 'own.py', (64, 64))
@@ -432,7 +431,9 @@ def test_tables(tmp_path, stats_of):
     with (tmp_path / 'table.csv').open(newline='') as stream:
         assert [row['GFLOPs'] for row in csv.DictReader(stream)][-1] == '740.15'
     describe_models([CASCADE_T], out=str(tmp_path / 'table.md'))
-    head, rule, *lines = (tmp_path / 'table.md').read_text().splitlines()
+    above, table = (tmp_path / 'table.md').read_text().split('\n\n| ')
+    assert above.startswith('# Model statistics\n')
+    head, rule, *lines = f'| {table}'.splitlines()
     assert head.startswith('| config | input | part | params (M) | published params (M) | GFLOPs |')
     assert rule.count('---:') == head.count('|') - 4
     assert lines[3].startswith(

@@ -1,4 +1,4 @@
-"""The page of models: current, complete, and honest about what was trained where."""
+"""The pages of models: current, complete, and honest about what was trained where."""
 
 import re
 import runpy
@@ -12,9 +12,10 @@ from mmengine.config import Config
 from convnext_dense import model_zoo
 from convnext_dense.config_header import Header, Metric
 from convnext_dense.model_stats import Counts, ModelStats, leaf_configs
+from convnext_dense.model_tables import describe_models
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / 'docs/model_zoo.md'
+PAGE, STATS_PAGE = ROOT / 'docs/model_zoo.md', ROOT / 'docs/model_stats.md'
 LINK = re.compile(r'^\| \[(\w+)\]\(\.\./(configs/\w+/\w+\.py)\)', re.MULTILINE)
 
 
@@ -26,9 +27,9 @@ def row_of(name):
     return dict(zip(columns, cells, strict=True))
 
 
-def test_the_page_is_current(leaf_stats, monkeypatch):
+def test_the_pages_are_current(leaf_stats, monkeypatch):
     monkeypatch.setattr(model_zoo, 'count_config', leaf_stats)
-    assert model_zoo.is_current(), 'run python tools/model_zoo.py'
+    assert model_zoo.outdated_pages() == [], 'run python tools/model_zoo.py'
 
 
 def test_every_leaf_has_one_row():
@@ -100,25 +101,43 @@ def test_a_config_without_any_settings_of_ours():
 
 @pytest.fixture
 def one_leaf(monkeypatch, tmp_path):
-    """Make the page, at another place, of one config."""
-    monkeypatch.setattr(model_zoo, 'FILE', tmp_path / 'docs/model_zoo.md')
+    """Make the pages, at another place, of one config."""
+    monkeypatch.setattr(model_zoo, 'FOLDER', tmp_path / 'docs')
     leaf = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
     monkeypatch.setattr(model_zoo, 'leaf_configs', lambda: [leaf])
+    return leaf
 
 
 def test_check(one_leaf):
-    assert not model_zoo.is_current()  # there is none
-    file = model_zoo.write_zoo()
-    assert model_zoo.is_current()
-    assert LINK.findall(file.read_text()) == [
+    assert [file.name for file in model_zoo.outdated_pages()] == ['model_zoo.md', 'model_stats.md']  # there are none
+    files = model_zoo.write_pages()
+    assert model_zoo.outdated_pages() == []
+    assert LINK.findall(files[0].read_text()) == [
         ('cascade_convnext_atto_shapes', 'configs/det/cascade_convnext_atto_shapes.py')
     ]
-    file.write_text(file.read_text().replace('128x128', '64x64'))
-    assert not model_zoo.is_current()
+    for file in files:
+        text = file.read_text()
+        file.write_text(text.replace('128x128', '64x64'))
+        assert model_zoo.outdated_pages() == [file]
+        file.write_text(text)
+
+
+def test_model_stats_writes_the_same_page(one_leaf, tmp_path):
+    _, page = model_zoo.write_pages()
+    describe_models([one_leaf], out=str(tmp_path / 'own.md'))
+    assert page.read_text() == (tmp_path / 'own.md').read_text()
+
+
+def test_the_counts_by_part():
+    rows = [line for line in STATS_PAGE.read_text().splitlines() if line.startswith(('| det/', '| seg/'))]
+    assert len(rows) == 4 * len(leaf_configs())
+    published = [row.split(' | ') for row in rows if ' total ' in row and '741' in row]
+    assert [row[1:8] for row in published] == [['1280x800', 'total', '85.93', '86', '740.15', '741', '-0.11']]
+    assert '(model_stats.md)' in PAGE.read_text()
 
 
 def test_the_tool(one_leaf, monkeypatch, capsys):
-    """An out-of-date page is one line and exit code 1."""
+    """Pages that are out of date are one line and exit code 1."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', ['model_zoo.py', *arguments])
@@ -127,8 +146,9 @@ def test_the_tool(one_leaf, monkeypatch, capsys):
     with pytest.raises(SystemExit) as leave:
         run('--check')
     # a text means exit code 1, and goes to standard error
-    assert leave.value.code == f'{model_zoo.FILE} is out of date: run python tools/model_zoo.py'
+    zoo, stats = (model_zoo.FOLDER / name for name in ('model_zoo.md', 'model_stats.md'))
+    assert leave.value.code == f'out of date: {zoo}, {stats}. Run python tools/model_zoo.py'
     run()
-    assert capsys.readouterr().out == f'written: {model_zoo.FILE}\n'
+    assert capsys.readouterr().out == f'written: {zoo}\nwritten: {stats}\n'
     run('--check')
     assert capsys.readouterr() == ('', '')

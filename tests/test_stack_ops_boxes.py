@@ -347,14 +347,23 @@ def test_bad_arguments_of_overlaps_are_named(name, columns, extra):
         op(boxes, boxes.to('meta'), ious, *extra)
     with pytest.raises(UserError, match=rf'{name}: \w+1 is torch\.int64\. Allowed are floating-point numbers'):
         op(boxes.long(), boxes, ious, *extra)
-    with pytest.raises(UserError, match=rf'boxes \(N, {columns}\) and got \(2, 3\)'):
+    with pytest.raises(UserError, match=rf'{name} needs boxes \(N, {columns}\) and got \(2, 3\)'):
         op(boxes[:, :3], boxes, ious, *extra)
     with pytest.raises(TypeError, match="unexpected keyword argument 'threshold'"):
         op(boxes, boxes, ious, *extra, threshold=1)
 
 
+def test_rotated_nms_needs_a_score_for_each_box():
+    with pytest.raises(UserError, match=r'nms_quadri needs boxes \(N, 8\) and got \(2, 5\)'):
+        find_op('nms_quadri')(torch.zeros(2, 5), torch.zeros(2), torch.zeros(2), torch.zeros(2, 5), 0.5, 0)
+    with pytest.raises(UserError, match='nms_rotated got 3 boxes and 2 scores'):
+        find_op('nms_rotated')(torch.zeros(3, 5), torch.zeros(2), *[torch.zeros(2)] * 3, 0.5, 0)
+
+
 def test_aligned_boxes_come_in_pairs():
-    with pytest.raises(UserError, match='as many boxes on both sides, and got 2 and 3'):
+    with pytest.raises(
+        UserError, match='box_iou_rotated needs as many boxes on both sides when aligned, and got 2 and 3'
+    ):
         find_op('box_iou_rotated')(torch.zeros(2, 5), torch.zeros(3, 5), torch.zeros(2), 0, True)
 
 

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnext_dense import run_config, runs
 from convnext_dense.data import write_shapes
-from convnext_dense.tta import InstanceTTA, WholeImageTTA, unflip
+from convnext_dense.tta import InstanceTTA, WholeImageTTA, unflip_boxes
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 DETECTOR = CONFIGS / 'det/cascade_convnext_atto_shapes.py'
@@ -142,12 +144,58 @@ def test_nothing_found():
 
 @pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
 def test_to_unflip_twice_changes_nothing(direction):
-    instances = InstanceData(bboxes=torch.rand(4, 4), masks=torch.rand(4, 5, 6) > 0.5)
-    once = unflip(instances, direction, (5, 6))
-    assert not torch.equal(once.bboxes, instances.bboxes)
-    twice = unflip(once, direction, (5, 6))
-    torch.testing.assert_close(twice.bboxes, instances.bboxes)
-    assert torch.equal(twice.masks, instances.masks)
+    boxes = torch.rand(4, 4)
+    once = unflip_boxes(boxes, direction, (5, 6))
+    assert not torch.equal(once, boxes)
+    torch.testing.assert_close(unflip_boxes(once, direction, (5, 6)), boxes)
+    assert torch.equal(unflip_boxes(boxes, None, (5, 6)), boxes)
+
+
+class FlippedElements(TorchDispatchMode):
+    """Counts the elements of masks that are mirrored."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket is torch.ops.aten.flip and args[0].dtype == torch.bool:
+            self.count += args[0].numel()
+        return function(*args, **(kwargs or {}))
+
+
+def test_masks_are_mirrored_after_the_boxes_are_suppressed():
+    """The same as to turn everything back and then to suppress, with the work for the masks that stay."""
+    shape, directions = (8, 12), (None, 'horizontal', 'vertical', 'diagonal')
+    masks, everything = [], []
+    views = [BaseDataElement(metainfo=dict(ori_shape=shape, mirrored=direction)) for direction in directions]
+    for view, direction in zip(views, directions, strict=True):
+        corners = torch.rand(30, 2) * torch.tensor([8.0, 4.0])
+        instances = InstanceData(
+            bboxes=torch.cat([corners, corners + 1 + 3 * torch.rand(30, 2)], dim=1),
+            scores=torch.rand(30),
+            labels=torch.randint(2, (30,)),
+            masks=torch.rand(30, *shape) > 0.5,
+        )
+        view.pred_instances = instances
+        dims = {None: (), 'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-1, -2)}[direction]
+        masks.append(instances.masks.flip(dims))
+        upright = instances.bboxes.clone()
+        for dim in dims:  # -1: x, -2: y
+            low, high = upright[:, -dim - 1].clone(), upright[:, -dim + 1].clone()
+            upright[:, -dim - 1], upright[:, -dim + 1] = shape[dim] - high, shape[dim] - low
+        everything.append(upright)
+    boxes = torch.cat(everything)
+    scores, labels = (torch.cat([view.pred_instances[field] for view in views]) for field in ('scores', 'labels'))
+    kept = torchvision.ops.batched_nms(boxes, scores, labels, TTA_CFG['nms']['iou_threshold'])[:20]
+
+    with FlippedElements() as flipped:
+        (sample,) = InstanceTTA(tta_cfg=dict(TTA_CFG, max_per_img=20), module=Brightest()).merge_preds([views])
+    found = sample.pred_instances
+    assert len(found) == len(kept) == 20
+    torch.testing.assert_close(found.bboxes, boxes[kept])
+    assert torch.equal(found.scores, scores[kept])
+    assert torch.equal(found.labels, labels[kept])
+    assert torch.equal(found.masks, torch.cat(masks)[kept])
+    assert 0 < flipped.count <= 20 * shape[0] * shape[1]
 
 
 def test_soft_nms_lowers_the_scores(rectangle):
@@ -258,6 +306,20 @@ def test_probabilities_are_averaged_over_whole_images(shapes):
     assert sample.gt_sem_seg.shape == (height, width)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('test_cfg', [None, {}, dict(mode='slide', crop_size=(32, 32), stride=(21, 21))])
+def test_any_test_cfg_becomes_one_of_whole_images(test_cfg, shapes):
+    cfg, expected = build(SEGMENTOR)
+    data = views_of(cfg, shapes, cfg.tta_pipeline)
+    (expected,) = WholeImageTTA(module=expected).test_step(data)
+    _, segmentor = build(SEGMENTOR)
+    segmentor.test_cfg = test_cfg
+    model = WholeImageTTA(module=segmentor)
+    assert model.module.test_cfg.mode == 'whole'
+    (sample,) = model.test_step(views_of(cfg, shapes, cfg.tta_pipeline))
+    assert torch.equal(sample.seg_logits.data, expected.seg_logits.data)
+
+
 def test_binary_segmentor_is_decided_by_its_threshold():
     class Constant(nn.Module):
         out_channels = 1
@@ -296,8 +358,8 @@ def test_joined_and_wrapped_data_sets_are_augmented(config, shapes):
 @PYCOCOTOOLS
 @SEVERAL_RUNNERS
 @pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR], ids=['detector', 'segmentor'])
-def test_whole_run(config, shapes, tmp_path, capfd):
-    _, model = build(config)
+def test_whole_run(config, shapes, tmp_path, capfd, monkeypatch):
+    _, model = build(config, seed=7)
     checkpoint = tmp_path / 'untrained.pth'
     torch.save({'meta': {}, 'state_dict': model.state_dict()}, checkpoint)
     options = {f'test_dataloader.dataset.{key}': value for key, value in DRAWN.items()}
@@ -305,10 +367,22 @@ def test_whole_run(config, shapes, tmp_path, capfd):
     if config == DETECTOR:
         options['test_evaluator.ann_file'] = str(shapes / 'annotations/instances_val.json')
         options['model.test_cfg.rcnn.score_thr'] = 0.0
+    wrapper, in_use = InstanceTTA if config == DETECTOR else WholeImageTTA, []
+
+    def step(self, data):
+        in_use.append({key: value.clone() for key, value in self.module.state_dict().items()})
+        return test_step(self, data)
+
+    test_step = wrapper.test_step
+    monkeypatch.setattr(wrapper, 'test_step', step)
     plain, augmented = (
         runs.test(config, str(checkpoint), str(tmp_path / str(tta)), cfg_options=options, tta=tta)
         for tta in (False, True)
     )
     assert plain.keys() == augmented.keys()
     assert all(np.isfinite(value) for value in augmented.values())
+    assert in_use  # with the weights of the checkpoint, each of them
+    for weights in in_use:
+        assert weights.keys() == model.state_dict().keys()
+        assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert 'test finished' in capfd.readouterr().out

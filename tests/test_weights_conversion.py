@@ -14,6 +14,7 @@ from torchvision.models.convnext import CNBlockConfig
 
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.stack import read_checkpoint
+from convnext_dense.variants import VARIANTS
 from convnext_dense.weights import Checkpoint, load_weights
 from convnext_dense.weights.conversion import convert, translate
 from convnext_dense.weights.formats import TARGETS
@@ -226,27 +227,57 @@ def test_output_norms_are_left_out_where_there_is_no_place_for_them():
     for to in ('timm', 'torchvision'):
         result = translate(backbone, to)
         assert result.left_out == {'output norms': norms}
-        assert result.loads_into.endswith('with strict=False: there is no final norm')
+        assert result.loads_into.endswith('with strict=False: it lacks final norm, head')
     for to in ('fb', 'mmpretrain', 'hf'):
         assert translate(backbone, to).left_out == {}
     head = {'norm.weight': torch.ones(32), 'norm.bias': torch.ones(32), 'head.weight': torch.ones(5, 32)}
     assert translate({**backbone, **head}, 'hf').left_out == {'output norms': norms}
 
 
+@pytest.mark.parametrize('arch', [*VARIANTS, SMALL])
+@V1_AND_V2
+def test_the_model_of_timm_is_named(arch, grn):
+    with torch.device('meta'):
+        result = translate(ConvNeXt(arch, grn=grn, out_norm=False).state_dict(), 'timm')
+        name = result.loads_into.removeprefix('timm ').split(', with strict')[0]
+        theirs = eval(f'timm.models.{name}') if '(' in name else timm.create_model(name)
+    assert ('(' in name) == (arch is SMALL or (arch, grn) in {('huge', False), ('xlarge', True)})
+    shapes = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith('head.')}
+    assert {key: value.shape for key, value in result.tensors.items()} == shapes
+
+
+def test_stages_that_were_not_built():
+    weights = ConvNeXt(SMALL, out_indices=(0, 1), out_norm=False).state_dict()
+    loaders = {to: translate(weights, to).loads_into for to in TARGETS}
+    stages = 'ConvNeXt whose first 2 stages have depths (1, 1) and dims (8, 16)'
+    assert loaders == {
+        'fb': 'this package, with out_indices below 2',
+        'timm': f'timm {stages}, with strict=False: it lacks stage 2, stage 3, final norm, head',
+        'mmpretrain': 'mmpretrain ConvNeXt of 2 stages',
+        'hf': 'transformers ConvNextModel of 2 stages, with strict=False: it lacks final norm',
+        'torchvision': 'torchvision ConvNeXt of 2 stages, with strict=False: it lacks final norm, head',
+    }
+    theirs = timm.models.ConvNeXt(depths=DEPTHS, dims=DIMS)
+    lacks = theirs.load_state_dict(translate(weights, 'timm').tensors, strict=False)
+    assert lacks.unexpected_keys == []
+    assert {key.split('.')[0] + key.split('.')[1] for key in lacks.missing_keys} == {
+        'stages2', 'stages3', 'headnorm', 'headfc',
+    }  # fmt: skip
+
+
 # Whole models.
 
 
-@torch.no_grad()
-def test_hugging_face_upernet(tmp_path):
-    transformers, config = hf_config(False, out_features=['stage1', 'stage2', 'stage3', 'stage4'])
+def upernet(**options) -> nn.Module:
+    """MMSegmentation's UperNet with our backbone."""
     from mmengine.registry import MODELS, init_default_scope
 
     init_default_scope('mmseg')
     norm = dict(norm_cfg=dict(type='BN'), num_classes=5, align_corners=False)
-    ours = MODELS.build(
+    return MODELS.build(
         dict(
             type='EncoderDecoder',
-            backbone=dict(type='ConvNeXt', arch=SMALL),
+            backbone=dict(type='ConvNeXt', arch=SMALL, **options),
             decode_head=dict(
                 type='UPerHead', in_channels=list(DIMS), in_index=[0, 1, 2, 3], channels=16, pool_scales=(1, 2, 3, 6),
                 **norm,
@@ -257,7 +288,12 @@ def test_hugging_face_upernet(tmp_path):
             test_cfg=dict(mode='whole'),
         )
     )  # fmt: skip
-    randomize(ours)
+
+
+@torch.no_grad()
+def test_hugging_face_upernet(tmp_path):
+    transformers, config = hf_config(False, out_features=['stage1', 'stage2', 'stage3', 'stage4'])
+    ours = randomize(upernet())
     torch.save({'meta': {}, 'state_dict': ours.state_dict(), 'optimizer': {}}, tmp_path / 'ours.pth')
     report = convert(tmp_path / 'ours.pth', tmp_path / 'hf.safetensors', 'hf')
     assert report.loads_into == 'transformers UperNetForSemanticSegmentation'
@@ -272,6 +308,14 @@ def test_hugging_face_upernet(tmp_path):
     compare(theirs.auxiliary_head(maps), ours.auxiliary_head(maps))
     convert(tmp_path / 'hf.safetensors', tmp_path / 'back.pth', 'fb')
     assert_same(read_checkpoint(tmp_path / 'back.pth')['state_dict'], ours.state_dict())
+    report = translate(upernet(out_norm=False).state_dict(), 'hf')
+    assert report.loads_into == (
+        'transformers UperNetForSemanticSegmentation, with strict=False: it lacks output norms, which are computed '
+        'there all the same'
+    )
+    lacks = theirs.load_state_dict(report.tensors, strict=False)
+    assert all(key.startswith('backbone.hidden_states_norms.') for key in lacks.missing_keys)
+    assert lacks.unexpected_keys == []
 
 
 class Detector(nn.Module):
@@ -300,6 +344,29 @@ def test_whole_detector_there_and_back(tmp_path, to, suffix):
     assert_same(read_checkpoint(tmp_path / 'back.pth')['state_dict'], model.state_dict())
     report = load_weights(Detector(), tmp_path / 'back.pth', need='all')
     assert len(report.loaded) == len(model.state_dict())
+
+
+class BackboneWithHead(nn.Module):
+    """A model of the user's whose names are those of a classifier, but for the norm."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.backbone = ConvNeXt(SMALL, **options)
+        self.head = nn.Linear(32, 5)
+
+
+@pytest.mark.parametrize('out_norm', [True, False])
+@pytest.mark.parametrize('to', ['fb', 'mmpretrain'])
+def test_a_head_beside_a_backbone_is_kept(to, out_norm):
+    weights = BackboneWithHead(out_norm=out_norm).state_dict()
+    there = translate(weights, to)
+    assert there.left_out == {}
+    back = translate(there.tensors, 'fb')
+    assert_same(back.tensors, weights)
+    assert back.loads_into == 'a model with the ConvNeXt of this package'
+    assert load_weights(BackboneWithHead(out_norm=out_norm), back.tensors, need='all').missing == []
+    with pytest.raises(UserError, match=r'is a whole model, with head\.weight, head\.bias; timm has no detectors'):
+        translate(weights, 'timm')
 
 
 @pytest.mark.parametrize('to', TARGETS)
@@ -353,6 +420,16 @@ def test_v2_for_torchvision_is_refused():
         UserError, match='torchvision has no ConvNeXt V2, and .* is ConvNeXt V2 atto. Convert it to fb, timm, '
     ):
         translate(ConvNeXt('atto', grn=True).state_dict(), 'torchvision')
+
+
+def test_another_epsilon_is_refused():
+    with torch.device('meta'):
+        weights = timm.create_model('convnext_xxlarge').state_dict()
+    with pytest.raises(
+        UserError,
+        match=r'is ConvNeXt xxlarge \(timm\), whose LayerNorm has epsilon 1e-05, where all targets have 1e-06\. It is not',
+    ):
+        translate({key: torch.zeros(()).expand(value.shape) for key, value in weights.items()}, 'fb')
 
 
 def test_incomplete_backbone_is_refused():

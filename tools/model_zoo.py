@@ -1,16 +1,16 @@
-"""Write docs/model_zoo.md from the configs; with --check only tell whether it is up to date."""
+"""Write docs/model_zoo.md and docs/model_stats.md from the configs; with --check only tell whether they are current."""
 
 import argparse
 import sys
 
 from convnext_dense.command_line import user_errors
-from convnext_dense.model_zoo import FILE, is_current, write_zoo
+from convnext_dense.model_zoo import outdated_pages, write_pages
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 where the page is out of date')
+    parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 where a page is out of date')
     with user_errors():
         if not parser.parse_args().check:
-            print(f'written: {write_zoo()}')
-        elif not is_current():
-            sys.exit(f'{FILE} is out of date: run python tools/model_zoo.py')
+            print('\n'.join(f'written: {file}' for file in write_pages()))
+        elif files := outdated_pages():
+            sys.exit(f'out of date: {", ".join(map(str, files))}. Run python tools/model_zoo.py')

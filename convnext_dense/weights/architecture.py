@@ -1,12 +1,12 @@
 """Which ConvNeXt a set of weights is: tensors under our names go in, a size and version, or what differs, come out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
 from convnext_dense.variants import VARIANTS, Variant
-from convnext_dense.weights.formats import TIMM, Format
+from convnext_dense.weights.formats import KERNEL, STEM, TIMM, Format, find_stems
 
 
 class Architecture(NamedTuple):
@@ -49,6 +49,14 @@ OTHER_MODELS = (
     ('stages.0.blocks.0.attn.w_msa.qkv.weight', 'a Swin Transformer of MMDetection or MMSegmentation'),
     ('blocks.0.attn.qkv.weight', 'a Vision Transformer'),
     ('encoder.layers.0.attention.attention.query.weight', 'a Vision Transformer'),
+    ('features.1.0.attn.qkv.weight', 'a Swin Transformer of torchvision'),
+    ('features.1.0.block.0.0.weight', 'an EfficientNet of torchvision'),
+    ('features.1.block.0.0.weight', 'a MobileNetV3 of torchvision'),
+    ('features.1.conv.0.0.weight', 'a MobileNetV2 of torchvision'),
+    ('blocks.0.0.conv_dw.weight', 'an EfficientNet or a MobileNet of timm'),
+    ('.xca.qkv.weight', 'an EdgeNeXt'),
+    ('stages.0.blocks.0.dwconv.weight', 'a SwiftFormer'),
+    ('blocks.0.dwconv.weight', 'an isotropic ConvNeXt, which has one resolution and no stages'),
 )
 
 
@@ -60,7 +68,7 @@ def stage_of(key: str) -> int:
 
 def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture | None:
     """Return which ConvNeXt these weights are, under our names; None where they hold no stem."""
-    if 'downsample_layers.0.0.weight' not in tensors:
+    if STEM not in tensors:
         return None
     num_stages = 1 + max((stage_of(key) for key in tensors), default=0)
     blocks = {(stage_of(key), int(key.split('.')[2])) for key in tensors if key.startswith('stages.')}
@@ -78,7 +86,7 @@ def what_differs(fmt: Format, tensors: Mapping[str, Tensor], norm_eps: float) ->
         tensors: Weights under our names.
         norm_eps: Epsilon of our backbone.
     """
-    stem = tensors['downsample_layers.0.0.weight']
+    stem = tensors[STEM]
     if fmt is TIMM and stem.shape[-1:] == (3,):
         return 'a ConvNeXt with an overlapping stem (timm `_ols`): two 3x3 convolutions, where ours is one of 4x4'
     norms = [key for key in tensors if key.endswith('.norm.weight')]
@@ -96,11 +104,15 @@ def what_differs(fmt: Format, tensors: Mapping[str, Tensor], norm_eps: float) ->
     return ''
 
 
-def name_other_model(keys: Iterable[str]) -> str:
+def name_other_model(given: Mapping[str, Tensor]) -> str:
     """Say what a file without a ConvNeXt holds; empty where that is not known.
 
-    >>> name_other_model(['backbone.layer1.0.conv1.weight'])
+    >>> name_other_model({'backbone.layer1.0.conv1.weight': Tensor()})
     'a ResNet'
     """
-    keys = tuple(keys)
-    return next((what for end, what in OTHER_MODELS if any(key.endswith(end) for key in keys)), '')
+    known = next((what for end, what in OTHER_MODELS if any(key.endswith(end) for key in given)), '')
+    kernels = sorted({size for found in find_stems(given) for size in found.kernels} - {KERNEL})
+    if known or not kernels:
+        return known
+    sizes = ' and '.join(f'{size}x{size}' for size in kernels)
+    return f'a network like ConvNeXt with depthwise kernels of {sizes}, where ours are {KERNEL}x{KERNEL}'

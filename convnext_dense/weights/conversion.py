@@ -27,8 +27,19 @@ from typing import Any
 from torch import Tensor
 
 from convnext_dense.errors import UserError
-from convnext_dense.weights.architecture import what_differs
-from convnext_dense.weights.formats import CLASSIFIER, FB, HF, MMPRETRAIN, TARGETS, TORCHVISION, Format, find_backbones
+from convnext_dense.weights.architecture import OTHER_SIZES, what_differs
+from convnext_dense.weights.formats import (
+    CLASSIFIER,
+    FB,
+    HF,
+    MMPRETRAIN,
+    TARGETS,
+    TIMM,
+    TORCHVISION,
+    Format,
+    Found,
+    find_backbones,
+)
 from convnext_dense.weights.loading import module_versions, rename_head
 from convnext_dense.weights.provenance import inherited_licence, other_entries, read_meta
 from convnext_dense.weights.reading import Part, choose_backbone, keys_of, read_part, unwrap
@@ -37,6 +48,7 @@ from convnext_dense.weights.sources import fetch
 from convnext_dense.weights.writing import check_output, write_weights
 
 NORM_EPS = 1e-6  # of every ConvNeXt that all targets share
+NOT_IN_TIMM = ('convnext_huge', 'convnextv2_xlarge')
 OUTPUT_NORMS = tuple(f'norm{i}.' for i in range(4))
 UPERNET = ('decode_head.psp_modules.', 'decode_head.fpn_bottleneck.')
 UPERNET_PARTS = ('decode_head.', 'auxiliary_head.')
@@ -155,7 +167,7 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     alone = backbone_only or prefix is not None
     found = [] if alone else find_backbones(given)
     found = found or [choose_backbone(given, source, prefix)]  # which raises where there is none
-    parts = [read_part(given, each, with_head=not alone) for each in found]
+    parts = [read_part(given, each, with_head=False) if alone else read_with_head(given, each) for each in found]
     parts = [part for part in parts if all(part.architecture.depths)] or parts[:1]  # a stem alone is no ConvNeXt
     used = keys_of(parts)
     rest = [key for key in given if key not in used]
@@ -193,9 +205,22 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     return result
 
 
+def read_with_head(given: Mapping[str, Tensor], found: Found) -> Part:
+    """Return a ConvNeXt with its classifier. A head beside a backbone, without a final norm, is that of a whole model."""
+    part = read_part(given, found)
+    is_backbone = found.prefix and 'norm.weight' not in part.entries
+    return read_part(given, found, with_head=False) if is_backbone else part
+
+
 def check_part(part: Part, source: str, alone: bool) -> None:
     """Raise a :class:`UserError` unless this is a plain ConvNeXt that lacks nothing."""
-    if difference := what_differs(part.found.format, part.tensors, NORM_EPS):
+    eps = own_eps(part)
+    difference = what_differs(part.found.format, part.tensors, eps)
+    if not difference and eps != NORM_EPS:
+        difference = (
+            f'{part.architecture} (timm), whose LayerNorm has epsilon {eps:g}, where all targets have {NORM_EPS:g}'
+        )
+    if difference:
         raise UserError(
             f'{source} is {difference}. It is not converted: the target computes something else with its weights.'
         )
@@ -208,6 +233,12 @@ def check_part(part: Part, source: str, alone: bool) -> None:
         raise UserError(
             f'{source} is not complete: {part.architecture} lacks {shorten(missing)}. Give the whole checkpoint.'
         )
+
+
+def own_eps(part: Part) -> float:
+    """Return the epsilon that a ConvNeXt's LayerNorm has where the ConvNeXt comes from."""
+    other = OTHER_SIZES.get(part.architecture[:2]) if part.found.format is TIMM else None
+    return other.norm_eps if other else NORM_EPS
 
 
 def missing_keys(part: Part) -> list[str]:
@@ -293,23 +324,49 @@ def rename_whole(
 
 
 def name_loader(target: Format, part: Part, result: Conversion) -> str:
-    """Say what loads the result."""
-    if result.is_whole and target is HF:
-        return 'transformers UperNetForSemanticSegmentation'
+    """Say what loads the result, and what that has besides."""
     if result.is_whole:
-        return f'a model with the ConvNeXt of {"mmpretrain" if target is MMPRETRAIN else "this package"}'
-    version, size = 'V2' if part.architecture.grn else '', part.architecture.size or 'of these depths and dims'
-    has_norm, has_head = ('norm.weight' in part.entries), ('head.weight' in part.entries)
+        return name_loader_of_whole(target, part)
+    version, num_stages = ('V2' if part.architecture.grn else ''), len(part.architecture.depths)
+    has = {'final norm': 'norm.weight' in part.entries, 'head': 'head.weight' in part.entries}
     is_hf_backbone = any(key.startswith('hidden_states_norms.') for key in result.tensors)
-    hf_class = 'Backbone' if is_hf_backbone else 'ForImageClassification' if has_head else 'Model'
+    hf_class = 'Backbone' if is_hf_backbone else 'ForImageClassification' if has['head'] else 'Model'
     loader = {
         'fb': 'facebookresearch ConvNeXt and this package',
-        'timm': f'timm convnext{version.lower()}_{size}',
+        'timm': f'timm {name_in_timm(part)}',
         'mmpretrain': 'mmpretrain ConvNeXt',
         'hf': f'transformers ConvNext{version}{hf_class}',
         'torchvision': 'torchvision ConvNeXt',
     }[target.name]
-    if target.name in ('fb', 'mmpretrain') or has_head or is_hf_backbone:
+    wanted = {'timm': has, 'torchvision': has, 'hf': () if is_hf_backbone else ('final norm',)}.get(target.name, ())
+    lacks = [name for name in wanted if not has[name]]
+    if num_stages < 4 and target is TIMM:  # whose models have four
+        lacks = [*(f'stage {s}' for s in range(num_stages, 4)), *lacks]
+    elif num_stages < 4 and target is FB:
+        loader = f'this package, with out_indices below {num_stages}'
+    elif num_stages < 4:
+        loader += f' of {num_stages} stages'
+    return f'{loader}, with strict=False: it lacks {", ".join(lacks)}' if lacks else loader
+
+
+def name_loader_of_whole(target: Format, part: Part) -> str:
+    """Say what loads a detector or a segmentor."""
+    if target is not HF:
+        return f'a model with the ConvNeXt of {"mmpretrain" if target is MMPRETRAIN else "this package"}'
+    loader = 'transformers UperNetForSemanticSegmentation'
+    if any(key.startswith(OUTPUT_NORMS) for key in part.entries):
         return loader
-    lacks = 'head' if has_norm else 'final norm'
-    return loader if target is HF and has_norm else f'{loader}, with strict=False: there is no {lacks}'
+    return f'{loader}, with strict=False: it lacks output norms, which are computed there all the same'
+
+
+def name_in_timm(part: Part) -> str:
+    """Return the name of a model in timm, or how it is built where timm has no name for it."""
+    depths, dims, grn = part.architecture
+    name = f'convnext{"v2" * grn}_{part.architecture.size}'
+    if part.architecture.size and name not in NOT_IN_TIMM:
+        return name
+    if len(depths) < 4:
+        return f'ConvNeXt whose first {len(depths)} stages have depths {depths} and dims {dims}'
+    has_scale = any(key.startswith('stages.') and key.endswith('.gamma') and '.grn.' not in key for key in part.entries)
+    options = ', use_grn=True' * grn + ', ls_init_value=None' * (not has_scale)
+    return f'ConvNeXt(depths={depths}, dims={dims}{options})'

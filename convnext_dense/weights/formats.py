@@ -16,9 +16,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from convnext_dense.weights import licences
+
 FLAT, GRN, CHW = (-1,), (1, 1, 1, -1), (-1, 1, 1)  # how a vector of C entries is stored
 STEM = 'downsample_layers.0.0.weight'
 CLASSIFIER = ('norm.', 'head.')
+KERNEL = 7  # of the depthwise convolutions
 MOST_BACKBONES = 16  # in a file; more are no work of training
 
 
@@ -64,7 +67,8 @@ class Format:
         classifier: Their names of the final norm and the head.
         left_out: Beginnings of keys that no backbone needs, and why they are there.
         mark: A pattern that some key without prefix matches, where the rows alone do not tell the format.
-        licence: That of the weights which the format's makers publish.
+        makers: Who publishes weights in it.
+        licence: That of their weights.
         prefix: What stands before a backbone's keys in their files.
         heads: (theirs, ours) inside the keys of a whole model's heads.
         conv_mlp: Sizes whose pointwise layers are stored as 1x1 convolutions, (out, in, 1, 1).
@@ -76,10 +80,16 @@ class Format:
     classifier: tuple[Row, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     mark: str = ''
+    makers: str = ''
     licence: str = ''
     prefix: str = ''
     heads: tuple[tuple[str, str], ...] = ()
     conv_mlp: tuple[str, ...] = ()
+
+    @property
+    def licence_note(self) -> str:
+        """What is known of the licence of weights in this format, whoever made them."""
+        return f'if these are {self.makers}: {self.licence}'
 
     @functools.cached_property
     def readers(self) -> tuple[tuple[re.Pattern, Row], ...]:
@@ -163,9 +173,17 @@ FB_ROWS = (
 )
 FB_CLASSIFIER = (Row('norm.', 'norm.'), Row('head.', 'head.'))
 
-FB = Format('fb', 'facebookresearch ConvNeXt', FB_ROWS, FB_CLASSIFIER, licence='MIT')
+FACEBOOK = "facebookresearch's own"
+
+FB = Format('fb', 'facebookresearch ConvNeXt', FB_ROWS, FB_CLASSIFIER, makers=FACEBOOK, licence=licences.MIT)
 FB_V2 = Format(
-    'fb', 'facebookresearch ConvNeXt V2', FB_ROWS, FB_CLASSIFIER, mark=r'\.grn\.gamma$', licence='CC-BY-NC 4.0'
+    'fb',
+    'facebookresearch ConvNeXt V2',
+    FB_ROWS,
+    FB_CLASSIFIER,
+    mark=r'\.grn\.gamma$',
+    makers=FACEBOOK,
+    licence=licences.CC_BY_NC,
 )
 FCMAE = Format(
     'fcmae',
@@ -182,7 +200,8 @@ FCMAE = Format(
     classifier=FB_CLASSIFIER,
     left_out=dict.fromkeys(('proj.', 'mask_token', 'decoder.', 'pred.'), 'decoder'),
     mark=r'\.kernel$|^(mask_token|decoder\.)',
-    licence='CC-BY-NC 4.0',
+    makers=FACEBOOK,
+    licence=licences.CC_BY_NC,
 )
 DINOV3 = Format(
     'dinov3',
@@ -191,16 +210,18 @@ DINOV3 = Format(
     FB_CLASSIFIER,
     left_out={'norms.': 'final norm once more'},
     mark=r'^norms\.3\.',
-    licence='DINOv3 License',
+    makers="DINOv3's own",
+    licence=licences.DINOV3,
 )
 EUPE = Format(
     'eupe',
     'EUPE',
     FB_ROWS,
     FB_CLASSIFIER,
-    left_out={'norms.': 'final norm once more', 'projectors.': 'projectors'},
+    left_out={'norms.': 'norms of features', 'projectors.': 'projectors'},
     mark=r'^projectors\.',
-    licence='FAIR Noncommercial Research License',
+    makers="EUPE's own",
+    licence=licences.FAIR_NC,
 )
 # OpenCLIP's image tower is timm's, at `visual.trunk.`: of a plain size it loads, without its head and the text tower.
 TIMM = Format(
@@ -223,7 +244,8 @@ TIMM = Format(
     ),
     classifier=(Row('head.norm.', 'norm.'), Row('head.fc.', 'head.')),
     left_out={'head.': 'classifier', 'norm_pre.': 'final norm'},
-    licence="the model card's; facebookresearch's V1 weights are MIT, V2 CC-BY-NC 4.0",
+    makers="timm's own",
+    licence=licences.OF_THE_CARD,
     conv_mlp=('atto', 'femto', 'pico', 'nano'),
 )
 MMPRETRAIN = Format(
@@ -240,10 +262,11 @@ MMPRETRAIN = Format(
         Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
         Row('norm{s}.', 'norm{s}.'),
     ),
-    # The classifier's final norm is norm3 there; `read_part` tells it from a detector's.
+    # The final norm of a classifier is norm3 there; `read_part` tells it from the output norm of a detector's last map.
     classifier=(Row('head.fc.', 'head.'),),
     mark=r'\.depthwise_conv\.',
-    licence="Apache-2.0; converted weights keep their makers' licence",
+    makers="mmpretrain's own",
+    licence=licences.APACHE,
     prefix='backbone.',
 )
 HF = Format(
@@ -266,7 +289,8 @@ HF = Format(
         Row('hidden_states_norms.stage4.', 'norm3.'),
     ),
     classifier=(Row('layernorm.', 'norm.'), Row('classifier.', 'head.')),
-    licence="the model card's; facebookresearch's V1 weights are MIT, V2 CC-BY-NC 4.0",
+    makers='from the Hub',
+    licence=licences.OF_THE_CARD,
     heads=(('.batch_norm.', '.bn.'), ('head.classifier.', 'head.conv_seg.')),
 )
 HF_DINOV3 = Format(
@@ -281,7 +305,8 @@ HF_DINOV3 = Format(
         Row('stages.{s}.layers.{b}.gamma', 'stages.{s}.{b}.gamma'),
     ),
     classifier=(Row('layer_norm.', 'norm.'),),
-    licence='DINOv3 License',
+    makers="DINOv3's own",
+    licence=licences.DINOV3,
 )
 TORCHVISION = Format(
     'torchvision',
@@ -303,7 +328,8 @@ TORCHVISION = Format(
         ),
     ),
     classifier=(Row('classifier.0.', 'norm.'), Row('classifier.2.', 'head.')),
-    licence='BSD-3-Clause',
+    makers="torchvision's own",
+    licence=licences.BSD,
 )
 
 # Where several formats know as many keys, the first one is meant: those with a mark stand first.
@@ -313,30 +339,55 @@ TARGETS = {fmt.name: fmt for fmt in (FB, TIMM, MMPRETRAIN, HF, TORCHVISION)}  # 
 
 @dataclass(frozen=True)
 class Found:
-    """A ConvNeXt in a checkpoint: its format and what stands before its keys."""
+    """A ConvNeXt in a checkpoint, or another network with the names of its stem.
+
+    Attributes:
+        format: Whose names.
+        prefix: What stands before its keys.
+        num_keys: Keys that the format knows.
+        kernels: Sizes of its depthwise kernels in the first stage, or those of all stages where the first has none.
+    """
 
     format: Format
     prefix: str
     num_keys: int
+    kernels: frozenset[int] = frozenset()
 
 
-def find_backbones(keys: Iterable[str]) -> list[Found]:
+def find_backbones(given: Mapping[str, Tensor]) -> list[Found]:
     """Return the ConvNeXts in a checkpoint, the one with the most known keys first.
 
-    >>> [(found.format.name, found.prefix) for found in find_backbones(['backbone.downsample_layers.0.0.weight'])]
-    [('fb', 'backbone.')]
+    >>> import torch
+    >>> given = {'stem.0.weight': torch.ones(8, 3, 4, 4), 'stages.0.blocks.0.conv_dw.weight': torch.ones(8, 1, 7, 7)}
+    >>> [(found.format.name, found.prefix) for found in find_backbones(given)]
+    [('timm', '')]
     """
-    keys = list(keys)
+    return [found for found in find_stems(given) if found.kernels == {KERNEL}]
+
+
+def find_stems(given: Mapping[str, Tensor]) -> list[Found]:
+    """Return every network whose stem has the names of a ConvNeXt's, the one with the most known keys first."""
     best = {}
     for fmt in FORMATS:
-        for prefix in stem_prefixes(fmt, keys)[:MOST_BACKBONES]:
-            below = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+        for prefix in stem_prefixes(fmt, given)[:MOST_BACKBONES]:
+            below = {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
             if fmt.mark and not any(re.search(fmt.mark, key) for key in below):
                 continue
-            known = sum(fmt.read(key) is not None for key in below)
-            if prefix not in best or known > best[prefix].num_keys:
-                best[prefix] = Found(fmt, prefix, known)
+            names = {key: read[0] for key in below if (read := fmt.read(key))}
+            if prefix not in best or len(names) > best[prefix].num_keys:
+                best[prefix] = Found(fmt, prefix, len(names), depthwise_kernels(fmt, below, names))
     return sorted(best.values(), key=lambda found: -found.num_keys)
+
+
+def depthwise_kernels(fmt: Format, below: Mapping[str, Tensor], names: Mapping[str, str]) -> frozenset[int]:
+    """Return the sizes of square depthwise kernels, of the first stage where it has any; ``names`` are ours."""
+    first, others = set(), set()
+    for key, name in names.items():
+        if name.endswith('.dwconv.weight'):
+            shape = fmt.read(key, below[key])[1].shape
+            if len(shape) == 4 and shape[1] == 1 and shape[2] == shape[3]:
+                (first if name.startswith('stages.0.') else others).add(shape[2])
+    return frozenset(first or others)
 
 
 def stem_prefixes(fmt: Format, keys: Iterable[str]) -> list[str]:

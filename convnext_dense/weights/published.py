@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from convnext_dense.errors import UserError
 from convnext_dense.variants import VARIANTS
+from convnext_dense.weights.licences import CC_BY_NC, MIT
 
 HOST = 'https://dl.fbaipublicfiles.com/convnext/'
 V1_SIZES = ('tiny', 'small', 'base', 'large', 'xlarge')
@@ -55,7 +56,6 @@ class Published(NamedTuple):
         return round(4 * count / 1e6)
 
 
-MIT, NON_COMMERCIAL = 'MIT', 'CC-BY-NC 4.0'
 PUBLISHED: dict[str, Published] = {
     # classifiers
     **{f'{size}_1k': Published(f'convnext_{size}_1k_224.pth', size, MIT, 1000) for size in V1_SIZES[:4]},
@@ -69,16 +69,16 @@ PUBLISHED: dict[str, Published] = {
         for ema in ('_ema' if size == 'xlarge' else '',)
     },
     **{
-        f'v2_{size}_fcmae': Published(f'convnextv2/pt_only/convnextv2_{size}_1k_224_fcmae.pt', size, NON_COMMERCIAL, 0)
+        f'v2_{size}_fcmae': Published(f'convnextv2/pt_only/convnextv2_{size}_1k_224_fcmae.pt', size, CC_BY_NC, 0)
         for size in V2_SIZES
     },
     **{
-        f'v2_{size}_1k': Published(f'convnextv2/im1k/convnextv2_{size}_1k_224_ema.pt', size, NON_COMMERCIAL, 1000)
+        f'v2_{size}_1k': Published(f'convnextv2/im1k/convnextv2_{size}_1k_224_ema.pt', size, CC_BY_NC, 1000)
         for size in V2_SIZES
     },
     **{
         f'v2_{size}_22k_1k{suffix}': Published(
-            f'convnextv2/im22k/convnextv2_{size}_22k_{pixels}_ema.pt', size, NON_COMMERCIAL, 1000
+            f'convnextv2/im22k/convnextv2_{size}_22k_{pixels}_ema.pt', size, CC_BY_NC, 1000
         )
         for suffix, pixels, sizes in (
             ('', 224, ('nano', 'tiny', 'base', 'large')),

@@ -109,11 +109,16 @@ def read_part(given: Mapping[str, Tensor], found: Found, with_head: bool = True)
             part.left_out.setdefault(why, []).append(key)
         else:
             part.unknown.append(key)
-    if found.format is MMPRETRAIN and with_head and 'norm0.weight' not in part.entries:
+    if found.format is MMPRETRAIN and is_classifier_of_mmpretrain(part):
         for key, entry in part.pop('norm3.').items():
             part.entries[key.replace('norm3.', 'norm.')] = entry
     part.architecture = read_architecture(part.tensors)
     return part
+
+
+def is_classifier_of_mmpretrain(part: Part) -> bool:
+    """Tell whether ``norm3`` is the final norm of a classifier: there is a head, and no norm of another map."""
+    return 'head.weight' in part.entries and not any(f'norm{i}.weight' in part.entries for i in range(3))
 
 
 def is_classifier(given: Mapping[str, Tensor], found: Found) -> bool:

@@ -64,7 +64,7 @@ BOXES_AND_ROIS: tuple[Row, ...] = (
         used_by='',
         served_by='plain torch: integrals over pairs of edges, in float64',
         exactness="to 1e-6 of the truth, for concave ones too. mmcv's looks for corners inside as if both were "
-        'rectangles, and is wrong by more than 0.01 for half of all random convex pairs',
+        'rectangles, and is wrong by more than 0.01 for nearly half of all random convex pairs',
         speed='31',
     ),
     Row(

@@ -30,14 +30,23 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int
         aligned: Only the overlaps of boxes with the same index.
     """
     boxes1, boxes2 = as_computable('box_iou_rotated', boxes1=boxes1, boxes2=boxes2)
-    _fill(_Rotated(boxes1), _Rotated(boxes2), ious, mode_flag, aligned)
+    _fill(
+        'box_iou_rotated',
+        _Rotated('box_iou_rotated', boxes1),
+        _Rotated('box_iou_rotated', boxes2),
+        ious,
+        mode_flag,
+        aligned,
+    )
 
 
 @torch.no_grad()
 def box_iou_quadri(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool) -> None:
     """Fill ``ious`` with the overlaps of quadrilaterals; arguments as for rotated boxes, with 8 columns."""
     boxes1, boxes2 = as_computable('box_iou_quadri', boxes1=boxes1, boxes2=boxes2)
-    _fill(_Quadri(boxes1), _Quadri(boxes2), ious, mode_flag, aligned)
+    _fill(
+        'box_iou_quadri', _Quadri('box_iou_quadri', boxes1), _Quadri('box_iou_quadri', boxes2), ious, mode_flag, aligned
+    )
 
 
 @torch.no_grad()
@@ -64,7 +73,7 @@ def nms_rotated(
         multi_label: Not used.
     """
     dets, scores = as_computable('nms_rotated', dets=dets, scores=scores)
-    return _suppress(dets[:, :5], scores, iou_threshold, _Rotated)
+    return _suppress('nms_rotated', dets[:, :5], scores, iou_threshold, _Rotated)
 
 
 @torch.no_grad()
@@ -73,14 +82,14 @@ def nms_quadri(
 ) -> Tensor:
     """Return the indices of the boxes to keep, best score first; arguments as for rotated boxes, with 8 columns."""
     dets, scores = as_computable('nms_quadri', dets=dets, scores=scores)
-    return _suppress(dets[:, :8], scores, iou_threshold, _Quadri)
+    return _suppress('nms_quadri', dets[:, :8], scores, iou_threshold, _Quadri)
 
 
 class _Rotated:
     """Rotated boxes with their areas and bounds."""
 
-    def __init__(self, boxes: Tensor):
-        _check_columns(boxes, 5)
+    def __init__(self, op: str, boxes: Tensor):
+        _check_columns(op, boxes, 5)
         w, h, angle = boxes[:, 2:].unbind(dim=1)
         cos, sin = angle.cos().abs(), angle.sin().abs()
         self.boxes, self.areas = boxes, w * h
@@ -123,8 +132,8 @@ class _Rotated:
 class _Quadri:
     """Quadrilaterals with their areas and bounds."""
 
-    def __init__(self, boxes: Tensor):
-        _check_columns(boxes, 8)
+    def __init__(self, op: str, boxes: Tensor):
+        _check_columns(op, boxes, 8)
         points = boxes.reshape(-1, 4, 2)
         across = points[:, 2:] - points[:, :2]  # the two diagonals
         self.points = points
@@ -167,10 +176,12 @@ def _edges(points: Tensor) -> list[tuple[Tensor, ...]]:
     return edges
 
 
-def _fill(boxes1: '_Rotated | _Quadri', boxes2: '_Rotated | _Quadri', ious: Tensor, mode: int, aligned: bool) -> None:
+def _fill(
+    op: str, boxes1: '_Rotated | _Quadri', boxes2: '_Rotated | _Quadri', ious: Tensor, mode: int, aligned: bool
+) -> None:
     num_rows, num_columns = len(boxes1.areas), len(boxes2.areas)
     if aligned and num_rows != num_columns:
-        raise UserError(f'Aligned overlaps need as many boxes on both sides, and got {num_rows} and {num_columns}.')
+        raise UserError(f'{op} needs as many boxes on both sides when aligned, and got {num_rows} and {num_columns}.')
     device = boxes1.areas.device
     if aligned:
         numbers = torch.arange(num_rows, device=device)
@@ -184,10 +195,12 @@ def _fill(boxes1: '_Rotated | _Quadri', boxes2: '_Rotated | _Quadri', ious: Tens
         part.copy_(_overlaps(boxes1, boxes2, rows, columns, mode))
 
 
-def _suppress(boxes: Tensor, scores: Tensor, iou_threshold: float, kind: type) -> Tensor:
+def _suppress(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float, kind: type) -> Tensor:
     """Return the indices of the boxes to keep, given ``(N, 5)`` or ``(N, 8)``."""
+    if len(boxes) != len(scores):
+        raise UserError(f'{op} got {len(boxes)} boxes and {len(scores)} scores; it needs one for each.')
     order = scores.sort(dim=0, descending=True).indices
-    boxes = kind(boxes[order])
+    boxes = kind(op, boxes[order])
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()  # a C float in mmcv
     reaches = torch.ge if scores.is_cpu else torch.gt
 
@@ -244,6 +257,6 @@ def _nonzero(values: Tensor) -> Tensor:
     return torch.where(values == 0, 1, values)
 
 
-def _check_columns(boxes: Tensor, columns: int) -> None:
+def _check_columns(op: str, boxes: Tensor, columns: int) -> None:
     if boxes.ndim != 2 or boxes.shape[1] != columns:
-        raise UserError(f'Expected boxes (N, {columns}) and got {tuple(boxes.shape)}.')
+        raise UserError(f'{op} needs boxes (N, {columns}) and got {tuple(boxes.shape)}.')
