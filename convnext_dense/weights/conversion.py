@@ -206,7 +206,7 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
 
 
 def read_with_head(given: Mapping[str, Tensor], found: Found) -> Part:
-    """Return a ConvNeXt with its classifier. A head beside a backbone, without a final norm, is that of a whole model."""
+    """Return a ConvNeXt with its classifier; a head beside it that no final norm precedes is that of a whole model."""
     part = read_part(given, found)
     is_backbone = found.prefix and 'norm.weight' not in part.entries
     return read_part(given, found, with_head=False) if is_backbone else part
