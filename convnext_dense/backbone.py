@@ -204,19 +204,8 @@ class ConvNeXt(BaseModule):
                 maps[i] = getattr(self, f'norm{i}')(x) if self.out_norm else x
         return tuple(maps[i] for i in self.out_indices)
 
-    def init_weights(self) -> None:
-        """Load the checkpoint of ``init_cfg``, in whichever known format it is, or initialise as MMEngine does.
-
-        Raises:
-            UserError: The checkpoint does not hold every weight of this backbone (the output norms aside).
-        """
-        if isinstance(self.init_cfg, Mapping) and self.init_cfg['type'] == 'Pretrained':
-            from convnext_dense.weights import load_pretrained  # which knows this class
-
-            load_pretrained(self, self.init_cfg)
-            self._is_init = True
-        else:
-            super().init_weights()
+    def _dump_init_info(self) -> None:
+        """Keep MMEngine from listing every parameter where a backbone is initialised on its own."""
 
     def freeze(self) -> None:
         """Stop gradients and training mode in the parts that ``frozen_stages`` and ``frozen_norms`` name."""

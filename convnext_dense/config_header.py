@@ -9,8 +9,9 @@ The header is the docstring of the file: a title, then entries that may run over
     Initial weights: convnext://small_1k, MIT.
     Note: anything else.
 
-A metric with ``>=`` was measured by this package's own run; one without is published. ``Expected: not published.`` and
-``Initial weights: none.`` are allowed, ``Initial weights`` and ``Note`` may be missing.
+A metric of ``Expected`` with ``>=`` is what a run of this package must reach; one without is published. What a run did
+reach follows ``Expected`` as ``Measured: mIoU 85.7.`` ``Expected: not published.`` and ``Initial weights: none.`` are
+allowed; ``Measured``, ``Initial weights`` and ``Note`` may be missing.
 """
 
 import ast
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from convnext_dense.errors import UserError
 
-ENTRIES = ('Command', 'Expected', 'Initial weights', 'Note')
+ENTRIES = ('Command', 'Expected', 'Measured', 'Initial weights', 'Note')
 REQUIRED = ('Command', 'Expected')
 NUMBER = r'\d+(?:\.\d+)?'
 METRIC = re.compile(rf'(?P<name>[A-Za-z].*?) (?P<relation>>= )?(?P<value>{NUMBER})(?P<where> (?:on|after|in) .+)?')
@@ -41,17 +42,17 @@ class Metric:
     Attributes:
         name: What was measured.
         value: The number, with the digits that are printed.
-        measured_here: It is a lower bound from a run of this package; otherwise it is published.
+        is_bound: It is a lower bound for a run of this package; otherwise it was measured, there or by the publishers.
         where: What follows the number, e.g. ``on held-out drawings``; often empty.
     """
 
     name: str
     value: Decimal
-    measured_here: bool
+    is_bound: bool
     where: str
 
     def __str__(self) -> str:
-        return ' '.join(filter(None, (self.name, '>=' * self.measured_here, str(self.value), self.where)))
+        return ' '.join(filter(None, (self.name, '>=' * self.is_bound, str(self.value), self.where)))
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Header:
         title: The lines before the first entry, as one.
         command: What trains it.
         metrics: The expected results.
+        measured: The results of a run of this package.
         params: Published millions of parameters, with the digits that are printed.
         gflops: Published GFLOPs (multiply-adds), likewise.
         size: Width and height in pixels of the image to which ``gflops`` belongs.
@@ -73,6 +75,7 @@ class Header:
     title: str
     command: str
     metrics: tuple[Metric, ...] = ()
+    measured: tuple[Metric, ...] = ()
     params: Decimal | None = None
     gflops: Decimal | None = None
     size: tuple[int, int] | None = None
@@ -109,6 +112,7 @@ def read_header(file: str | os.PathLike) -> Header:
         title=one_line(docstring[: starts[0].start()]).removesuffix('.'),
         command=one_line(texts['Command']),
         **parse_expected(texts['Expected'], file, lines['Expected']),
+        measured=parse_measured(texts.get('Measured', ''), file, lines.get('Measured', first_line)),
         **parse_weights(texts.get('Initial weights', ''), file, lines.get('Initial weights', first_line)),
         note=one_line(texts.get('Note', '')),
     )
@@ -139,6 +143,21 @@ def parse_expected(text: str, file: str | os.PathLike, line: int) -> dict:
             )
         fields |= {**parsed, 'metrics': fields['metrics'] + parsed.get('metrics', ())}
     return fields
+
+
+def parse_measured(text: str, file: str | os.PathLike, line: int) -> tuple[Metric, ...]:
+    """Return the metrics of the text after ``Measured:``, which begins in ``line``."""
+    metrics = []
+    for offset, item in split_items(text):
+        metric = METRIC.fullmatch(item)
+        if metric is None or metric['relation']:
+            line += text.count('\n', 0, offset)
+            raise UserError(
+                f'{file}, line {line}: "Measured:" has {item!r}. Allowed, separated by commas: a metric as a run of '
+                'this package reached it ("box AP50 0.85").'
+            )
+        metrics += parse_item(item)['metrics']
+    return tuple(metrics)
 
 
 def parse_weights(text: str, file: str | os.PathLike, line: int) -> dict:

@@ -57,9 +57,9 @@ def tame_console(logger: MMLogger) -> None:
             logger.handlers[i] = console
 
 
-def show_table(text: str) -> None:
+def show_table(text: str, level: int = logging.INFO) -> None:
     """Log a text of several lines that belongs on the screen, whole."""
-    MMLogger.get_current_instance().info(text, extra={TABLE_ATTRIBUTE: True})
+    MMLogger.get_current_instance().log(level, text, extra={TABLE_ATTRIBUTE: True})
 
 
 @contextlib.contextmanager

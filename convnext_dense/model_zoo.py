@@ -126,10 +126,11 @@ def describe_row(header: Header, cfg: Config, stats: ModelStats) -> dict[str, st
 
 def describe_result(header: Header) -> str:
     """Return the figures of merit with where they come from."""
-    here = ', '.join(str(metric) for metric in header.metrics if metric.measured_here)
-    published = ', '.join(str(metric) for metric in header.metrics if not metric.measured_here)
-    told = f'{published} (published; not trained here)' if published else 'not published; not trained here'
-    return f'{here} (trained here)' if here else told
+    measured = ', '.join(map(str, header.measured))
+    published = ', '.join(str(metric) for metric in header.metrics if not metric.is_bound)
+    if not measured:
+        return f'{published} (published; not trained here)' if published else 'not published; not trained here'
+    return f'{measured} (trained here)' + (f'; {published} (published)' if published else '')
 
 
 def describe_weights(weights: str) -> str:

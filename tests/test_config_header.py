@@ -40,8 +40,8 @@ def test_all_fields(write):
         title='Cascade Mask R-CNN, ConvNeXt-S, COCO (arXiv 2201.03545, Table 3)',
         command='torchrun --nproc_per_node 8 tools/train.py configs/det/x.py',
         metrics=(
-            Metric('box AP', Decimal('51.9'), measured_here=False, where=''),
-            Metric('mask AP', Decimal('45.0'), measured_here=False, where=''),
+            Metric('box AP', Decimal('51.9'), is_bound=False, where=''),
+            Metric('mask AP', Decimal('45.0'), is_bound=False, where=''),
         ),
         params=Decimal('108'),
         gflops=Decimal('827'),
@@ -68,9 +68,23 @@ def test_all_fields(write):
 def test_expected(write, expected, metrics, params, gflops, size):
     header = read_header(write(entry(expected)))
     assert [str(metric) for metric in header.metrics] == metrics
-    assert [metric.measured_here for metric in header.metrics] == ['>=' in metric for metric in metrics]
+    assert [metric.is_bound for metric in header.metrics] == ['>=' in metric for metric in metrics]
     assert (header.params, header.gflops) == tuple(value and Decimal(value) for value in (params, gflops))
     assert header.size == size
+
+
+@pytest.mark.parametrize(
+    ('measured', 'metrics'),
+    [
+        ('Measured: box AP50 0.85, mask AP50 0.86.\n', ['box AP50 0.85', 'mask AP50 0.86']),
+        ('Measured: mIoU 85.7 on held-out drawings.\n', ['mIoU 85.7 on held-out drawings']),
+        ('', []),
+    ],
+)
+def test_measured(write, measured, metrics):
+    header = read_header(write(entry('mIoU >= 60.', f'{measured}Initial weights: none.')))
+    assert [str(metric) for metric in header.measured] == metrics
+    assert [str(metric) for metric in header.metrics] == ['mIoU >= 60']
 
 
 @pytest.mark.parametrize(
@@ -103,6 +117,11 @@ def test_initial_weights(write, weights, source, licence):
             WHOLE.replace(',\nMIT.', ''),
             'leaf.py, line 7: "Initial weights:" has \'https://example.org/a/b.pth\'. Allowed:',
         ),
+        (
+            WHOLE.replace('Note:', 'Measured: box AP 51.9,\nmask AP >= 45.\nNote:'),
+            'leaf.py, line 10: "Measured:" has \'mask AP >= 45\'. Allowed, separated by commas: a metric as a run of',
+        ),
+        (entry('mIoU 5', 'Measured: 3 GFLOPs'), 'leaf.py, line 5: "Measured:" has \'3 GFLOPs\'. Allowed, separated by'),
         (WHOLE.replace('Expected:', 'Expects:'), 'leaf.py, line 1: the header has no "Expected:". A header is a title'),
         (entry(''), 'leaf.py, line 1: the header has no "Expected:"'),
         ('# a comment\n\nmodel = dict()\n', 'leaf.py, line 3: the header has no "Command:"'),

@@ -2,16 +2,16 @@
 
 import ast
 import re
-from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from torch import nn
 
+from convnext_dense import config_header
+from convnext_dense.model_stats import build_on_meta
 from convnext_dense.run_config import load_config
 from convnext_dense.variants import VARIANTS
 
@@ -31,19 +31,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize('leaf', LEAVES, ids=lambda leaf: leaf.stem)
 
 
-def build_on_meta(cfg: Config) -> nn.Module:
-    """Build a model of any size at no cost."""
+def build_at_no_cost(cfg: Config) -> nn.Module:
+    """Build a model of any size."""
     init_default_scope(cfg.default_scope)
-    # Swin reads its drop path rates off a tensor
-    on_cpu = partial(torch.linspace, device='cpu')
-    with torch.device('meta'), mock.patch.object(torch, 'linspace', on_cpu):
-        return MODELS.build(cfg.model)
+    return build_on_meta(cfg.model)
 
 
 def read_header(leaf: Path) -> dict[str, str]:
     """Return title, command, expectation, weights and note of a leaf, each on one line."""
     docstring = ast.get_docstring(ast.parse(leaf.read_text()))
-    entries = re.split(r'^(Command|Expected|Initial weights|Note):\s', docstring, flags=re.MULTILINE)
+    entries = re.split(r'^(Command|Expected|Measured|Initial weights|Note):\s', docstring, flags=re.MULTILINE)
     texts = [' '.join(text.split()) for text in entries]
     return dict(zip(['Title', *texts[1::2]], texts[::2], strict=True))
 
@@ -54,9 +51,12 @@ def test_leaf_is_short(leaf):
 
 def test_header_follows_the_grammar(leaf):
     header = read_header(leaf)
-    assert list(header)[:4] == ['Title', 'Command', 'Expected', 'Initial weights']
+    is_drawn = leaf.stem.endswith('_shapes')
+    entries = ['Title', 'Command', 'Expected', *['Measured'] * is_drawn, 'Initial weights']
+    assert list(header)[: len(entries)] == entries
+    assert set(header) - {*entries} <= {'Note'}
     assert re.fullmatch(TITLE, header['Title']), header['Title']
-    launcher = 'python' if leaf.stem.endswith('_shapes') else 'torchrun --nproc_per_node 8'
+    launcher = 'python' if is_drawn else 'torchrun --nproc_per_node 8'
     assert header['Command'] == f'{launcher} tools/train.py configs/{leaf.parent.name}/{leaf.name}'
     assert re.fullmatch(EXPECTED, header['Expected'].removesuffix('.')), header['Expected']
     assert all(text.endswith('.') for name, text in header.items() if name != 'Command')
@@ -75,9 +75,17 @@ def test_header_names_the_initial_weights(leaf):
         'convnext://': 'MIT',
         'timm://': 'DINOv3 License',
         'torchvision://': 'BSD-3-Clause',
+        'open-mmlab://': 'Apache-2.0',
         'https://': 'MIT',  # Swin
     }
     assert licence == next(licence for start, licence in licences.items() if named.startswith(start))
+
+
+def test_what_was_measured_reaches_what_is_expected(leaf):
+    header = config_header.read_header(leaf)
+    bounds = [metric for metric in header.metrics if metric.is_bound]
+    assert [metric.name for metric in header.measured] == [metric.name for metric in bounds]
+    assert all(reached.value >= bound.value for reached, bound in zip(header.measured, bounds, strict=True))
 
 
 def test_unpublished_results_are_explained(leaf):
@@ -90,7 +98,7 @@ def test_unpublished_results_are_explained(leaf):
 def test_leaf_builds_with_the_published_number_of_parameters(leaf):
     cfg = Config.fromfile(leaf)
     assert cfg.custom_imports.imports == ['convnext_dense']
-    model = build_on_meta(cfg)
+    model = build_at_no_cost(cfg)
     published = re.search(r'(\d+) M parameters', read_header(leaf)['Expected'])
     if published:
         assert round(sum(p.numel() for p in model.parameters()) / 1e6) == int(published[1])
@@ -100,7 +108,7 @@ def test_leaf_builds_with_the_published_number_of_parameters(leaf):
 
 def test_maps_of_the_full_size_fit_the_heads(leaf):
     cfg = Config.fromfile(leaf)
-    model = build_on_meta(cfg).eval()
+    model = build_at_no_cost(cfg).eval()
     image = torch.zeros(1, 3, 64, 96, device='meta')
     maps = model.extract_feat(image)
     if cfg.default_scope == 'mmdet':
@@ -119,7 +127,9 @@ def test_maps_of_the_full_size_fit_the_heads(leaf):
     'name',
     [
         'det/cascade_convnext_atto_shapes',
+        'det/cascade_swin_t_coco',
         'det/mask_rcnn_convnextv2_b_lsj_coco',
+        'seg/upernet_convnextv2_h_in22k_ade20k',
         'seg/linear_convnext_t_dinov3_ade20k',
         'seg/upernet_swin_b_in22k_ade20k',
     ],
@@ -154,3 +164,25 @@ def test_mask_rcnn_is_mmdetections():
     assert list(ours.neck.pop('in_channels')) != theirs.neck.pop('in_channels')
     for part in ('type', 'data_preprocessor', 'neck', 'rpn_head', 'roi_head', 'train_cfg', 'test_cfg'):
         assert ours[part] == theirs[part], part
+
+
+def test_upernet_r50_is_mmsegmentations():
+    import mmseg
+
+    ours = Config.fromfile(ROOT / 'configs/seg/upernet_r50_ade20k.py')
+    folder = Path(mmseg.__file__).parent / '.mim/configs/upernet'
+    theirs = Config.fromfile(folder / 'upernet_r50_4xb4-160k_ade20k-512x512.py')
+    for part in ('type', 'decode_head', 'auxiliary_head', 'train_cfg', 'test_cfg'):
+        assert ours.model[part] == theirs.model[part], part
+    assert ours.model.data_preprocessor == theirs.model.data_preprocessor
+    assert ours.model.backbone.init_cfg.checkpoint == theirs.model.pretrained
+    defaults = dict(num_stages=4, out_indices=(0, 1, 2, 3), dilations=(1,) * 4, strides=(1, 2, 2, 2), norm_eval=False)
+    defaults.update(style='pytorch', contract_dilation=True, init_cfg=ours.model.backbone.init_cfg)
+    assert {**defaults, **ours.model.backbone} == {**theirs.model.backbone, 'init_cfg': ours.model.backbone.init_cfg}
+    assert ours.optim_wrapper.optimizer == theirs.optimizer
+    assert ours.train_cfg.max_iters == theirs.train_cfg.max_iters
+    for split in ('train', 'test'):
+        steps = [step for step in ours[f'{split}_dataloader'].dataset.pipeline if 'Load' not in step.type]
+        assert steps == [step for step in theirs[f'{split}_pipeline'] if 'Load' not in step.type]
+    # both are steps of 16 images
+    assert ours.auto_scale_lr.base_batch_size == 4 * theirs.train_dataloader.batch_size

@@ -333,8 +333,9 @@ def test_notes_of_two_processes(segmentors):
 
 def run_script(script: str, *arguments, cwd: Path, **variables) -> subprocess.CompletedProcess:
     """Run a launch script, with the variables that it reads and no others of them."""
-    known = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'PORT', 'GPUS', 'GPUS_PER_NODE', 'CPUS_PER_TASK', 'SRUN_ARGS')
-    environment = {name: value for name, value in os.environ.items() if name not in known}
+    known = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'PORT')
+    of_slurm = ('GPUS', 'GPUS_PER_NODE', 'CPUS_PER_TASK', 'SRUN_ARGS')
+    environment = {name: value for name, value in os.environ.items() if name not in known + of_slurm}
     return subprocess.run(
         [ROOT / 'tools' / script, *map(str, arguments)],
         cwd=cwd,
@@ -351,7 +352,7 @@ def echo(tmp_path):
     """A program that prints its arguments, a line each, in a folder with a space in its name."""
     program = tmp_path / 'my programs/srun'
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho "threads=$OMP_NUM_THREADS"\n')
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho "port=$MASTER_PORT threads=$OMP_NUM_THREADS"\n')
     program.chmod(0o755)
     return program
 
@@ -385,24 +386,26 @@ def test_what_dist_train_starts(echo, tmp_path, variables, expected):
     assert result.returncode == 0, result.stderr
     torchrun, train = (str(ROOT / 'tools' / name) for name in ('torchrun.py', 'train.py'))
     options = ['--cfg-options', 'a=b c', '--launcher', 'pytorch']
-    assert result.stdout.splitlines() == [torchrun, *expected, train, 'a config.py', *options, 'threads=3']
+    assert result.stdout.splitlines() == [torchrun, *expected, train, 'a config.py', *options, 'port= threads=3']
 
 
 def test_what_dist_test_starts(echo, tmp_path):
     result = run_script('dist_test.sh', 'config.py', 'my file.pth', 1, '--tta', cwd=tmp_path, PYTHON=str(echo))
     assert result.stdout.splitlines()[3:] == [
-        '1', str(ROOT / 'tools/test.py'), 'config.py', 'my file.pth', '--tta', '--launcher', 'pytorch', 'threads=1'
+        '1', str(ROOT / 'tools/test.py'), 'config.py', 'my file.pth', '--tta', '--launcher', 'pytorch',
+        'port= threads=1',
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ('variables', 'gpus', 'per_node', 'cpus', 'words'),
+    ('variables', 'gpus', 'per_node', 'cpus', 'words', 'port'),
     [
-        ({}, '8', '8', '5', []),
-        ({'GPUS': '2'}, '2', '2', '5', []),
+        ({}, '8', '8', '5', [], ''),
+        ({'GPUS': '2', 'MASTER_PORT': '29501'}, '2', '2', '5', [], '29501'),
         (
-            {'GPUS': '16', 'GPUS_PER_NODE': '4', 'CPUS_PER_TASK': '12', 'SRUN_ARGS': '--time 3-0 --exclusive'},
-            '16', '4', '12', ['--time', '3-0', '--exclusive'],
+            {'GPUS': '16', 'GPUS_PER_NODE': '4', 'CPUS_PER_TASK': '12', 'SRUN_ARGS': '--time 3-0 --exclusive',
+             'PORT': '65535'},
+            '16', '4', '12', ['--time', '3-0', '--exclusive'], '65535',
         ),
     ],
 )  # fmt: skip
@@ -410,7 +413,7 @@ def test_what_dist_test_starts(echo, tmp_path):
     ('script', 'tool', 'rest'),
     [('slurm_train.sh', 'train.py', ['my config.py']), ('slurm_test.sh', 'test.py', ['my config.py', 'a.pth'])],
 )
-def test_what_slurm_scripts_start(echo, tmp_path, script, tool, rest, variables, gpus, per_node, cpus, words):
+def test_what_slurm_scripts_start(echo, tmp_path, script, tool, rest, variables, gpus, per_node, cpus, words, port):
     path = f'{echo.parent}:{os.environ["PATH"]}'
     result = run_script(
         script, 'long queue', 'job', *rest, '--work-dir', 'x y', cwd=tmp_path, PATH=path, OMP_NUM_THREADS='1',
@@ -421,7 +424,7 @@ def test_what_slurm_scripts_start(echo, tmp_path, script, tool, rest, variables,
         '--partition', 'long queue', '--job-name', 'job', '--gres', f'gpu:{per_node}', '--ntasks', gpus,
         '--ntasks-per-node', per_node, '--cpus-per-task', cpus, '--kill-on-bad-exit=1', *words,
         sys.executable, '-u', str(ROOT / 'tools' / tool), *rest, '--work-dir', 'x y', '--launcher', 'slurm',
-        'threads=1',
+        f'port={port} threads=1',
     ]  # fmt: skip
 
 
@@ -441,7 +444,10 @@ def test_what_slurm_scripts_start(echo, tmp_path, script, tool, rest, variables,
         ('dist_train.sh', ['c.py', '2', 'x'], {}, "options start with a dash; got 'x'."),
         ('slurm_train.sh', ['p', 'j', 'c.py', 'work_dirs/x'], {}, "options start with a dash; got 'work_dirs/x'."),
         ('dist_train.sh', ['c.py', '2'], {'NNODES': 'two'}, "NNODES must be a whole number, 1 or more; got 'two'."),
-        ('dist_train.sh', ['c.py', '2'], {'PORT': 'x'}, "PORT must be a whole number, 1 or more; got 'x'."),
+        ('dist_train.sh', ['c.py', '2'], {'PORT': 'x'}, "PORT must be a whole number, 1 to 65535; got 'x'."),
+        ('dist_train.sh', ['c.py', '2'], {'PORT': '65536'}, "PORT must be a whole number, 1 to 65535; got '65536'."),
+        ('slurm_test.sh', list('pjcf'), {'PORT': '99999'}, "PORT must be a whole number, 1 to 65535; got '99999'."),
+        ('slurm_train.sh', ['p', 'j', 'c.py'], {'PORT': '0'}, "PORT must be a whole number, 1 to 65535; got '0'."),
         ('dist_train.sh', ['c.py', '2'], {'NNODES': '2'}, 'NNODES=2 needs MASTER_ADDR, the address of the machine'),
         (
             'dist_train.sh', ['c.py', '2'], {'NNODES': '2', 'MASTER_ADDR': 'a'},
@@ -585,6 +591,25 @@ def test_mistake_of_all_processes_is_told_once(tmp_path):
     result = run_script('dist_train.sh', 'nowhere.py', 2, cwd=tmp_path)
     assert result.stderr == 'error: The config file nowhere.py does not exist.\n'
     assert result.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--nproc-per-node', '1', '--master-port', '99999'], "9999' must be an integer between 0 and 65536."),
+        (['--nproc-per-node', 'some', '--standalone'], 'Unsupported nproc_per_node value: some'),
+        (['--nproc-per-node', '0', '--standalone'], 'an option is out of range'),
+    ],
+)
+def test_options_that_torchrun_refuses(tmp_path, options, message):
+    (tmp_path / 'script.py').write_text('')
+    command = [sys.executable, ROOT / 'tools/torchrun.py', *options, 'script.py']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith('error: torchrun cannot start: ')
+    assert result.stderr.endswith(f'{message}\n')
+    assert result.stderr.count('\n') == 1
 
 
 @pytest.mark.slow

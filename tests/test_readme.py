@@ -8,8 +8,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from convnext_dense import run_config
+from convnext_dense.config_header import read_header
 from convnext_dense.data import check_dataset, write_shapes
 from convnext_dense.data.shapes import SHAPES
+from convnext_dense.model_stats import leaf_configs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -60,3 +62,15 @@ def test_links_lead_somewhere(path):
 def test_commands_name_files_that_exist():
     for path in re.findall(r'(?:tools|configs)/[\w/]+\.py', README):
         assert (ROOT / path).is_file(), path
+
+
+def test_what_was_trained_here_is_what_the_headers_say():
+    rows = re.findall(r'^\| `((?:det|seg)/\w+\.py)` \| drawn shapes \| (.+) \|$', README, re.MULTILINE)
+    measured = {file: read_header(file).measured for file in leaf_configs()}
+    assert dict(rows) == {
+        f'{file.parent.name}/{file.name}': ', '.join(map(str, metrics)) for file, metrics in measured.items() if metrics
+    }
+
+
+def test_number_of_configs():
+    assert f'\n{len(leaf_configs())} configs: ' in README

@@ -8,8 +8,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from torch import nn
+
+from convnext_dense.model_stats import build_on_meta
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 
@@ -61,6 +63,7 @@ V2_ADE20K = {
     'upernet_convnextv2_b_ade20k': Row('base', 'convnext://v2_base_1k', 0.3, 1e-4, 0.9, True),
     'upernet_convnextv2_l_ade20k': Row('large', 'convnext://v2_large_1k', 0.4, 1e-4, 0.9, False),
     'upernet_convnextv2_h_ade20k': Row('huge', 'convnext://v2_huge_1k', 0.4, 1e-4, 0.9, False),
+    'upernet_convnextv2_h_in22k_ade20k': Row('huge', 'convnext://v2_huge_22k_1k_512', 0.4, 1e-4, 0.9, False),
 }
 DINOV3_COCO = {
     'cascade_convnext_t_dinov3_coco': Row('tiny', 'timm://convnext_tiny.dinov3_lvd1689m', 0.4, 2e-4, 0.7, True),
@@ -99,7 +102,7 @@ ON_ADE20K = sorted(name for name in ALL if name.endswith('_ade20k'))
 LARGE_JITTER = {name for name in V2_COCO if name.startswith('mask_rcnn')}
 CROPS_OF_640 = {
     *('upernet_convnext_b_in22k_ade20k', 'upernet_convnext_l_in22k_ade20k', 'upernet_convnext_xl_in22k_ade20k'),
-    *('upernet_convnext_l_dinov3_ade20k', 'upernet_swin_b_in22k_ade20k'),
+    *('upernet_convnext_l_dinov3_ade20k', 'upernet_convnextv2_h_in22k_ade20k', 'upernet_swin_b_in22k_ade20k'),
 }
 DIMS = {
     'tiny': [96, 192, 384, 768],
@@ -192,10 +195,10 @@ def test_resnet_50():
         init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
     )
     assert segmentor.model.backbone.to_dict() == dict(
-        type='ResNet',
+        type='ResNetV1c',
         depth=50,
         norm_cfg=dict(type='SyncBN', requires_grad=True),
-        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
+        init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://resnet50_v1c'),
     )
     assert segmentor.optim_wrapper.to_dict() == dict(
         type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -254,7 +257,7 @@ EXPONENTS = {
     ('stage', 12): dict(downsample_layers=(13, 13, 13, 13), stages=(12, 11, (10,) * 9, 9)),
     ('stage', 6): dict(downsample_layers=(7, 7, 7, 7), stages=(6, 5, (4,) * 3, 3)),
 }
-NUM_LAYERS = {'tiny': 6, 'small': 12, 'base': 12, 'large': 12, 'xlarge': 12}
+NUM_LAYERS = {'tiny': 6, 'small': 12, 'base': 12, 'large': 12, 'xlarge': 12, 'huge': 12}
 
 
 def exponent(name: str, kind: str, num_layers: int) -> int:
@@ -266,26 +269,73 @@ def exponent(name: str, kind: str, num_layers: int) -> int:
     return value[int(rest[1]) // 3] if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize('name', [*COCO, *ADE20K])
-def test_rate_and_weight_decay_of_every_parameter(name):
-    row = CONVNEXT[name]
+def optimized(name: str) -> dict[str, tuple[nn.Parameter, float, float]]:
+    """Return each trainable parameter of a leaf's full-size model with its learning rate and weight decay, by name."""
     cfg = load(name)
     init_default_scope(cfg.default_scope)
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
-    wrapper = build_optim_wrapper(model, Config(dict(cfg.optim_wrapper, type='OptimWrapper'))._cfg_dict)
-    found = {}
-    for group in wrapper.optimizer.param_groups:
-        for param in group['params']:
-            assert id(param) not in found
-            found[id(param)] = (group['lr'], group['weight_decay'])
-    parameters = dict(model.named_parameters())
-    assert len(found) == len(parameters)
-    kind = 'stage' if name in ADE20K else 'layer'
-    for full_name, param in parameters.items():
-        lr = row.lr * row.rate ** exponent(full_name, kind, NUM_LAYERS[row.arch])
-        weight_decay = 0.0 if param.ndim == 1 or full_name.endswith('.bias') else 0.05
-        assert found[id(param)] == (pytest.approx(lr, rel=1e-9), weight_decay), full_name
+    model = build_on_meta(cfg.model)
+    optimizer = build_optim_wrapper(model, Config(dict(cfg.optim_wrapper, type='OptimWrapper'))._cfg_dict).optimizer
+    names = {id(param): full_name for full_name, param in model.named_parameters()}
+    found = [
+        (names[id(param)], (param, group['lr'], group['weight_decay']))
+        for group in optimizer.param_groups
+        for param in group['params']
+        if param.requires_grad
+    ]
+    assert len(dict(found)) == len(found)
+    assert {full_name for full_name, _ in found} == {n for n, p in model.named_parameters() if p.requires_grad}
+    return dict(found)
+
+
+@pytest.mark.parametrize('name', CONVNEXT)
+def test_rate_and_weight_decay_of_every_parameter(name):
+    row, parameters = CONVNEXT[name], optimized(name)
+    kind = 'stage' if name.endswith('_ade20k') else 'layer'
+    for full_name, (param, lr, weight_decay) in parameters.items():
+        expected = row.lr * row.rate ** exponent(full_name, kind, NUM_LAYERS[row.arch])
+        is_exempt = param.ndim == 1 or full_name.endswith('.bias') or '.grn.' in full_name
+        assert (lr, weight_decay) == (pytest.approx(expected, rel=1e-9), 0.0 if is_exempt else 0.05), full_name
+    grn = {full_name: tuple(param.shape) for full_name, (param, *_) in parameters.items() if '.grn.' in full_name}
+    depths = (3, 3, 9 if row.arch == 'tiny' else 27, 3)
+    assert grn == {
+        f'backbone.stages.{i}.{block}.grn.{part}': (1, 1, 1, 4 * DIMS[row.arch][i])
+        for i, depth in enumerate(depths if 'convnextv2' in name else ())
+        for block in range(depth)
+        for part in ('gamma', 'beta')
+    }
+
+
+@pytest.mark.parametrize('name', PROBES)
+def test_a_probe_trains_its_head_alone(name):
+    parameters = optimized(name)
+    assert {full_name: values[1:] for full_name, values in parameters.items()} == {
+        f'decode_head.{layer}.{part}': (1e-3, 1e-3) for layer in ('norm', 'conv_seg') for part in ('weight', 'bias')
+    }
+
+
+@pytest.mark.parametrize('name', SWIN)
+def test_swin_decays_neither_norms_nor_position_biases(name):
+    _, depth, *_ = SWIN[name]
+    blocks = [f'stages.{i}.blocks.{b}' for i, blocks in enumerate((2, 2, depth, 2)) for b in range(blocks)]
+    norms = [f'{block}.norm{i}' for block in blocks for i in (1, 2)]
+    norms += ['patch_embed.norm', *(f'stages.{i}.downsample.norm' for i in range(3)), *(f'norm{i}' for i in range(4))]
+    exempt = {f'backbone.{norm}.{part}' for norm in norms for part in ('weight', 'bias')}
+    exempt |= {f'backbone.{block}.attn.w_msa.relative_position_bias_table' for block in blocks}
+    assert len(exempt) == {6: 76, 18: 136}[depth]
+    rate, decay = (1e-4, 0.05) if name.endswith('_coco') else (6e-5, 0.01)
+    for full_name, (_, lr, weight_decay) in optimized(name).items():
+        assert (lr, weight_decay) == (rate, 0.0 if full_name in exempt else decay), full_name
+
+
+def test_resnet_50_decays_everything():
+    detector, segmentor = map(optimized, RESNET)
+    # no layer of ResNet's has 'norm' in its name; stem and first stage are frozen
+    assert {values[1:] for values in detector.values()} == {(1e-4, 0.05)}
+    stages = {full_name.split('.')[1] for full_name in detector if full_name.startswith('backbone.')}
+    assert stages == {'layer2', 'layer3', 'layer4'}
+    assert {values[1:] for values in segmentor.values()} == {(0.01, 5e-4)}
+    stages = {full_name.split('.')[1] for full_name in segmentor if full_name.startswith('backbone.')}
+    assert stages == {'stem', 'layer1', 'layer2', 'layer3', 'layer4'}
 
 
 # --------------------------------------------------------------------------------- schedule
@@ -343,7 +393,7 @@ def test_schedule_on_ade20k(name):
     if name not in PROBES:
         assert cfg.train_cfg.to_dict() == dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
     checkpoint = cfg.default_hooks.checkpoint
-    assert (checkpoint.by_epoch, checkpoint.interval) == (False, 16000)
+    assert (checkpoint.by_epoch, checkpoint.interval) == (False, cfg.train_cfg.val_interval)
     assert cfg.log_processor.by_epoch is False
     assert 'clip_grad' not in cfg.optim_wrapper
 
@@ -426,11 +476,56 @@ def test_data_of_coco(name):
     assert train['batch_sampler'] == dict(type='AspectRatioBatchSampler')
     assert cfg.auto_scale_lr.to_dict() == dict(enable=False, base_batch_size=8 * batch_size)
     assert cfg.model.data_preprocessor.get('batch_augments') == padding
-    assert val['dataset']['pipeline'][1] == dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+    image, objects = load_both
+    meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+    assert val['dataset']['pipeline'] == [
+        image,
+        dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+        objects,
+        dict(type='PackDetInputs', meta_keys=meta_keys),
+    ]
     assert val['dataset']['ann_file'] == 'annotations/instances_val2017.json'
     assert val['batch_size'] == 1
     assert cfg.test_dataloader == cfg.val_dataloader
     assert cfg.val_evaluator.metric == ['bbox', 'segm']
+
+
+FLIPS = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
+
+
+@pytest.mark.parametrize('name', ON_COCO)
+def test_several_sizes_on_coco(name):
+    cfg = load(name)
+    nms = dict(type='nms', iou_threshold=0.5)
+    assert cfg.tta_model.to_dict() == dict(type='InstanceTTA', tta_cfg=dict(nms=nms, max_per_img=100))
+    image, views = Config(dict(steps=cfg.tta_pipeline)).to_dict()['steps']
+    assert image == dict(type='LoadImageFromFile', backend_args=None)
+    assert views == dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in ((1000, 600), (1333, 800), (1666, 1000))],
+            FLIPS,
+            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
+            [dict(type='PackDetInputs')],
+        ],
+    )
+
+
+@pytest.mark.parametrize('name', DRAWN)
+def test_several_sizes_of_drawings(name):
+    cfg = load(name)
+    is_detector = cfg.default_scope == 'mmdet'
+    assert cfg.tta_model.type == ('InstanceTTA' if is_detector else 'WholeImageTTA')
+    load_image, views = cfg.tta_pipeline
+    assert (load_image.type, views.type) == ('LoadImageFromFile', 'TestTimeAug')
+    factors = (1.0, 1.5) if is_detector else (0.75, 1.0, 1.25)
+    resizes, flips, annotate, pack = views.transforms
+    assert resizes == [dict(type='Resize', scale_factor=factor) for factor in factors]
+    assert flips == FLIPS
+    assert [step.type for step in (*annotate, *pack)] == [
+        'LoadAnnotations',
+        'PackDetInputs' if is_detector else 'PackSegInputs',
+    ]
 
 
 @pytest.mark.parametrize('name', ON_ADE20K)
@@ -462,7 +557,8 @@ def test_data_of_ade20k(name):
     assert cfg.auto_scale_lr.base_batch_size == 16
     assert cfg.test_dataloader == cfg.val_dataloader
     assert cfg.val_evaluator.to_dict() == dict(type='IoUMetric', iou_metrics=['mIoU'])
-    assert cfg.model.test_cfg.to_dict() == dict(mode='slide', crop_size=(crop, crop), stride=(stride, stride))
+    windows = dict(mode='slide', crop_size=(crop, crop), stride=(stride, stride))
+    assert cfg.model.test_cfg.to_dict() == (dict(mode='whole') if name in RESNET else windows)
     preprocessor = cfg.model.data_preprocessor
     assert (preprocessor.size, preprocessor.pad_val, preprocessor.seg_pad_val) == ((crop, crop), 0, 255)
     assert preprocessor.mean == [123.675, 116.28, 103.53]
@@ -475,12 +571,18 @@ def test_multi_scale_test_on_ade20k(name):
     long, short = (2560, 640) if name in CROPS_OF_640 else (2048, 512)
     ratios = (0.75, 0.875, 1.0, 1.125, 1.25) if name in V2_ADE20K else (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     assert cfg.tta_model.to_dict() == dict(type='WholeImageTTA')
-    _, views = cfg.tta_pipeline
-    resizes, flips, labels, pack = views.transforms
-    assert [resize.scale for resize in resizes] == [(int(long * ratio), int(short * ratio)) for ratio in ratios]
-    assert all(resize.type == 'Resize' and resize.keep_ratio for resize in resizes)
-    assert [(flip.type, flip.prob) for flip in flips] == [('RandomFlip', 0.0), ('RandomFlip', 1.0)]
-    assert [step.type for step in (*labels, *pack)] == ['LoadAnnotations', 'PackSegInputs']
+    image, views = Config(dict(steps=cfg.tta_pipeline)).to_dict()['steps']
+    assert image == dict(type='LoadImageFromFile', backend_args=None)
+    scales = [(int(long * ratio), int(short * ratio)) for ratio in ratios]
+    assert views == dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in scales],
+            FLIPS,
+            [dict(type='LoadAnnotations', backend_args=None)],
+            [dict(type='PackSegInputs')],
+        ],
+    )
 
 
 # --------------------------------------------------------------------------------- heads

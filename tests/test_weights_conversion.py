@@ -395,7 +395,9 @@ def test_backbone_alone(tmp_path):
     assert result.licence == ''  # of whoever trained it
     meta = dict(cfg="init_cfg = dict(type='Pretrained', checkpoint='convnext://v2_tiny_1k')")
     result = translate(dict(meta=meta, state_dict=model.state_dict()), 'timm', backbone_only=True)
-    assert result.licence == 'trained from weights under CC-BY-NC 4.0 for convnext://v2_tiny_1k'
+    assert result.licence == 'trained from convnext://v2_tiny_1k (CC-BY-NC 4.0)'
+    own = translate(ConvNeXt(SMALL).state_dict(), 'timm')
+    assert own.licence == "if these are facebookresearch's own: MIT"
     two = {f'{name}.{key}': value for name in ('student', 'ema') for key, value in model.state_dict().items()}
     with pytest.raises(UserError, match=r"2 ConvNeXts, at 'student\.backbone\.', 'ema\.backbone\.'\. Choose with"):
         translate(two, 'timm', backbone_only=True)

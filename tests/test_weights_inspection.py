@@ -94,9 +94,21 @@ def test_checkpoint_of_a_detector(tmp_path):
         'metrics': 'coco/bbox_mAP 0.25',
         'measured': 'last validation before the checkpoint was saved',
         'other entries': 'message_hub (3 entries), optimizer (2 entries)',
-        'licence': 'trained from weights under DINOv3 License for timm://convnext_tiny.dinov3_lvd1689m, '
-        'MIT for https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth',
+        'licence': 'trained from timm://convnext_tiny.dinov3_lvd1689m (dinov3-license) and '
+        'https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth (MIT)',
     }
+
+
+def test_the_licence_of_a_format_is_that_of_its_makers(tmp_path):
+    def licence(**options):
+        return rows(save({'state_dict': ConvNeXt(SMALL, **options).state_dict()}, tmp_path)).get('licence')
+
+    assert licence() == "if these are facebookresearch's own: MIT"
+    assert licence(grn=True) == "if these are facebookresearch's own: CC-BY-NC 4.0"
+    meta = dict(cfg="load_from = '/home/me/dinov3_runs/own.pth'\n")
+    content = dict(meta=meta, state_dict=ConvNeXt(SMALL).state_dict())
+    assert rows(save(content, tmp_path))['started from'] == '/home/me/dinov3_runs/own.pth'
+    assert 'licence' not in rows(save(content, tmp_path))
 
 
 @pytest.mark.parametrize(('by_epoch', 'step'), [(True, 12), (False, 1200)])

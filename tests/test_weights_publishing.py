@@ -18,6 +18,7 @@ from convnext_dense.stack import read_checkpoint
 from convnext_dense.stack.checkpoint_loading import checkpoints_are_trusted, read_checkpoint_from_url
 from convnext_dense.weights import load_weights
 from convnext_dense.weights.inspection import inspect
+from convnext_dense.weights.provenance import licence_of, public_name
 from convnext_dense.weights.publishing import publish
 
 ROOT = Path(__file__).parent.parent
@@ -182,7 +183,7 @@ def test_what_belongs_to_the_training_is_left_out(tmp_path):
     ]
     card = published.card.read_text()
     assert '| initial weights | `convnext://v2_tiny_1k` (CC-BY-NC 4.0) |' in card
-    assert '| licence | trained from weights under CC-BY-NC 4.0 for convnext://v2_tiny_1k |' in card
+    assert '| licence | trained from convnext://v2_tiny_1k (CC-BY-NC 4.0) |' in card
     # without the log of the run, the checkpoint's own history, which ends before its own validation
     assert (
         '## Metrics: last validation before the checkpoint was saved\n\n| | |\n|---|---|\n| coco/bbox_mAP | 0.25 |\n\n'
@@ -191,6 +192,99 @@ def test_what_belongs_to_the_training_is_left_out(tmp_path):
     again = publish(published.file, f'{tmp_path}/again/')
     assert again.file.name == published.file.name
     assert again.file.read_bytes() == published.file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('source', 'name'),
+    [
+        ('convnext://tiny_1k', None),
+        ('timm://convnext_tiny.fb_in22k', None),
+        ('hf://facebook/convnext-tiny-224', None),
+        ('open-mmlab://resnet50', None),
+        ('https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth', None),
+        ('/home/alice/secret/own.pth', 'a local file'),
+        ('work_dirs/secret/epoch_3.pth', 'a local file'),
+        ('C:\\Users\\alice\\own.pth', 'a local file'),
+        ('file:///home/alice/own.pth', 'a local file'),
+        ('s3://secret/own.pth', 'a private address'),
+        ('https://alice:password@example.org/own.pth', 'a private address'),
+        ('https://example.org/own.pth?Signature=secret', 'a private address'),
+        ('http://10.1.2.3/own.pth', 'a private address'),
+        ('http://[fd00::1]/own.pth', 'a private address'),
+        ('http://[broken/own.pth', 'a private address'),
+        ('http://storage.internal:9000/own.pth', 'a private address'),
+        ('http://alice-desktop/own.pth', 'a private address'),
+    ],
+)
+def test_sources_that_are_not_for_everyone(source, name):
+    assert public_name(source) == (name or source)
+
+
+def test_what_is_published_tells_no_places_of_the_training(tmp_path):
+    """Neither the weights nor config and card; the same place may be written in several ways."""
+    text = (
+        'checkpoint_file = "/home/alice/secret/ü.pth"\n'
+        "load_from = '/home/alice/dinov3_runs/own.pth'\n"
+        "names = ('ü', 'ü'); model = dict(backbone=dict(init_cfg={'type': 'Pretrained',\n"
+        "    'checkpoint': '/home/alice/secret/' 'ü.pth'}), neck=dict(init_cfg=dict(\n"
+        "        type='Pretrained', checkpoint='timm://convnext_tiny.fb_in22k')))\n"
+        "work_dir = '/home/alice/secret'\n"
+    )
+    published = publish(checkpoint(tmp_path, meta=dict(cfg=text)), f'{tmp_path}/zoo/')
+    for file in (published.file, published.config, published.card):
+        content = file.read_bytes()
+        assert not any(word in content for word in (b'alice', b'secret', b'dinov3', b'DINOv3', b'own.pth'))
+    config = Config.fromfile(published.config)
+    assert config.checkpoint_file == config.model.backbone.init_cfg.checkpoint == 'a local file'
+    assert config.names == ('ü', 'ü')
+    assert config.model.neck.init_cfg.checkpoint == 'timm://convnext_tiny.fb_in22k'
+    started = ['a local file', 'timm://convnext_tiny.fb_in22k']
+    assert read_checkpoint(published.file)['meta']['initial_weights'] == started
+    card = published.card.read_text()
+    assert '| initial weights | a local file, `timm://convnext_tiny.fb_in22k` (apache-2.0) |\n' in card
+    assert '| licence | trained from timm://convnext_tiny.fb_in22k (apache-2.0) |\n' in card
+    again = publish(published.file, f'{tmp_path}/again/')
+    assert again.file.read_bytes() == published.file.read_bytes()
+
+
+def test_a_config_that_is_no_python(tmp_path):
+    meta = dict(cfg='model = dict(\nwork_dir = "/home/alice"\n', initial_weights=['/home/alice/own.pth'])
+    published = publish(checkpoint(tmp_path, meta=meta), f'{tmp_path}/zoo/')
+    assert read_checkpoint(published.file)['meta'].keys() >= {'cfg', 'initial_weights'}
+    assert not any(b'alice' in file.read_bytes() for file in (published.file, published.config, published.card))
+
+
+def test_no_licence_is_claimed_for_the_weights_of_a_user(tmp_path):
+    torch.save(ConvNeXt(TINY).state_dict(), tmp_path / 'own.pth')
+    card = publish(tmp_path / 'own.pth', f'{tmp_path}/zoo/').card.read_text()
+    assert 'licence' not in card
+    assert 'MIT' not in card
+    card = publish(Path(tmp_path / 'own.pth'), f'{tmp_path}/zoo/', config=DET_CONFIG).card.read_text()
+    assert 'licence' not in card
+
+
+@pytest.mark.parametrize(
+    ('source', 'licence'),
+    [
+        ('convnext://v2_tiny_1k', 'CC-BY-NC 4.0'),
+        ('timm://convnext_tiny.dinov3_lvd1689m', 'dinov3-license'),
+        ('timm://convnextv2_atto.fcmae', 'cc-by-nc-4.0'),
+        ('timm://convnext_tiny.dinov3_of_mine', ''),
+        ('hf://timm/convnext_tiny.eupe_lvd1689m', 'fair-noncommercial-research-license'),
+        ('hf://facebook/dinov3-convnext-tiny-pretrain-lvd1689m', 'DINOv3 License'),
+        ('hf://alice/dinov3-eupe', ''),
+        ('torchvision://resnet50', 'BSD-3-Clause'),
+        ('https://example.org/dinov3/own.pth', ''),
+        ('/home/me/dinov3_runs/own.pth', ''),
+    ],
+)
+def test_licence_of_initial_weights(source, licence):
+    assert licence_of(source) == licence
+
+
+def test_licences_without_timm(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm.models', None)
+    assert licence_of('timm://convnext_tiny.fb_in22k') == ''
 
 
 def test_averaged_weights_are_what_is_published(tmp_path):

@@ -24,9 +24,12 @@ require_arguments() {
     [[ $# -eq 0 || $1 == -* ]] || fail "options start with a dash; got '$1'."
 }
 
-# require_number NAME VALUE LEAST
+# require_number NAME VALUE LEAST [MOST]
 require_number() {
-    [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ && $2 -ge $3 ]] || fail "$1 must be a whole number, $3 or more; got '$2'."
+    local range="$3 or more"
+    [[ -z ${4:-} ]] || range="$3 to $4"
+    [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ && $2 -ge $3 && $2 -le ${4:-999999} ]] ||
+        fail "$1 must be a whole number, $range; got '$2'."
 }
 
 # run_torchrun GPUS SCRIPT ARGUMENT...
@@ -36,7 +39,7 @@ run_torchrun() {
     require_number GPUS "$gpus" 1
     require_number NNODES "$nodes" 1
     command -v "$python" >/dev/null || fail "there is no $python; set PYTHON to an interpreter."
-    [[ -z ${PORT:-} ]] || require_number PORT "$PORT" 1
+    [[ -z ${PORT:-} ]] || require_number PORT "$PORT" 1 65535
     if [[ $nodes -gt 1 ]]; then
         [[ -n ${MASTER_ADDR:-} ]] || fail "NNODES=$nodes needs MASTER_ADDR, the address of the machine with NODE_RANK=0."
         require_number NODE_RANK "${NODE_RANK:-}" 0
@@ -62,6 +65,10 @@ run_srun() {
     gpus_per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
     require_number GPUS_PER_NODE "$gpus_per_node" 1
     require_number CPUS_PER_TASK "$cpus_per_task" 1
+    if [[ -n ${PORT:-} ]]; then
+        require_number PORT "$PORT" 1 65535
+        export MASTER_PORT=$PORT # which MMEngine reads, in the environment that srun hands on
+    fi
     command -v srun >/dev/null || fail 'there is no srun here. Without Slurm use tools/dist_train.sh and tools/dist_test.sh.'
     read -ra words <<<"${SRUN_ARGS:-}"
     # one failed process ends the others, which would wait for it

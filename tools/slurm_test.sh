@@ -3,7 +3,7 @@
 set -euo pipefail
 usage='usage: tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]
 
-GPUS, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS and PYTHON in the environment: as for tools/slurm_train.sh --help'
+GPUS, GPUS_PER_NODE, CPUS_PER_TASK, PORT, SRUN_ARGS and PYTHON in the environment: as for tools/slurm_train.sh --help'
 source "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 
 require_arguments 4 "$@"

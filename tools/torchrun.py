@@ -18,6 +18,9 @@ if __name__ == '__main__':
         main()
     except SignalException as error:
         sys.exit(128 + error.sigval)
+    except (ValueError, AssertionError) as error:  # of its own checks of options, before it starts a process
+        print(f'error: torchrun cannot start: {str(error) or "an option is out of range"}', file=sys.stderr)
+        sys.exit(2)
     except DistNetworkError as error:
         print(f'error: the processes cannot meet; check MASTER_ADDR, or choose another PORT. {error}', file=sys.stderr)
         sys.exit(2)

@@ -6,11 +6,7 @@ Initial weights: timm://convnext_small.dinov3_lvd1689m, DINOv3 License.
 Note: the recipe of cascade_convnext_s_coco.py with other initial weights.
 """
 
-_base_ = ['_base_/cascade_mask_rcnn.py', '_base_/coco_instance.py', '_base_/schedule_3x.py', '_base_/runtime.py']
+_base_ = ['cascade_convnext_s_coco.py']
 
-from convnext_dense.variants import channels
-
-arch = 'small'
-weights = dict(type='Pretrained', checkpoint='timm://convnext_small.dinov3_lvd1689m')
-model = dict(backbone=dict(arch=arch, drop_path_rate=0.6, init_cfg=weights), neck=dict(in_channels=channels(arch)))
-optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.7))
+weights = dict(checkpoint='timm://convnext_small.dinov3_lvd1689m')
+model = dict(backbone=dict(init_cfg=weights))

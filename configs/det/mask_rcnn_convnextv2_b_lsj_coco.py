@@ -3,16 +3,15 @@
 Command: torchrun --nproc_per_node 8 tools/train.py configs/det/mask_rcnn_convnextv2_b_lsj_coco.py
 Expected: box AP 52.9, mask AP 46.4.
 Initial weights: convnext://v2_base_fcmae, CC-BY-NC 4.0.
-Note: crops of random size and a longer warm-up tell it from mask_rcnn_convnextv2_b_coco.py.
+Note: mask_rcnn_convnextv2_b_coco.py with twice the warm-up, and batches padded to a multiple of 32 pixels, not to 1024.
 """
 
-_base_ = ['_base_/mask_rcnn_lsj_mmdet.py']
+_base_ = ['mask_rcnn_convnextv2_b_coco.py']
 
-from convnext_dense.variants import channels
-
-arch = 'base'
-weights = dict(type='Pretrained', checkpoint='convnext://v2_base_fcmae')
-model = dict(
-    backbone=dict(arch=arch, grn=True, drop_path_rate=0.4, init_cfg=weights), neck=dict(in_channels=channels(arch))
-)
-optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.95))
+train_pipeline = [  # as MMDetection has it; a range from 1024 to 1024 is no other crop than 'absolute'
+    dict(step, crop_type='absolute_range') if step.type == 'RandomCrop' else step for step in _base_.train_pipeline
+]
+warmup, steps = _base_.param_scheduler
+param_scheduler = [dict(warmup, end=1000), steps]
+model = dict(data_preprocessor=dict(batch_augments=None))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

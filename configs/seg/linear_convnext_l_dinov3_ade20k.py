@@ -7,11 +7,10 @@ Note: settings of facebookresearch/dinov3 for its ViT-7B; the learning rate and 
 published.
 """
 
-_base_ = ['_base_/linear_512.py', '_base_/ade20k_512.py', '_base_/schedule_40k_probe.py', '_base_/runtime.py']
+_base_ = ['_base_/linear_512.py', '_base_/ade20k_512.py', '_base_/schedule_40k_probe.py']
 
 from convnext_dense.variants import channels
 
 arch = 'large'
 weights = dict(type='Pretrained', checkpoint='timm://convnext_large.dinov3_lvd1689m', final_norm=True)
 model = dict(backbone=dict(arch=arch, init_cfg=weights), decode_head=dict(in_channels=channels(arch)[-1]))
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))

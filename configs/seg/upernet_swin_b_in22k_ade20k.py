@@ -9,12 +9,12 @@ Note: no config was published for this row; learning rate, drop path and window 
 
 _base_ = ['_base_/upernet_640.py', '_base_/ade20k_640.py', '_base_/schedule_160k_swin.py', '_base_/runtime.py']
 
-width = 128
+size = _base_.swin.b
 url = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/swin_base_patch4_window7_224_22k_20220317-4f79f7c0.pth'
-layers = dict(embed_dims=width, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], drop_path_rate=0.3)
+weights = dict(type='Pretrained', checkpoint=url)
 model = dict(
-    backbone=dict(_delete_=True, type='SwinTransformer', **layers, init_cfg=dict(type='Pretrained', checkpoint=url)),
-    decode_head=dict(in_channels=[width * 2**i for i in range(4)]),
-    auxiliary_head=dict(in_channels=width * 4),
+    backbone=dict(_delete_=True, **size.backbone, drop_path_rate=0.3, init_cfg=weights),
+    decode_head=dict(in_channels=size.channels),
+    auxiliary_head=dict(in_channels=size.channels[2]),
 )
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=6e-5))

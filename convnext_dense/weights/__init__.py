@@ -1,8 +1,8 @@
 """Where weights come from, how foreign names become ours and back, and what was loaded."""
 
 from convnext_dense.weights import upstream
-from convnext_dense.weights.loading import fit, load_pretrained, load_weights
+from convnext_dense.weights.loading import fit, load_weights
 from convnext_dense.weights.report import Report
 from convnext_dense.weights.sources import Checkpoint, fetch
 
-__all__ = ['Checkpoint', 'Report', 'fetch', 'fit', 'load_pretrained', 'load_weights', 'upstream']
+__all__ = ['Checkpoint', 'Report', 'fetch', 'fit', 'load_weights', 'upstream']

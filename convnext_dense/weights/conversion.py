@@ -41,7 +41,7 @@ from convnext_dense.weights.formats import (
     find_backbones,
 )
 from convnext_dense.weights.loading import module_versions, rename_head
-from convnext_dense.weights.provenance import inherited_licence, other_entries, read_meta
+from convnext_dense.weights.provenance import name_licence, other_entries, read_meta
 from convnext_dense.weights.reading import Part, choose_backbone, keys_of, read_part, unwrap
 from convnext_dense.weights.report import shorten
 from convnext_dense.weights.sources import fetch
@@ -65,7 +65,7 @@ class Conversion:
         loads_into: What takes the result.
         format: Whose names the source has.
         architecture: Which ConvNeXt it is.
-        licence: That of the weights, where known.
+        licence: What is known of that of the weights.
         tensors: Their name -> tensor.
         meta: Plain values beside the tensors, for formats that have a place for them.
         wrapper: The entry of a ``.pth`` file that holds the tensors; none: they are its entries.
@@ -186,9 +186,7 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     result.format = parts[0].found.format.title
     result.architecture = ', '.join(str(part.architecture) for part in parts)
     meta = read_meta(checkpoint)
-    result.licence = getattr(checkpoint, 'licence', '') or inherited_licence(meta.get('initial_weights', ()))
-    if not rest and not result.licence:  # the weights as their makers publish them
-        result.licence = parts[0].found.format.licence
+    result.licence = name_licence(checkpoint, parts, bool(rest))
 
     if result.is_whole:
         check_whole(target, parts, rest, source)

@@ -17,13 +17,7 @@ from convnext_dense.stack.checkpoint_loading import is_safetensors
 from convnext_dense.weights.architecture import name_other_model
 from convnext_dense.weights.formats import find_backbones
 from convnext_dense.weights.loading import COUNTER, is_finite
-from convnext_dense.weights.provenance import (
-    config_name,
-    inherited_licence,
-    other_entries,
-    read_meta,
-    read_metrics,
-)
+from convnext_dense.weights.provenance import config_name, name_licence, other_entries, read_meta, read_metrics
 from convnext_dense.weights.reading import Part, keys_of, read_part, unwrap
 from convnext_dense.weights.report import shorten
 from convnext_dense.weights.sources import fetch
@@ -190,7 +184,7 @@ def inspect_checkpoint(checkpoint: Mapping, file: Path | None = None, keys: bool
     parts = [part for part in parts if all(part.architecture.depths)]  # a stem alone is no ConvNeXt
     describe_parts(given, parts, result)
     describe_training(checkpoint, file, result)
-    result.licence = getattr(checkpoint, 'licence', '') or name_licence(parts, result)
+    result.licence = name_licence(checkpoint, parts, bool(result.parts))
     result.other_entries = {key: describe_entry(value) for key, value in other_entries(checkpoint).items()}
     if keys:
         result.keys = {key: f'{tuple(tensor.shape)} {dtype_name(tensor)}' for key, tensor in given.items()}
@@ -287,15 +281,6 @@ def describe_training(checkpoint: Mapping, file: Path | None, result: Inspection
     result.config = config_name(meta)
     result.initial_weights = meta.get('initial_weights', [])
     result.metrics, result.metrics_origin = read_metrics(checkpoint, file)
-
-
-def name_licence(parts: list[Part], result: Inspection) -> str:
-    """Say what is known of a licence: that of the format's makers, or of the weights from which a training started."""
-    if result.initial_weights:
-        return inherited_licence(result.initial_weights)
-    if parts and not result.parts:
-        return f"{parts[0].found.format.title}'s own weights: {parts[0].found.format.licence}"
-    return ''
 
 
 def describe_entry(value: Any) -> str:

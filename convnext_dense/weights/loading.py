@@ -15,16 +15,16 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from convnext_dense.backbone import ConvNeXt
-from convnext_dense.console import show_table
 from convnext_dense.errors import UserError
 from convnext_dense.weights.architecture import Architecture, stage_of, what_differs
-from convnext_dense.weights.formats import CLASSIFIER, Found
+from convnext_dense.weights.formats import CLASSIFIER, Found, find_backbones
 from convnext_dense.weights.reading import (
     Entry,
     Part,
     choose_backbone,
     find_state_dict,
     keys_of,
+    other_weights,
     read_part,
     unwrap,
 )
@@ -33,6 +33,7 @@ from convnext_dense.weights.sources import fetch
 
 Need = Literal['backbone', 'all']
 COUNTER = 'num_batches_tracked'  # of BatchNorm: older files lack it, and nothing depends on it
+STATISTICS = ('running_mean', 'running_var')  # the buffers that a training can spoil
 
 
 def load_weights(
@@ -52,7 +53,8 @@ def load_weights(
         need: 'backbone': every weight of the backbone must be there, its output norms aside; other parts are loaded
             where they fit. 'all': every key of the model must be there, and no other.
         strict: Raise where something that is needed is missing; otherwise load what fits and report the rest.
-        prefix: What stands before the backbone's keys in a file that holds several ConvNeXts.
+        prefix: What stands before the keys of the backbone, or of the model, in a file that holds several. The others
+            are then left out.
         final_norm: Load the classifier's final norm into ``norm3``: the last map is then what a classifier pools.
 
     Returns:
@@ -63,27 +65,16 @@ def load_weights(
     """
     checkpoint = source if isinstance(source, Mapping) else fetch(source)
     tensors, report = fit(model, checkpoint, need=need, strict=strict, prefix=prefix, final_norm=final_norm)
+    if any(tensor.is_meta for tensor in unwrap_model(model).state_dict().values()):
+        raise UserError(
+            "The model is on the device 'meta', where weights take no memory and cannot be loaded. Give it some first, "
+            "with model.to_empty(device='cpu')."
+        )
     state_dict = OrderedDict(tensors)
     state_dict._metadata = module_versions(checkpoint)
     with torch.no_grad():
         unwrap_model(model).load_state_dict(state_dict, strict=False)
     return report
-
-
-def load_pretrained(backbone: ConvNeXt, init_cfg: Mapping) -> None:
-    """Carry out an ``init_cfg`` of type 'Pretrained' for a backbone, and log the report.
-
-    Raises:
-        UserError: The weights do not fit, or ``init_cfg`` has a key that nothing reads.
-    """
-    options = {key: value for key, value in init_cfg.items() if key not in ('type', 'checkpoint', 'map_location')}
-    allowed = ('prefix', 'strict', 'final_norm')
-    if not init_cfg.get('checkpoint') or set(options) - set(allowed):
-        raise UserError(
-            f'init_cfg of type Pretrained takes checkpoint, {", ".join(allowed)}; got '
-            f'{", ".join(key for key in init_cfg if key != "type") or "nothing"}.'
-        )
-    show_table(str(load_weights(backbone, init_cfg['checkpoint'], **options)))
 
 
 def fit(
@@ -104,7 +95,13 @@ def fit(
     source = getattr(checkpoint, 'source', 'the checkpoint')
     given = unwrap(checkpoint, source)
     target = model.state_dict()
-    places = {f'{name}.' if name else '': part for name, part in model.named_modules() if isinstance(part, ConvNeXt)}
+    places = find_places(model)
+    if need == 'backbone' and not places:
+        raise UserError(
+            f'The model, {type(model).__name__}, has no ConvNeXt of this package, into which {source} could be loaded. '
+            "Build its backbone with convnext_dense.ConvNeXt; a model that has the file's own keys is loaded with "
+            "need='all'."
+        )
     found = {place: choose_backbone(given, source, prefix, place) for place in places}
     has_heads = has_model_heads(given, found, target)
     parts = {place: read_part(given, each, with_head=not has_heads) for place, each in found.items()}
@@ -113,8 +110,13 @@ def fit(
     report = Report(source, licence=getattr(checkpoint, 'licence', ''))
     for place, part in parts.items():
         prepare(part, places[place], report, final_norm)
-        if not rest and not report.licence:  # the weights as their makers publish them, not a model of the user's
-            report.licence = part.found.format.licence
+        if not rest and not report.licence:  # no whole model, which is the user's own
+            report.licence = part.found.format.licence_note
+    report.leave_out('other weights', *other_weights(checkpoint))
+    if prefix is not None:
+        siblings = keys_of_siblings(rest, given, found)
+        report.leave_out('other models', *siblings)
+        rest = [key for key in rest if key not in siblings]
 
     entries = {place + key: entry for place, part in parts.items() for key, entry in part.entries.items()}
     surplus = [key for part in parts.values() for key in part.unknown]
@@ -137,10 +139,11 @@ def fit(
     for key, tensor in fitting.items():
         report.note_loaded(key, given[entries[key].origin], tensor, target[key])
 
-    check_finite(fitting, source)
+    learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    check_finite({key: fitting[key] for key in fitting if key in learned or key.endswith(STATISTICS)}, source)
     if need == 'all':
         surplus = report.unexpected
-    if strict and (report.missing or surplus):
+    if not fitting or (strict and (report.missing or surplus)):
         shapes = {key: (entry.tensor, target[key]) for key, entry in misfits.items() if key in needed}
         missing = [key for key in report.missing if key not in shapes]
         raise UserError(
@@ -148,6 +151,11 @@ def fit(
             f'{likely_cause(parts, places)}{describe_misfit(missing, shapes, surplus)}'
         )
     return fitting, report
+
+
+def find_places(model: nn.Module) -> dict[str, ConvNeXt]:
+    """Return the ConvNeXts of a model by what stands before their keys."""
+    return {f'{name}.' if name else '': part for name, part in model.named_modules() if isinstance(part, ConvNeXt)}
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -180,11 +188,13 @@ def prepare(part: Part, backbone: ConvNeXt, report: Report, final_norm: bool) ->
         report.leave_out(why, *keys)
     for key, entry in [*part.entries.items()]:
         why = ''
+        if key in own:
+            continue
         if key.startswith(CLASSIFIER):
             why = 'classifier'
-        elif key not in own and stage_of(key) >= len(backbone.stages):
+        elif stage_of(key) >= len(backbone.stages):
             why = 'stages that are not built'
-        elif key not in own and key.startswith('norm'):
+        elif key.startswith('norm'):
             why = 'output norms'
         if why:
             report.leave_out(why, entry.origin)
@@ -195,8 +205,9 @@ def prepare(part: Part, backbone: ConvNeXt, report: Report, final_norm: bool) ->
 
 
 def is_of_backbone(key: str, places: Iterable[str]) -> bool:
-    """Tell whether a key of the model belongs to a ConvNeXt and is no output norm."""
-    return any(key.startswith(place) and not key.removeprefix(place).startswith('norm') for place in places)
+    """Tell whether a key of the model belongs to a ConvNeXt, and to no output norm and no head that a subclass adds."""
+    ends = ('norm', *CLASSIFIER)
+    return any(key.startswith(place) and not key.removeprefix(place).startswith(ends) for place in places)
 
 
 def agrees(tensor: Tensor, target: Tensor) -> bool:
@@ -224,12 +235,34 @@ def names_in_model(key: str, found: Mapping[str, Found]) -> list[str]:
     names = {} if found else {key: None}
     for place, each in found.items():
         name = each.format.rename_head(key)
-        if place.endswith(each.prefix):
+        if ends_with(place, each.prefix):
             name = place.removesuffix(each.prefix) + name
-        elif each.prefix.endswith(place):
+        elif ends_with(each.prefix, place):
             name = name.removeprefix(each.prefix.removesuffix(place))
         names[name] = None
     return [*names]
+
+
+def ends_with(prefix: str, end: str) -> bool:
+    """Tell whether a prefix ends with these names, whole ones.
+
+    >>> ends_with('teacher.backbone.', 'backbone.'), ends_with('depth_backbone.', 'backbone.')
+    (True, False)
+    """
+    return f'.{prefix}'.endswith(f'.{end}')
+
+
+def keys_of_siblings(rest: Iterable[str], given: Mapping[str, Tensor], found: Mapping[str, Found]) -> dict[str, None]:
+    """Return the file's keys that belong to other models than the one that was chosen by a prefix.
+
+    Args:
+        rest: Keys outside of the chosen backbones.
+        given: The file.
+        found: Where a backbone stands in the model -> what is loaded there.
+    """
+    trees = tuple(each.prefix.removesuffix(place) for place, each in found.items() if ends_with(each.prefix, place))
+    others = tuple(each.prefix for each in find_backbones(given) if each not in found.values())
+    return dict.fromkeys(key for key in rest if key.startswith(others) or (trees and not key.startswith(trees)))
 
 
 def has_model_heads(given: Mapping[str, Tensor], found: Mapping[str, Found], target: Mapping[str, Tensor]) -> bool:

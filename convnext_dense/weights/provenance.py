@@ -9,16 +9,18 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
+from convnext_dense.weights import licences
 from convnext_dense.weights.published import PUBLISHED
-from convnext_dense.weights.reading import find_state_dict
+from convnext_dense.weights.reading import Part, find_state_dict
 
 RUN_STAMP = re.compile(r'_\d{8}_\d{6}$')  # MMEngine's experiment_name is that of the config with the start of the run
 COMMIT = re.compile(r'([0-9a-f]{40}|unknown)$')  # of the folder of the run, which MMEngine appends to its version
@@ -26,8 +28,16 @@ COUNTERS = ('epoch', 'iter', 'seed')
 LICENCES = {each.url: each.licence for each in PUBLISHED.values()} | {
     f'convnext://{name}': each.licence for name, each in PUBLISHED.items()
 }
-MAKERS = {'dinov3': 'DINOv3 License', 'eupe': 'FAIR Noncommercial Research License'}
-ASK_THE_MAKERS = "see the makers' page"
+# beginning of a source, in small letters -> licence
+MAKERS = {
+    'hf://facebook/dinov3': licences.DINOV3,
+    'hf://facebook/eupe': licences.FAIR_NC,
+    'torchvision://': licences.BSD,
+}
+IN_TIMM = re.compile(r'(?:timm://|hf://timm/)(?P<name>[\w.-]+)')
+# MMEngine's and ours that lead to the same files for everyone
+PUBLIC_SCHEMES = ('convnext', 'timm', 'hf', 'torchvision', 'modelzoo', 'open-mmlab', 'openmmlab', 'mmcls')
+INTERNAL_DOMAINS = ('local', 'localdomain', 'localhost', 'internal', 'intranet', 'lan', 'corp', 'home', 'arpa')
 
 
 class Metrics(NamedTuple):
@@ -102,10 +112,7 @@ def initial_weights(config: str) -> list[str]:
     >>> initial_weights("model = dict(init_cfg=dict(type='Pretrained', checkpoint='convnext://tiny_1k'))")
     ['convnext://tiny_1k']
     """
-    try:
-        tree = ast.parse(config)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
+    tree = parse_config(config)
     settings = {
         target.id: line.value.value
         for line in tree.body
@@ -127,24 +134,94 @@ def initial_weights(config: str) -> list[str]:
     return list(dict.fromkeys(filter(None, found)))
 
 
+def parse_config(config: str) -> ast.Module:
+    """Return the syntax tree of a config's text; an empty one where it is no Python."""
+    try:
+        return ast.parse(config)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.parse('')
+
+
+def is_public(source: str) -> bool:
+    """Tell whether everyone finds the same weights there, and its name tells nothing of its owner.
+
+    >>> [is_public(source) for source in ('timm://convnext_tiny', 'https://10.0.0.7/a.pth', '/home/me/a.pth')]
+    [True, False, False]
+    """
+    scheme, separator, _ = source.partition('://')
+    if scheme not in ('http', 'https'):
+        return bool(separator) and scheme in PUBLIC_SCHEMES
+    try:
+        address = urlsplit(source)
+        host = address.hostname or ''
+    except ValueError:
+        return False
+    domain = host.rpartition('.')[2]
+    is_internal = '.' not in host or ':' in host or domain.isdigit() or domain in INTERNAL_DOMAINS
+    return not is_internal and not address.query and '@' not in address.netloc  # a query may hold a key
+
+
+def public_name(source: str) -> str:
+    """Return a source of weights as it can be told to everyone.
+
+    >>> public_name('/home/me/secret/epoch_3.pth')
+    'a local file'
+    """
+    if is_public(source):
+        return source
+    return 'a private address' if '://' in source and not source.startswith('file:') else 'a local file'
+
+
 def licence_of(source: str) -> str:
-    """Return the licence of initial weights by their source, as far as this package knows it.
+    """Return the licence of initial weights by their source; empty where this package does not know it.
 
     >>> licence_of('convnext://v2_tiny_1k')
     'CC-BY-NC 4.0'
     """
-    by_makers = (licence for name, licence in MAKERS.items() if name in source.lower())
-    return LICENCES.get(source) or next(by_makers, ASK_THE_MAKERS)
+    if found := IN_TIMM.match(source):
+        return licence_in_timm(found['name'])
+    by_makers = (licence for start, licence in MAKERS.items() if source.lower().startswith(start))
+    return LICENCES.get(source) or next(by_makers, '')
+
+
+def licence_in_timm(name: str) -> str:
+    """Return the licence that timm registers for pretrained weights; empty where it does not, or is not installed."""
+    try:
+        from timm.models import get_pretrained_cfg
+
+        config = get_pretrained_cfg(name)
+    except (ImportError, RuntimeError):  # RuntimeError: timm has no such weights
+        return ''
+    return (config and config.license) or ''
 
 
 def inherited_licence(sources: Iterable[str]) -> str:
-    """Say under which licences the weights are from which a training started; empty where there were none.
+    """Say from which weights of a known licence a training started; empty where there were none.
 
-    >>> inherited_licence(['convnext://tiny_1k'])
-    'trained from weights under MIT for convnext://tiny_1k'
+    >>> inherited_licence(['convnext://tiny_1k', '/home/me/own.pth'])
+    'trained from convnext://tiny_1k (MIT)'
     """
-    licences = ', '.join(f'{licence_of(source)} for {source}' for source in sources)
-    return licences and f'trained from weights under {licences}'
+    known = ' and '.join(f'{source} ({licence})' for source in sources if (licence := licence_of(source)))
+    return known and f'trained from {known}'
+
+
+def name_licence(checkpoint: Mapping, parts: Sequence[Part], is_whole: bool) -> str:
+    """Say what is known of the licence of weights, in one line; empty where nothing is.
+
+    Their source may tell it, or what they were trained from. Otherwise the format tells what the weights of its makers
+    have, and anyone may have trained others of the same names.
+
+    Args:
+        checkpoint: What the file holds.
+        parts: The ConvNeXts in it.
+        is_whole: It is a detector or a segmentor, which no maker of a format publishes.
+    """
+    if told := getattr(checkpoint, 'licence', ''):
+        return told
+    started = read_meta(checkpoint).get('initial_weights', ())
+    if started or is_whole or not parts:
+        return inherited_licence(started)
+    return parts[0].found.format.licence_note
 
 
 def read_metrics(checkpoint: Mapping, file: Path | None = None) -> Metrics:

@@ -7,6 +7,8 @@
 The number is the beginning of the file's SHA-256, which ``torch.hub`` and this package compare when they download it.
 """
 
+import ast
+import itertools
 import math
 import os
 import re
@@ -15,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +27,19 @@ from convnext_dense.errors import UserError
 from convnext_dense.run_config import load_config
 from convnext_dense.weights.inspection import Inspection, inspect_checkpoint, millions
 from convnext_dense.weights.loading import check_finite, module_versions
-from convnext_dense.weights.provenance import licence_of, other_entries, read_meta
+from convnext_dense.weights.provenance import (
+    inherited_licence,
+    is_public,
+    licence_of,
+    other_entries,
+    parse_config,
+    public_name,
+    read_meta,
+)
 from convnext_dense.weights.reading import unwrap
 from convnext_dense.weights.report import shorten
 from convnext_dense.weights.sources import fetch
-from convnext_dense.weights.writing import SUFFIXES, write_text, write_weights
+from convnext_dense.weights.writing import SUFFIXES, Written, write_text, write_weights
 
 FORMATS = tuple(suffix[1:] for suffix in SUFFIXES)
 # lines of a config's text that belong to the machine and the moment of the training
@@ -112,11 +123,9 @@ def publish(
         noted.update(cfg=load_config(config).pretty_text, experiment_name=Path(config).stem)
     if metrics is not None:
         noted.update(metrics=check_metrics(metrics), metrics_origin='given by whoever published the weights')
-    content['meta'] = noted
+    content['meta'] = noted = without_secrets(noted)
     found, meta = inspect_checkpoint(content, file), read_meta(content)
     meta.update(metrics=found.metrics, metrics_origin=found.metrics_origin, convnext_dense_version=__version__)
-    if 'cfg' in meta:
-        meta['cfg'] = without_the_run(meta['cfg'])
 
     tensors = OrderedDict(halve(given) if half else given)
     tensors._metadata = module_versions(content) or OrderedDict()
@@ -126,9 +135,23 @@ def publish(
     card, config_file = folder / f'{stem}.md', folder / f'{stem}.py' if 'cfg' in meta else None
     if config_file:
         write_text(meta['cfg'], config_file)
-    write_text(write_card(found, tensors, written.file, config_file, written.sha256), card)
+    # that of a format is its makers' and says nothing of these weights
+    licence = content.licence or inherited_licence(found.initial_weights)
+    write_text(write_card(found, licence, tensors, written, config_file), card)
     sizes = (found.megabytes, written.size / 1e6)
     return Publication(written.file, card, config_file, sorted(other_entries(content)), sizes)
+
+
+def without_secrets(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's ``meta`` without the places on the machine of the training."""
+    known = read_meta({'meta': meta})
+    sources = known.get('initial_weights', ())
+    names = {source: public_name(source) for source in sources}
+    changed = {'initial_weights': [*dict.fromkeys(names.values())]} if names else {}
+    if 'cfg' in known:
+        private = {source: name for source, name in names.items() if source != name}
+        changed['cfg'] = replace_strings(without_the_run(known['cfg']), private)
+    return {**meta, **changed}
 
 
 def without_the_run(config: str) -> str:
@@ -140,6 +163,23 @@ def without_the_run(config: str) -> str:
     for pattern, replacement in OF_THE_RUN.items():
         config = re.sub(pattern, replacement, config, flags=re.MULTILINE)
     return config
+
+
+def replace_strings(config: str, replacements: Mapping[str, str]) -> str:
+    """Return a config's text with other strings in it, however they are written.
+
+    >>> replace_strings("a = dict(checkpoint='/home/x.pth')", {'/home/x.pth': 'a local file'})
+    "a = dict(checkpoint='a local file')"
+    """
+    lines = config.encode().splitlines(keepends=True)  # ast counts bytes
+    starts = [0, *itertools.accumulate(map(len, lines))]
+    text = b''.join(lines)
+    strings = (node for node in ast.walk(parse_config(config)) if isinstance(node, ast.Constant))
+    found = [node for node in strings if isinstance(node.value, str) and node.value in replacements]
+    for node in sorted(found, key=lambda node: (node.lineno, node.col_offset), reverse=True):
+        start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+        text = text[:start] + repr(replacements[node.value]).encode() + text[end:]
+    return text.decode()
 
 
 def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -183,25 +223,28 @@ def split_output(out: str | os.PathLike, default: str) -> tuple[Path, str]:
 
 
 def write_card(
-    found: Inspection, tensors: Mapping[str, Tensor], weights: Path, config: Path | None, digest: str
+    found: Inspection, licence: str, tensors: Mapping[str, Tensor], written: Written, config: Path | None
 ) -> str:
     """Return the card's text, in Markdown."""
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
-    started = [f'`{source}` ({licence_of(source)})' for source in found.initial_weights]
+    started = [
+        f'`{source}`' + f' ({licence_of(source)})' * bool(licence_of(source)) if is_public(source) else source
+        for source in found.initial_weights
+    ]
     facts = {
         'config': f'`{found.config}`' * bool(found.config),
         'training': ', '.join(f'{name} {value}' for name, value in found.training.items()),
         'initial weights': ', '.join(started) or ('none' if config else 'not known'),
-        'licence': found.licence or 'not stated; ask whoever published the weights',
+        'licence': licence,
         'file': f'{size:.1f} MB, {", ".join(sorted({str(each.dtype)[6:] for each in tensors.values()}))}',
-        'SHA-256': f'`{digest}`',
+        'SHA-256': f'`{written.sha256}`',
     }
     backbone = ', '.join(each.architecture for each in found.backbones)
     classes = f'{found.num_classes} classes' if found.num_classes else ''
     what = ', '.join(filter(None, (found.model, backbone, classes, f'{millions(found.num_params)} parameters')))
-    files = dict(config=config.name if config else 'CONFIG.py', file=weights.name, device='cuda:0')
+    files = dict(config=config.name if config else 'CONFIG.py', file=written.file.name, device='cuda:0')
     whole = [code.format(**files) for code, parts in WHOLE.items() if found.parts.keys() & parts]
-    lines = [f'# {weights.stem}', '', f'{what}.', '', '| | |', '|---|---|']
+    lines = [f'# {written.file.stem}', '', f'{what}.', '', '| | |', '|---|---|']
     lines += [f'| {name} | {in_one_line(text)} |' for name, text in facts.items() if text]
     if found.metrics:
         lines += ['', f'## Metrics: {found.metrics_origin}', '', '| | |', '|---|---|']

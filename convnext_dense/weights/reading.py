@@ -13,6 +13,7 @@ from convnext_dense.weights.formats import CLASSIFIER, MMPRETRAIN, Found, find_b
 from convnext_dense.weights.report import shorten
 
 WRAPPERS = ('state_dict', 'model', 'teacher')  # entries of a file that may hold the tensors
+EMA_OF_MMENGINE = 'ema_state_dict'  # EMAHook loads it
 MOST_TENSORS = 100_000
 
 
@@ -81,6 +82,17 @@ def find_state_dict(checkpoint: Mapping) -> Mapping:
     return checkpoint
 
 
+def other_weights(checkpoint: Mapping) -> list[str]:
+    """Return the entries with weights that :func:`find_state_dict` passes over, such as ``model_ema``."""
+    chosen = find_state_dict(checkpoint)
+    entries = {key: find_state_dict(value) for key, value in checkpoint.items() if isinstance(value, Mapping)}
+    return [
+        str(key)
+        for key, entry in entries.items()
+        if key != EMA_OF_MMENGINE and entry is not chosen and any(isinstance(each, Tensor) for each in entry.values())
+    ]
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Tell whether a tensor holds its numbers one by one: it is not sparse, not quantized, and not empty of data."""
     return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
@@ -138,7 +150,7 @@ def choose_backbone(
     Args:
         given: The file's tensors.
         source: Where they came from, for messages.
-        prefix: The user's choice among several.
+        prefix: The user's choice among several: what stands before the keys of the backbone, or of the whole model.
         place: Where the backbone sits in the model: a ConvNeXt in the same place of the file is meant.
 
     Raises:
@@ -153,19 +165,31 @@ def choose_backbone(
             'torchvision, or one trained here.'
         )
     prefixes = [each.prefix for each in found]
-    wanted = place if prefix is None else prefix
-    if wanted and not wanted.endswith('.'):
-        wanted += '.'
-    if wanted in prefixes:
-        return found[prefixes.index(wanted)]
+    place = place or ''
+    for wanted in [place] if prefix is None else [with_dot(prefix), with_dot(prefix) + place]:
+        if wanted in prefixes:
+            return found[prefixes.index(wanted)]
     if prefix is None and len(found) == 1:
         return found[0]
     number = 'a ConvNeXt' if len(found) == 1 else f'{len(found)} ConvNeXts'
-    none = f', none at {wanted!r}' if prefix else ''
+    none = f', none at {with_dot(prefix)!r}' if prefix else ''
+    own_file = (
+        ', or with --prefix of convert_checkpoint.py. For load_from and test.py make a file with one of them: '
+        f'load_weights(model, {source!r}, prefix={prefixes[-1]!r}), then torch.save(model.state_dict(), FILE)'
+    )
     raise UserError(
         f'{source} holds {number}, at {", ".join(map(repr, prefixes))}{none}. Choose with prefix=... in init_cfg or '
-        'load_weights().'
+        f'load_weights(){own_file if len(found) > 1 else ""}.'
     )
+
+
+def with_dot(prefix: str) -> str:
+    """Return what stands before a key.
+
+    >>> with_dot('teacher.backbone'), with_dot('')
+    ('teacher.backbone.', '')
+    """
+    return prefix if not prefix or prefix.endswith('.') else f'{prefix}.'
 
 
 def keys_of(parts: Iterable[Part]) -> set[str]:

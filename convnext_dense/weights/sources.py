@@ -3,7 +3,7 @@
 ========================  =============================================================================================
 ``PATH``                  a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file
 ``convnext://NAME``       a file that facebookresearch published (:mod:`convnext_dense.weights.published`)
-``timm://NAME[.TAG]``     pretrained weights of timm's registry, fetched by timm's code into the Hugging Face cache
+``timm://NAME[.TAG]``     pretrained weights of timm's registry, from the Hub or the address that it names
 ``hf://ORG/REPO[@REV]``   a repository of the Hugging Face Hub; ``hf://ORG/REPO[@REV]/FILE`` names the file in it
 ``https://...``           any address; a name that carries a hash (``NAME-1a2b3c4d.pth``) is checked against it
 ========================  =============================================================================================
@@ -22,12 +22,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from convnext_dense.errors import UserError
 from convnext_dense.stack import read_checkpoint
-from convnext_dense.stack.checkpoint_loading import (
-    checkpoints_are_trusted,
-    explained_errors,
-    first_on_this_machine,
-    read_checkpoint_from_url,
-)
+from convnext_dense.stack.checkpoint_loading import first_on_this_machine, read_checkpoint_from_url
 from convnext_dense.weights.published import find_published
 
 # in a repository of the Hub, best first
@@ -95,16 +90,17 @@ def load_from_convnext(source: str, map_location: Any = None) -> Checkpoint:
     published = find_published(source.removeprefix('convnext://'))
     with first_on_this_machine():
         content = read_checkpoint_from_url(published.url, map_location=map_location)
-    return Checkpoint(content, f'{source} ({published.url})', published.licence)
+    size = f', {published.megabytes} MB' if published.megabytes else ''
+    return Checkpoint(content, f'{source} ({published.url}{size})', published.licence)
 
 
 @CheckpointLoader.register_scheme(prefixes='timm://', force=True)
 def load_from_timm(source: str, map_location: Any = None) -> Checkpoint:
-    """Load the pretrained weights of a model of timm's registry, with timm's own download code."""
+    """Load the pretrained weights of a model of timm's registry, from where timm would and into the same caches."""
     name = source.removeprefix('timm://')
     try:
         import timm
-        from timm.models import get_pretrained_cfg, load_state_dict_from_hf
+        from timm.models import get_pretrained_cfg
     except ImportError as error:
         raise UserError(f'{source} needs timm, which is not installed: pip install timm.') from error
     try:
@@ -114,12 +110,11 @@ def load_from_timm(source: str, map_location: Any = None) -> Checkpoint:
     if config is None or not (config.hf_hub_id or config.url):
         near = timm.list_pretrained(f'{name.split(".")[0]}*') or timm.list_pretrained('*convnext*')
         raise UserError(f'timm {timm.__version__} has no pretrained weights {name!r}. Known: {", ".join(near[:12])}.')
-    with first_on_this_machine():
-        if config.hf_hub_id:
-            file = {'filename': config.hf_hub_filename} if config.hf_hub_filename else {}
-            with explained_errors(source):
-                content = load_state_dict_from_hf(config.hf_hub_id, weights_only=not checkpoints_are_trusted(), **file)
-        else:
+    if config.hf_hub_id:
+        repository, _, revision = config.hf_hub_id.partition('@')
+        content = read_from_hub(source, repository, revision or None, config.hf_hub_filename, map_location)
+    else:
+        with first_on_this_machine():
             content = read_checkpoint_from_url(config.url, map_location=map_location)
     return Checkpoint(content, source, config.license or '')
 
@@ -127,6 +122,22 @@ def load_from_timm(source: str, map_location: Any = None) -> Checkpoint:
 @CheckpointLoader.register_scheme(prefixes='hf://', force=True)
 def load_from_hf(source: str, map_location: Any = None) -> Checkpoint:
     """Load a file of a Hugging Face repository: safetensors where there is one."""
+    return Checkpoint(read_from_hub(source, *split_hub_source(source), map_location), source)
+
+
+def read_from_hub(source: str, repository: str, revision: str | None, file: str | None, map_location: Any) -> Any:
+    """Return what a file of a Hugging Face repository holds.
+
+    Args:
+        source: As the user named it, for messages.
+        repository: ORG/REPO.
+        revision: A branch, tag or commit; the repository's main branch if None.
+        file: Its name in the repository; the best of :data:`HUB_FILES` if None.
+        map_location: As for ``torch.load``.
+
+    Raises:
+        UserError: There is no such file, it cannot be reached, or it is not safe to read.
+    """
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -134,7 +145,6 @@ def load_from_hf(source: str, map_location: Any = None) -> Checkpoint:
         raise UserError(
             f'{source} needs huggingface_hub, which is not installed: pip install huggingface_hub.'
         ) from error
-    repository, revision, file = split_hub_source(source)
     missing = None
     with first_on_this_machine():
         for name in [file] if file else HUB_FILES:
@@ -143,7 +153,7 @@ def load_from_hf(source: str, map_location: Any = None) -> Checkpoint:
             except EntryNotFoundError as error:
                 missing = error
                 continue
-            return Checkpoint(read_checkpoint(path, map_location, mmap=True), source, "see the repository's card")
+            return read_checkpoint(path, map_location, mmap=True)
     if isinstance(missing, LocalEntryNotFoundError):
         raise UserError(
             f'{source} is not in the cache and the Hub cannot be reached. Download it where there is a network with '
@@ -183,7 +193,7 @@ def explained_failures(source: str) -> Iterator[None]:
             raise
         reason = getattr(error, 'reason', None) or str(error).strip().split('\n')[0] or type(error).__name__
         raise UserError(
-            f'{source} cannot be fetched ({reason}). Download it elsewhere and give its path, for initial weights with '
-            '--cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from scratch with '
-            'model.backbone.init_cfg=None.'
+            f'{source} cannot be fetched ({reason}). Download it elsewhere and give its path. For the initial weights of '
+            'a config that is --cfg-options model.backbone.init_cfg.checkpoint=FILE, and model.backbone.init_cfg=None '
+            'starts from scratch.'
         ) from error

@@ -4,11 +4,6 @@ Follows SwinTransformer/Swin-Transformer-Object-Detection: the schedule of ConvN
 position biases are not decayed.
 """
 
-_base_ = ['schedule_3x.py']
+_base_ = ['schedule_3x.py', '../../_base_/swin.py']
 
-not_decayed = ['absolute_pos_embed', 'relative_position_bias_table', 'norm']
-optim_wrapper = dict(
-    _delete_=True,
-    optimizer=_base_.optim_wrapper.optimizer,
-    paramwise_cfg=dict(custom_keys={name: dict(decay_mult=0.0) for name in not_decayed}),
-)
+optim_wrapper = dict(_delete_=True, optimizer=_base_.optim_wrapper.optimizer, paramwise_cfg=_base_.without_decay)

@@ -4,11 +4,10 @@ Follows SwinTransformer/Swin-Transformer-Semantic-Segmentation: the schedule of 
 with less weight decay; norms and position biases are not decayed.
 """
 
-_base_ = ['schedule_160k.py']
+_base_ = ['schedule_160k.py', '../../_base_/swin.py']
 
-not_decayed = ['absolute_pos_embed', 'relative_position_bias_table', 'norm']
 optim_wrapper = dict(
     _delete_=True,
     optimizer=dict(_base_.optim_wrapper.optimizer, weight_decay=0.01),
-    paramwise_cfg=dict(custom_keys={name: dict(decay_mult=0.0) for name in not_decayed}),
+    paramwise_cfg=_base_.without_decay,
 )
