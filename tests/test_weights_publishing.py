@@ -248,10 +248,11 @@ def test_what_is_published_tells_no_places_of_the_training(tmp_path):
 
 
 def test_a_config_that_is_no_python(tmp_path):
-    meta = dict(cfg='model = dict(\nwork_dir = "/home/alice"\n', initial_weights=['/home/alice/own.pth'])
+    meta = dict(config='model = dict(\ndata_root = "/home/alice"\n', initial_weights=['/home/alice/own.pth'])
     published = publish(checkpoint(tmp_path, meta=meta), f'{tmp_path}/zoo/')
-    assert read_checkpoint(published.file)['meta'].keys() >= {'cfg', 'initial_weights'}
-    assert not any(b'alice' in file.read_bytes() for file in (published.file, published.config, published.card))
+    assert read_checkpoint(published.file)['meta'].keys().isdisjoint({'cfg', 'config'})
+    assert published.config is None
+    assert not any(b'alice' in file.read_bytes() for file in (published.file, published.card))
 
 
 def test_no_licence_is_claimed_for_the_weights_of_a_user(tmp_path):

@@ -143,15 +143,19 @@ def publish(
 
 
 def without_secrets(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint's ``meta`` without the places on the machine of the training."""
+    """Return a checkpoint's ``meta`` without the places on the machine of the training.
+
+    A config that is no Python is left out: what it tells cannot be seen.
+    """
     known = read_meta({'meta': meta})
-    sources = known.get('initial_weights', ())
-    names = {source: public_name(source) for source in sources}
-    changed = {'initial_weights': [*dict.fromkeys(names.values())]} if names else {}
-    if 'cfg' in known:
+    names = {source: public_name(source) for source in known.get('initial_weights', ())}
+    kept = {key: value for key, value in meta.items() if key not in ('cfg', 'config')}  # mmcv's name is the latter
+    if names:
+        kept['initial_weights'] = [*dict.fromkeys(names.values())]
+    if parse_config(known.get('cfg', '')).body:
         private = {source: name for source, name in names.items() if source != name}
-        changed['cfg'] = replace_strings(without_the_run(known['cfg']), private)
-    return {**meta, **changed}
+        kept['cfg'] = replace_strings(without_the_run(known['cfg']), private)
+    return kept
 
 
 def without_the_run(config: str) -> str:
