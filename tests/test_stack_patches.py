@@ -223,7 +223,13 @@ def test_the_report_says_what_became_of_each_patch(monkeypatch):
 
     report = {row.patch.name: row for row in stack.patch_report()}
     # the weights' room adds its own
-    assert list(report) == [*BY_NAME, 'weights that do not fit', 'average of weights that do not fit']
+    assert list(report) == [
+        *BY_NAME,
+        'weights that do not fit',
+        'initial weights that do not fit',
+        'heads that stay random',
+        'average of weights that do not fit',
+    ]
     assert report['safe checkpoints'].status == 'applied'
     monkeypatch.setattr(patches, '_applied', set())
     waiting = {row.reason for row in stack.patch_report() if row.status == 'waiting'}

@@ -1,8 +1,10 @@
 """Loading weights into a backbone and into whole models: what is loaded, reported, and refused with which words."""
 
+import mmengine.runner.checkpoint as upstream
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
@@ -122,20 +124,60 @@ def test_refused_weights_leave_the_model_as_it_was(tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def facebook_isotropic():
+    """The names of facebookresearch's isotropic ConvNeXt, which has one stage and one resolution."""
+    block = dict.fromkeys(('gamma', 'norm.weight', 'pwconv1.weight', 'pwconv2.weight'), torch.ones(8))
+    blocks = {f'blocks.{b}.{key}': value for b in range(2) for key, value in block.items()}
+    kernels = {f'blocks.{b}.dwconv.weight': torch.ones(8, 1, 7, 7) for b in range(2)}
+    return {'stem.weight': torch.ones(8, 3, 16, 16), 'stem.bias': torch.ones(8), **blocks, **kernels}
+
+
 @pytest.mark.parametrize(
-    ('name', 'what'),
+    ('model', 'what'),
     [
-        ('resnet18', 'it is a ResNet'),
-        ('swin_tiny_patch4_window7_224', 'it is a Swin Transformer'),
-        ('vit_tiny_patch16_224', 'it is a Vision Transformer'),
+        ('resnet18', 'it is a ResNet;'),
+        ('swin_tiny_patch4_window7_224', 'it is a Swin Transformer;'),
+        ('vit_tiny_patch16_224', 'it is a Vision Transformer;'),
+        ('edgenext_xx_small', 'it is an EdgeNeXt;'),
+        ('edgenext_base', 'it is an EdgeNeXt;'),
+        ('efficientnet_b0', 'it is an EfficientNet or a MobileNet of timm;'),
+        ('mobilenetv3_small_100', 'it is an EfficientNet or a MobileNet of timm;'),
+        ('swiftformer_xs', 'it is a SwiftFormer;'),
+        ('convmixer_768_32', 'in a known format;'),
+        ('inception_next_atto', 'in a known format;'),
+        ('rdnet_tiny', 'in a known format;'),
+        ('visformer_tiny', 'in a known format;'),
+        (torchvision.models.swin_t, 'it is a Swin Transformer of torchvision;'),
+        (torchvision.models.efficientnet_b0, 'it is an EfficientNet of torchvision;'),
+        (torchvision.models.mobilenet_v3_small, 'it is a MobileNetV3 of torchvision;'),
+        (torchvision.models.mobilenet_v2, 'it is a MobileNetV2 of torchvision;'),
+        (facebook_isotropic, 'it is an isotropic ConvNeXt, which has one resolution and no stages;'),
     ],
+    ids=str,
 )
-def test_other_models_are_refused_by_name(name, what):
-    with torch.device('meta'):
-        keys = timm.create_model(name).state_dict()
-    given = {f'backbone.{key}': torch.zeros(1) for key in keys}
-    with pytest.raises(UserError, match=rf'the checkpoint holds no ConvNeXt: {what}; its first keys are backbone\.'):
+def test_other_models_are_refused_by_name(model, what):
+    if model is facebook_isotropic:
+        weights = model()
+    else:
+        with torch.device('meta'):
+            weights = (timm.create_model(model) if isinstance(model, str) else model(weights=None)).state_dict()
+    given = {f'backbone.{key}': torch.zeros(()).expand(value.shape) for key, value in weights.items()}
+    with pytest.raises(UserError, match=rf'the checkpoint holds no ConvNeXt:? {what} its first keys are backbone\.'):
         load_weights(ConvNeXt(SMALL), given)
+
+
+@pytest.mark.parametrize('is_sparse', [False, True])
+def test_other_depthwise_kernels_are_named(is_sparse):
+    weights = ConvNeXt(SMALL, grn=is_sparse).state_dict()
+    for key, value in [*weights.items()]:
+        if 'dwconv.weight' in key:
+            channels = len(weights.pop(key))
+            other = (25, channels) if is_sparse else (channels, 1, 5, 5)
+            weights[key.replace('weight', 'kernel') if is_sparse else key] = value.new_ones(other)
+    with pytest.raises(
+        UserError, match=r'no ConvNeXt: it is a network like ConvNeXt with depthwise kernels of 5x5, where ours are 7x7;'
+    ):
+        load_weights(ConvNeXt(SMALL, grn=is_sparse), weights)
 
 
 def test_unknown_models_are_refused(tmp_path):
@@ -222,7 +264,57 @@ def test_a_teacher_goes_into_a_detector():
     source, model = randomize(MeanTeacher()), Detector(SMALL)
     report = load_weights(model, source.state_dict(), prefix='teacher.backbone')
     assert_equal(model, source.teacher.state_dict())
-    assert all(key.startswith('student.') for key in report.unexpected)
+    assert report.unexpected == []
+    assert {key.split('.')[0] for key in report.left_out['other models']} == {'student'}
+    assert len(report.left_out['other models']) == len(source.student.state_dict())
+
+
+def test_what_the_message_on_several_backbones_says_makes_a_file_for_load_from(tmp_path):
+    source, model = randomize(MeanTeacher()), Detector(SMALL)
+    file = save(source.state_dict(), tmp_path)
+    with pytest.raises(UserError) as caught:
+        upstream.load_checkpoint(model, file)
+    text = str(caught.value)
+    assert f"load_weights(model, {file!r}, prefix='teacher.backbone.'), then torch.save(model.state_dict(), FILE)" in text
+    load_weights(model, file, prefix='teacher.backbone.', need='all')
+    new_file = save(model.state_dict(), tmp_path, 'teacher.pth')
+    model = Detector(SMALL)
+    upstream.load_checkpoint(model, new_file, strict=True)
+    assert_equal(model, source.teacher.state_dict())
+
+
+class TwoEyes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = ConvNeXt(SMALL)
+        self.depth_backbone = ConvNeXt(SMALL)
+        self.neck = nn.Linear(2, 2)
+
+
+class OneEye(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = ConvNeXt(SMALL)
+        self.neck = nn.Linear(2, 2)
+
+
+def test_a_name_that_ends_like_another_is_another():
+    source, model = randomize(OneEye()), TwoEyes()
+    report = load_weights(model, source.state_dict(), need='all')
+    assert report.unexpected == []
+    for part in (model.backbone, model.depth_backbone):
+        assert_equal(part, source.backbone.state_dict())
+    assert_equal(model.neck, source.neck.state_dict())
+    model, given = OneEye(), randomize(TwoEyes()).state_dict()
+    report = load_weights(model, given, need='all', prefix='backbone')
+    assert_equal(model, given)
+    assert all(key.startswith('depth_backbone.') for key in report.left_out['other models'])
+
+
+def test_a_prefix_may_stand_before_the_whole_model():
+    source, model = randomize(MeanTeacher()), Detector(SMALL)
+    load_weights(model, source.state_dict(), prefix='student', need='all')
+    assert_equal(model, source.student.state_dict())
 
 
 # Whole models
@@ -269,6 +361,23 @@ def test_heads_for_other_classes_start_from_scratch():
         fit(Detector(), Detector(num_classes=9).state_dict(), need='all')
 
 
+def test_a_backbone_with_a_head_of_its_own():
+    class Classifier(ConvNeXt):
+        def __init__(self, num_classes=5):
+            super().__init__(SMALL, out_norm=False)
+            self.norm = nn.LayerNorm(32)
+            self.head = nn.Linear(32, num_classes)
+
+    source, model = randomize(Classifier()), Classifier()
+    report = load_weights(model, source.state_dict(), need='all')
+    assert_equal(model, source.state_dict())
+    assert report.left_out == {}
+    report = load_weights(Classifier(num_classes=3), source.state_dict())
+    assert report.left_out == {'of another shape': ['head.weight', 'head.bias']}
+    report = load_weights(Classifier(), ConvNeXt(SMALL, out_norm=False).state_dict())
+    assert report.from_scratch == ['norm.weight', 'norm.bias', 'head.weight', 'head.bias']
+
+
 def test_parts_that_the_model_lacks_are_named():
     given = Detector(SMALL).state_dict() | {'mask_head.weight': torch.ones(1)}
     _, report = fit(Detector(SMALL), given)
@@ -294,6 +403,36 @@ def test_counters_of_batch_norm_may_be_missing_or_left_over():
     assert load_weights(model, given, need='all').unexpected == []
 
 
+@pytest.mark.parametrize('strict', [True, False])
+def test_a_model_without_our_backbone_has_no_place_for_a_backbone(strict):
+    weights = Checkpoint(ConvNeXt('atto').state_dict(), 'atto.pth')
+    for model in (timm.create_model('convnext_atto'), nn.Linear(2, 2)):
+        with pytest.raises(
+            UserError,
+            match=rf'The model, {type(model).__name__}, has no ConvNeXt of this package, into which atto\.pth could be '
+            r"loaded\. Build its backbone with convnext_dense\.ConvNeXt; .* need='all'\.",
+        ):
+            load_weights(model, weights, strict=strict)
+
+
+def test_weights_of_which_nothing_fits_are_refused_however_lenient():
+    other = dict(depths=(1, 1, 1, 1), dims=(5, 7, 9, 11))
+    for need in ('backbone', 'all'):
+        with pytest.raises(UserError, match='does not fit the'):
+            load_weights(ConvNeXt(other), ConvNeXt(SMALL).state_dict(), strict=False, need=need)
+
+
+def test_a_model_without_memory_is_refused():
+    with torch.device('meta'):
+        model = nn.ModuleDict(dict(backbone=ConvNeXt(SMALL)))
+    given = randomize(nn.ModuleDict(dict(backbone=ConvNeXt(SMALL)))).state_dict()
+    with pytest.raises(UserError, match=r"on the device 'meta', .* Give it some first, with model\.to_empty\("):
+        load_weights(model, given)
+    model.to_empty(device='cpu')
+    load_weights(model, given)
+    assert_equal(model, given)
+
+
 def test_a_model_without_our_backbone():
     source, model = randomize(nn.Linear(2, 2)), nn.Linear(2, 2)
     load_weights(model, source.state_dict(), need='all')
@@ -303,6 +442,28 @@ def test_a_model_without_our_backbone():
 
 
 # The report
+
+
+@pytest.mark.parametrize('grn', [False, True])
+def test_a_licence_is_that_of_the_makers_own_weights_alone(grn):
+    own = ConvNeXt(SMALL, grn=grn)
+    licence = 'CC-BY-NC 4.0' if grn else 'MIT'
+    assert load_weights(own, own.state_dict()).licence == f"if these are facebookresearch's own: {licence}"
+    assert load_weights(own, Checkpoint(own.state_dict(), 'x.pth', 'Beerware')).licence == 'Beerware'
+    whole = nn.ModuleDict(dict(backbone=own, neck=nn.Linear(2, 2)))
+    for model in (whole, own):
+        assert load_weights(model, whole.state_dict()).licence == ''
+
+
+def test_weights_beside_the_weights_are_named():
+    weights, average = ConvNeXt(SMALL).state_dict(), ConvNeXt(SMALL).state_dict()
+    others = dict(optimizer=dict(state={0: dict(exp_avg=torch.ones(1))}, param_groups=[]), epoch=3, args={'lr': 1})
+    given = {'model': weights, 'model_ema': average, 'ema': {'state_dict': average}, **others}
+    assert load_weights(ConvNeXt(SMALL), given).left_out == {'other weights': ['model_ema', 'ema']}
+    given = {'student': average, 'teacher': weights}
+    assert load_weights(ConvNeXt(SMALL), given).left_out == {'other weights': ['student']}
+    given = {'state_dict': weights, 'ema_state_dict': {f'module.{key}': value for key, value in average.items()}}
+    assert load_weights(ConvNeXt(SMALL), given).left_out == {}  # which EMAHook loads
 
 
 def test_the_report():
@@ -317,7 +478,7 @@ def test_the_report():
     assert str(report) == (
         'weights from convnext.pth\n'
         '  format        mmpretrain, ConvNeXt atto\n'
-        "  licence       Apache-2.0; converted weights keep their makers' licence\n"
+        "  licence       if these are mmpretrain's own: Apache-2.0; converted weights keep their makers' licence\n"
         '  loaded        124 weights\n'
         '  converted     124 from float16\n'
         '  left out      classifier: head.fc.weight, head.fc.bias, ... (4)\n'

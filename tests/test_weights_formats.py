@@ -134,7 +134,7 @@ def test_torchvision(image, tmp_path):
     report = assert_loads(tmp_path / 'convnext.pth', torchvision_maps(theirs, image), image, SMALL)
     assert report.left_out == {'classifier': [f'classifier.{i}.{part}' for i in (0, 2) for part in ('weight', 'bias')]}
     assert len(report.reshaped) == sum(SMALL['depths'])  # layer scale, (C, 1, 1)
-    assert report.licence == 'BSD-3-Clause'
+    assert report.licence == "if these are torchvision's own: BSD-3-Clause"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_hugging_face(version, kind, image, transformers, tmp_path):
     file = tmp_path / 'model.safetensors'
     report = assert_loads(file, hf_maps(theirs, image), image, SMALL, grn=grn, out_norm=has_norms)
     assert report.format == ('Hugging Face DINOv3 ConvNeXt' if 'DINO' in version else 'Hugging Face ConvNeXt')
-    assert 'DINOv3' not in version or report.licence == 'DINOv3 License'
+    assert 'DINOv3' not in version or report.licence == "if these are DINOv3's own: DINOv3 License"
 
 
 def upernet_config(num_classes):
@@ -296,8 +296,9 @@ def source(request):
 def test_facebook(source):
     report = assert_loads_bits({'model': with_head(source.state_dict())}, source)
     assert report.left_out == {'classifier': ['norm.weight', 'norm.bias', 'head.weight', 'head.bias']}
-    expected = ('facebookresearch ConvNeXt V2', 'CC-BY-NC 4.0') if source.grn else ('facebookresearch ConvNeXt', 'MIT')
-    assert (report.format, report.licence) == expected
+    version, licence = (' V2', 'CC-BY-NC 4.0') if source.grn else ('', 'MIT')
+    assert report.format == f'facebookresearch ConvNeXt{version}'
+    assert report.licence == f"if these are facebookresearch's own: {licence}"
 
 
 @pytest.mark.parametrize('shape', [(-1,), (1, -1), (1, 1, 1, -1)])
@@ -358,7 +359,7 @@ def test_fcmae(encoder, tmp_path):
     torch.save({'model': sparse}, tmp_path / 'fcmae.pt')
     report = assert_loads_bits(tmp_path / 'fcmae.pt', source)
     assert report.format == 'facebookresearch ConvNeXt V2, self-supervised (FCMAE)'
-    assert report.licence == 'CC-BY-NC 4.0'
+    assert report.licence == "if these are facebookresearch's own: CC-BY-NC 4.0"
     assert {*report.left_out} == {'decoder'}
     assert {*report.left_out['decoder']} == {*decoder}
     assert len(report.reshaped) == 5 * 4 + 3 * 2  # dwconv's kernel and bias, GRN's two; downsampling's kernel and bias
@@ -370,14 +371,18 @@ def test_dinov3_and_eupe():
     del weights['head.weight'], weights['head.bias']
     weights |= {'norms.3.weight': weights['norm.weight'], 'norms.3.bias': weights['norm.bias']}
     report = assert_loads_bits(weights, source)
-    assert (report.format, report.licence) == ('DINOv3 repository', 'DINOv3 License')
+    assert (report.format, report.licence) == ('DINOv3 repository', "if these are DINOv3's own: DINOv3 License")
     assert report.left_out['final norm once more'] == ['norms.3.weight', 'norms.3.bias']
     assert assert_loads_bits({'teacher': {f'backbone.{key}': value for key, value in weights.items()}}, source)
 
-    weights['projectors.dinov3.0.weight'] = torch.ones(3, 3)
+    # EUPE: DINOv3's names, and projectors and norms of which a backbone needs none
+    projectors = ['projectors.0.weight', 'projectors.0.bias']
+    weights |= dict.fromkeys(projectors, torch.ones(3))
+    weights |= {f'norms.{i}.{part}': torch.ones(SMALL['dims'][i]) for i in range(3) for part in ('weight', 'bias')}
     report = assert_loads_bits(weights, source)
-    assert (report.format, report.licence) == ('EUPE', 'FAIR Noncommercial Research License')
-    assert report.left_out['projectors'] == ['projectors.dinov3.0.weight']
+    assert (report.format, report.licence) == ('EUPE', "if these are EUPE's own: FAIR Noncommercial Research License")
+    assert report.left_out['projectors'] == projectors
+    assert sorted(report.left_out['norms of features']) == sorted(key for key in weights if key.startswith('norms.'))
 
 
 def mmpretrain_names(state_dict, prefix):
@@ -417,6 +422,24 @@ def test_mmpretrain_backbone_in_a_detector(source):
     model = Detector(grn=source.grn)
     report = load_weights(model, {'state_dict': theirs}, need='all')
     assert report.left_out == {}
+    assert all(torch.equal(value, ours[key]) for key, value in model.state_dict().items())
+
+
+SUBSETS = [each for number in range(1, 5) for each in itertools.combinations(range(4), number)]
+
+
+@pytest.mark.parametrize('name', ['fb', 'mmpretrain', 'hf'])
+@pytest.mark.parametrize('out_indices', SUBSETS, ids=str)
+@pytest.mark.parametrize('is_whole', [False, True])
+def test_output_norms_of_any_stages_come_back(name, out_indices, is_whole):
+    fmt = TARGETS[name]
+    ours = randomize(ConvNeXt(SMALL, out_indices=out_indices)).state_dict()
+    theirs = dict(fmt.write(key, value) for key, value in ours.items())
+    theirs = {f'backbone.{key}' if is_whole else fmt.prefix + key: value for key, value in theirs.items()}
+    theirs |= {'neck.weight': torch.ones(2, 2)} if is_whole else {}
+    model = ConvNeXt(SMALL, out_indices=out_indices)
+    report = load_weights(model, theirs)
+    assert (report.missing, report.from_scratch) == ([], [])
     assert all(torch.equal(value, ours[key]) for key, value in model.state_dict().items())
 
 

@@ -172,7 +172,9 @@ def test_too_many_entries_of_a_file(weights, tmp_path, monkeypatch):
 def test_too_many_backbones(tmp_path):
     # looking for each one's keys among all keys would take hours
     one = torch.ones(1)
-    torch.save({f'x{i}.downsample_layers.0.0.weight': one for i in range(30_000)}, tmp_path / 'stems.pth')
+    given = {f'x{i}.downsample_layers.0.0.weight': one for i in range(30_000)}
+    given |= {f'x{i}.stages.0.0.dwconv.weight': one.expand(1, 1, 7, 7) for i in range(30_000)}
+    torch.save(given, tmp_path / 'stems.pth')
     with pytest.raises(UserError, match=r'holds 16 ConvNeXts, at '):
         load(tmp_path / 'stems.pth')
 
@@ -194,6 +196,22 @@ def test_numbers_that_are_none(bad, dtype, strict, weights):
     weights['stages.2.1.gamma'][7] = bad
     with pytest.raises(UserError, match=r'NaN or infinity in 1 of 61 weights: stages\.2\.1\.gamma\. .* had diverged'):
         load(weights, strict=strict)
+
+
+def test_infinity_in_a_buffer_is_meant_and_in_statistics_is_not(weights):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = ConvNeXt(SMALL, out_norm=False)
+            self.norm = nn.BatchNorm2d(2)
+            self.register_buffer('mask', torch.full((3, 3), float('-inf')).triu(1))
+
+    model = Masked()
+    assert 'mask' in load_weights(model, Masked().state_dict(), need='all').loaded
+    given = Masked().state_dict()
+    given['norm.running_var'][1] = float('inf')
+    with pytest.raises(UserError, match=r'NaN or infinity in 1 of \d+ weights: norm\.running_var\.'):
+        load_weights(model, given, need='all')
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])

@@ -4,6 +4,7 @@ import hashlib
 import re
 import shutil
 import sys
+import tarfile
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -79,7 +80,7 @@ def test_timm_weights_come_from_its_cache(file, tmp_path):
 def test_timm_weights_that_are_not_in_the_cache():
     with pytest.raises(
         UserError,
-        match=r'timm://convnext_atto\.d2_in1k cannot be fetched \(.*\)\. Download it elsewhere and give its path',
+        match=r'timm://convnext_atto\.d2_in1k is not in the cache and .* `hf download timm/convnext_atto\.d2_in1k`, or give',
     ):
         fetch('timm://convnext_atto.d2_in1k')
 
@@ -96,6 +97,14 @@ def test_timm_weights_that_do_not_exist():
 
 class OfTheUser:
     """A type that no checkpoint needs."""
+
+
+def test_timm_weights_are_looked_at_before_they_are_read(tmp_path):
+    file = cache(tmp_path, 'timm/convnext_atto.d2_in1k', 'pytorch_model.bin')
+    with tarfile.open(file, 'w') as archive:
+        archive.addfile(tarfile.TarInfo('storages'))
+    with pytest.raises(UserError, match=r'pytorch_model\.bin is not read: it is a tar archive\.'):
+        fetch('timm://convnext_atto.d2_in1k')
 
 
 def test_timm_weights_that_are_not_safe(tmp_path):
@@ -122,7 +131,7 @@ def test_a_repository_of_the_hub(tmp_path, weights):
     torch.save({'wrong': torch.ones(1)}, cache(tmp_path, 'facebook/convnext', 'pytorch_model.bin'))
     report = assert_loads('hf://facebook/convnext', weights)
     assert report.source == 'hf://facebook/convnext'
-    assert report.licence == "see the repository's card"
+    assert report.licence == "if these are facebookresearch's own: MIT"
 
 
 def test_a_revision_of_the_hub(tmp_path, weights):
@@ -191,7 +200,10 @@ def test_published_files_by_short_names(tmp_path, weights, monkeypatch):
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
     report = assert_loads('convnext://tiny_1k', weights)
     assert asked == [('https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth', None)]
-    assert report.source == 'convnext://tiny_1k (https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth)'
+    url = 'https://dl.fbaipublicfiles.com/convnext'
+    assert report.source == f'convnext://tiny_1k ({url}/convnext_tiny_1k_224.pth, 114 MB)'
+    source = fetch('convnext://upernet_tiny_1k').source
+    assert source == f'convnext://upernet_tiny_1k ({url}/ade20k/upernet_convnext_tiny_1k_512x512.pth)'
     assert report.licence == 'MIT'
     assert fetch('convnext://v2_tiny_fcmae').licence == 'CC-BY-NC 4.0'
 
@@ -312,7 +324,9 @@ def test_a_hash_in_the_name_is_checked_in_the_cache_too(site, weights, tmp_path)
 def test_addresses_that_fail(site):
     folder, url, _ = site
     with pytest.raises(
-        UserError, match=rf'{url}/none\.pth cannot be fetched \(File not found\)\. .*init_cfg\.checkpoint=FILE'
+        UserError,
+        match=rf'{url}/none\.pth cannot be fetched \(File not found\)\. Download it elsewhere and give its path\. For '
+        r'initial weights that is --cfg-options model\.backbone\.init_cfg\.checkpoint=FILE;',
     ):
         fetch(f'{url}/none.pth')
     (folder / 'login.pth').write_text('<!DOCTYPE html><title>Sign in</title>')

@@ -454,13 +454,14 @@ class Doubling(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
-@pytest.mark.parametrize('wrapper', [None, 'state_dict', 'model'])
-@pytest.mark.parametrize('has_backbone', [True, False])
+@pytest.mark.parametrize(
+    ('wrapper', 'has_backbone'),
+    # MMEngine, which loads models without our backbone, does not know 'model'
+    [(None, True), ('state_dict', True), ('model', True), (None, False), ('state_dict', False)],
+)
 def test_versions_of_modules_are_kept(wrapper, has_backbone, tmp_path):
     parts = dict(plugin=Doubling(), **(dict(backbone=ConvNeXt(SMALL)) if has_backbone else {}))
     model = nn.ModuleDict(parts)
-    if wrapper == 'model' and not has_backbone:
-        return  # which MMEngine does not know
     state_dict = model.state_dict()
     torch.save({wrapper: state_dict} if wrapper else state_dict, tmp_path / 'new.pth')
     upstream.load_checkpoint(model, str(tmp_path / 'new.pth'))

@@ -193,7 +193,7 @@ def explained_failures(source: str) -> Iterator[None]:
             raise
         reason = getattr(error, 'reason', None) or str(error).strip().split('\n')[0] or type(error).__name__
         raise UserError(
-            f'{source} cannot be fetched ({reason}). Download it elsewhere and give its path. For the initial weights of '
-            'a config that is --cfg-options model.backbone.init_cfg.checkpoint=FILE, and model.backbone.init_cfg=None '
-            'starts from scratch.'
+            f'{source} cannot be fetched ({reason}). Download it elsewhere and give its path. For initial weights '
+            'that is --cfg-options model.backbone.init_cfg.checkpoint=FILE; model.backbone.init_cfg=None starts from '
+            'scratch.'
         ) from error
