@@ -175,7 +175,7 @@ def test_other_depthwise_kernels_are_named(is_sparse):
             other = (25, channels) if is_sparse else (channels, 1, 5, 5)
             weights[key.replace('weight', 'kernel') if is_sparse else key] = value.new_ones(other)
     with pytest.raises(
-        UserError, match=r'no ConvNeXt: it is a network like ConvNeXt with depthwise kernels of 5x5, where ours are 7x7;'
+        UserError, match=r'no ConvNeXt: it is a network like ConvNeXt with depthwise kernels of 5x5, where ours are'
     ):
         load_weights(ConvNeXt(SMALL, grn=is_sparse), weights)
 
@@ -275,7 +275,8 @@ def test_what_the_message_on_several_backbones_says_makes_a_file_for_load_from(t
     with pytest.raises(UserError) as caught:
         upstream.load_checkpoint(model, file)
     text = str(caught.value)
-    assert f"load_weights(model, {file!r}, prefix='teacher.backbone.'), then torch.save(model.state_dict(), FILE)" in text
+    cure = f"load_weights(model, {file!r}, prefix='teacher.backbone.'), then torch.save(model.state_dict(), FILE)"
+    assert cure in text
     load_weights(model, file, prefix='teacher.backbone.', need='all')
     new_file = save(model.state_dict(), tmp_path, 'teacher.pth')
     model = Detector(SMALL)

@@ -80,7 +80,7 @@ def test_timm_weights_come_from_its_cache(file, tmp_path):
 def test_timm_weights_that_are_not_in_the_cache():
     with pytest.raises(
         UserError,
-        match=r'timm://convnext_atto\.d2_in1k is not in the cache and .* `hf download timm/convnext_atto\.d2_in1k`, or give',
+        match=r'timm://convnext_atto\.d2_in1k is not in the cache and .* `hf download timm/convnext_atto\.d2_in1k`, or',
     ):
         fetch('timm://convnext_atto.d2_in1k')
 
