@@ -333,7 +333,7 @@ def test_notes_of_two_processes(segmentors):
 
 def run_script(script: str, *arguments, cwd: Path, **variables) -> subprocess.CompletedProcess:
     """Run a launch script, with the variables that it reads and no others of them."""
-    known = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'PORT')
+    known = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'PORT', 'OMP_NUM_THREADS')
     of_slurm = ('GPUS', 'GPUS_PER_NODE', 'CPUS_PER_TASK', 'SRUN_ARGS')
     environment = {name: value for name, value in os.environ.items() if name not in known + of_slurm}
     return subprocess.run(
