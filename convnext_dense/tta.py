@@ -21,7 +21,7 @@ def multi_scale(test_pipeline: Sequence[Mapping], ratios: Sequence[float]) -> li
     """Return the ``tta_pipeline`` that sees an image in several sizes, each as it is and mirrored.
 
     Args:
-        test_pipeline: Loading, the ``Resize`` whose ``scale`` (pixels) is the unit of ``ratios``, and what follows.
+        test_pipeline: Loading, the ``Resize`` whose size is the unit of ``ratios``, and what follows.
         ratios: One a size.
 
     >>> load, views = multi_scale([dict(type='Load'), dict(type='Resize', scale=(20, 10)), dict(type='Pack')], (0.5, 1))
@@ -29,9 +29,20 @@ def multi_scale(test_pipeline: Sequence[Mapping], ratios: Sequence[float]) -> li
     [(10, 5), (20, 10)]
     """
     load, resize, *others = test_pipeline
-    resizes = [dict(resize, scale=tuple(int(ratio * side) for side in resize['scale'])) for ratio in ratios]
+    resizes = [scaled(resize, ratio) for ratio in ratios]
     flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
     return [load, dict(type='TestTimeAug', transforms=[resizes, flips, *([step] for step in others)])]
+
+
+def scaled(resize: Mapping, ratio: float) -> dict:
+    """Return a ``Resize`` to ``ratio`` times the size, given as ``scale`` in pixels or as ``scale_factor``.
+
+    >>> scaled(dict(type='Resize', scale_factor=2.0), 0.5)
+    {'type': 'Resize', 'scale_factor': 1.0}
+    """
+    if 'scale' in resize:
+        return dict(resize, scale=tuple(round(ratio * side) for side in resize['scale']))
+    return dict(resize, scale_factor=ratio * resize['scale_factor'])
 
 
 @MODELS.register_module()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import TRANSFORMS, init_default_scope
 from torch import nn
 
 from convnext_dense import config_header
@@ -164,6 +164,29 @@ def test_mask_rcnn_is_mmdetections():
     assert list(ours.neck.pop('in_channels')) != theirs.neck.pop('in_channels')
     for part in ('type', 'data_preprocessor', 'neck', 'rpn_head', 'roi_head', 'train_cfg', 'test_cfg'):
         assert ours[part] == theirs[part], part
+
+
+def test_the_recipe_of_mmdetection_differs_from_the_papers_as_its_header_says():
+    paper, other = (
+        Config.fromfile(ROOT / f'configs/det/mask_rcnn_convnextv2_b{name}_coco.py').to_dict() for name in ('', '_lsj')
+    )
+    padding = dict(type='BatchFixedSizePad', size=(1024, 1024), pad_mask=True)
+    assert paper['model']['data_preprocessor'].pop('batch_augments') == [padding]
+    assert other['model']['data_preprocessor'].pop('batch_augments') is None
+    assert paper['model']['data_preprocessor']['pad_size_divisor'] == 32
+    assert [recipe['param_scheduler'][0].pop('end') for recipe in (paper, other)] == [501, 1000]
+    shared = other.keys() & paper.keys()
+    assert {key: other[key] for key in shared} == {key: paper[key] for key in shared}
+    assert other.keys() - shared <= {'warmup', 'steps'}
+
+
+@pytest.mark.parametrize('shape', [(300, 2000), (1024, 1024), (1500, 1600), (700, 800)])
+def test_its_crop_is_the_papers(shape):
+    """A range of sizes from 1024 to 1024 pixels, as MMDetection has it, is one size."""
+    init_default_scope('mmdet')
+    crop = dict(type='RandomCrop', crop_size=(1024, 1024))
+    paper, other = (TRANSFORMS.build(dict(crop, crop_type=kind)) for kind in ('absolute', 'absolute_range'))
+    assert paper._get_crop_size(shape) == other._get_crop_size(shape) == tuple(min(side, 1024) for side in shape)
 
 
 def test_upernet_r50_is_mmsegmentations():

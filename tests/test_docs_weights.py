@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from convnext_dense.weights.formats import TARGETS
-from convnext_dense.weights.published import find_published
+from convnext_dense.weights.published import HOST, PUBLISHED, find_published
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / 'docs/weights.md'
@@ -40,6 +40,18 @@ def test_sessions_and_commands(tmp_path, monkeypatch, capsys):
             assert capsys.readouterr().out == re.sub('^    ', '', block['output'], flags=re.MULTILINE)
         run += 1
     assert run >= 5
+
+
+def test_the_table_of_published_files():
+    listed = {}
+    for row in re.findall(r'^\| (`.*SIZE.*`) \| (.*) \| (.*) \|$', TEXT, re.MULTILINE):
+        templates, sizes, licence = row
+        for size, megabytes in re.findall(r'([a-z]+)(?: (\d+))?', sizes):
+            for template in re.findall('`(.*?)`', templates):
+                assert template.replace('SIZE', size) not in listed
+                listed[template.replace('SIZE', size)] = (size, int(megabytes) if megabytes else None, licence)
+    assert listed == {name: (file.size, file.megabytes, file.licence) for name, file in PUBLISHED.items()}
+    assert f'`{HOST}`' in TEXT
 
 
 def test_names_exist():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import DATASETS, PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
 from convnext_dense.model_stats import build_on_meta
@@ -99,7 +99,7 @@ CONVNEXT = {**COCO, **ADE20K, **V2_COCO, **V2_ADE20K, **DINOV3_COCO, **DINOV3_AD
 ALL = {*CONVNEXT, *PROBES, *SWIN, *RESNET, *DRAWN}
 ON_COCO = sorted(name for name in ALL if name.endswith('_coco'))
 ON_ADE20K = sorted(name for name in ALL if name.endswith('_ade20k'))
-LARGE_JITTER = {name for name in V2_COCO if name.startswith('mask_rcnn')}
+WITH_LARGE_JITTER = {name for name in V2_COCO if name.startswith('mask_rcnn')}
 CROPS_OF_640 = {
     *('upernet_convnext_b_in22k_ade20k', 'upernet_convnext_l_in22k_ade20k', 'upernet_convnext_xl_in22k_ade20k'),
     *('upernet_convnext_l_dinov3_ade20k', 'upernet_convnextv2_h_in22k_ade20k', 'upernet_swin_b_in22k_ade20k'),
@@ -436,31 +436,29 @@ MULTI_SCALE = [
 ]
 
 
-def large_jitter(crop_type: str) -> list[dict]:
-    return [
-        dict(type='RandomResize', scale=(1024, 1024), ratio_range=(0.1, 2.0), keep_ratio=True),
-        dict(
-            type='RandomCrop',
-            crop_type=crop_type,
-            crop_size=(1024, 1024),
-            recompute_bbox=True,
-            allow_negative_crop=True,
-        ),
-        dict(type='FilterAnnotations', min_gt_bbox_wh=(0.01, 0.01)),
-        dict(type='RandomFlip', prob=0.5),
-    ]
+LARGE_JITTER = [
+    dict(type='RandomResize', scale=(1024, 1024), ratio_range=(0.1, 2.0), keep_ratio=True),
+    dict(
+        type='RandomCrop',
+        crop_type='absolute',
+        crop_size=(1024, 1024),
+        recompute_bbox=True,
+        allow_negative_crop=True,
+    ),
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(0.01, 0.01)),
+    dict(type='RandomFlip', prob=0.5),
+]
 
 
 @pytest.mark.parametrize('name', ON_COCO)
 def test_data_of_coco(name):
     cfg = load(name)
     augmentation, batch_size, padding = MULTI_SCALE, 2, None
-    if name in LARGE_JITTER:
-        batch_size = 4
+    if name in WITH_LARGE_JITTER:
+        augmentation, batch_size = LARGE_JITTER, 4
         padding = [dict(type='BatchFixedSizePad', size=(1024, 1024), pad_mask=True)]
-        augmentation = large_jitter('absolute')
     if name == 'mask_rcnn_convnextv2_b_lsj_coco':
-        augmentation, padding = large_jitter('absolute_range'), None
+        padding = None
     train, val = cfg.train_dataloader.to_dict(), cfg.val_dataloader.to_dict()
     load_both = [
         dict(type='LoadImageFromFile', backend_args=None),
@@ -477,12 +475,11 @@ def test_data_of_coco(name):
     assert cfg.auto_scale_lr.to_dict() == dict(enable=False, base_batch_size=8 * batch_size)
     assert cfg.model.data_preprocessor.get('batch_augments') == padding
     image, objects = load_both
-    meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
     assert val['dataset']['pipeline'] == [
         image,
         dict(type='Resize', scale=(1333, 800), keep_ratio=True),
         objects,
-        dict(type='PackDetInputs', meta_keys=meta_keys),
+        dict(type='PackDetInputs'),
     ]
     assert val['dataset']['ann_file'] == 'annotations/instances_val2017.json'
     assert val['batch_size'] == 1
@@ -565,6 +562,44 @@ def test_data_of_ade20k(name):
     assert preprocessor.std == [58.395, 57.12, 57.375]
 
 
+# the first names in objectInfo150.txt of CSAILVision/sceneparsing, and the colours of DeepLab in tensorflow/models
+CLASSES = """
+wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door, table,
+mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat,
+fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter,
+sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow,
+screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop,
+stove, palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower,
+chandelier, awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land, bannister,
+escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt, canopy, washer, plaything,
+swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name,
+microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray,
+ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
+"""
+PALETTE = """
+787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33 ff0652 8fff8c
+ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc ff095c 7009ff 08ffd6 07ffe0 ffb806 0aff47
+ff290a 07ffff e0ff08 6608ff ff3d06 ffc207 ff7a08 00ff14 ff0829 ff0599 0633ff eb0cff a09614 00a3ff 8c8c8c fa0a0f 14ff00
+1fff00 ff1f00 ffe000 99ff00 0000ff ff4700 00ebff 00adff 1f00ff 0bc8c8 ff5200 00fff5 003dff 00ff70 00ff85 ff0000 ffa300
+ff6600 c2ff00 008fff 33ff00 0052ff 00ff29 00ffad 0a00ff adff00 00ff99 ff5c00 ff00ff ff00f5 ff0066 ffad00 ff0014 ffb8b8
+001fff 00ff3d 0047ff ff00cc 00ffc2 00ff52 000aff 0070ff 3300ff 00c2ff 007aff 00ffa3 ff9900 00ff0a ff7000 8fff00 5200ff
+a3ff00 ffeb00 08b8aa 8500ff 00ff5c b800ff ff001f 00b8ff 00d6ff ff0070 5cff00 00e0ff 70e0ff 46b8a0 a300ff 9900ff 47ff00
+ff00a3 ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00 00ccff 1400ff ffff00 0099ff 0029ff 00ffcc
+2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8 005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff
+"""
+
+
+def test_classes_and_palette_of_ade20k():
+    init_default_scope('mmseg')
+    dataset = DATASETS.build(dict(type='ADE20KDataset', serialize_data=False, lazy_init=True, pipeline=[]))
+    names = [' '.join(name.split()) for name in CLASSES.split(',')]
+    assert len(names) == 150
+    assert [name.strip() for name in dataset.metainfo['classes']] == names
+    colours = [list(bytes.fromhex(code)) for code in PALETTE.split()]
+    assert [list(colour) for colour in dataset.metainfo['palette']] == colours
+    assert dataset.reduce_zero_label
+
+
 @pytest.mark.parametrize('name', ON_ADE20K)
 def test_multi_scale_test_on_ade20k(name):
     cfg = load(name)
@@ -620,7 +655,7 @@ def test_mask_rcnn_heads(name):
     model = load(name).model
     assert (model.type, model.roi_head.bbox_head.type) == ('MaskRCNN', 'Shared2FCBBoxHead')
     assert model.roi_head.bbox_head.loss_bbox.to_dict() == dict(type='L1Loss', loss_weight=1.0)
-    nms = 'soft_nms' if name in LARGE_JITTER else 'nms'
+    nms = 'soft_nms' if name in WITH_LARGE_JITTER else 'nms'
     assert model.test_cfg.rcnn.nms.to_dict() == dict(type=nms, iou_threshold=0.5)
     assert model.test_cfg.rpn.nms.type == 'nms'
 

@@ -1,5 +1,7 @@
 """Test-time augmentation: views of known scenes come back together, and real models agree with sums written out."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import cv2
@@ -353,6 +355,15 @@ def test_joined_and_wrapped_data_sets_are_augmented(config, shapes):
     for i in (0, 8):
         assert torch.is_tensor(plain[i]['inputs'])
         assert len(dataset[i]['inputs']) == len(dataset[i]['data_samples']) >= 2
+
+
+def test_the_tool_hands_the_option_on(monkeypatch):
+    called = []
+    monkeypatch.setattr(runs, 'test', lambda **options: called.append(options))
+    monkeypatch.setattr(sys, 'argv', ['test.py', 'config.py', 'weights.pth', '--tta'])
+    runpy.run_path(str(CONFIGS.parent / 'tools/test.py'), run_name='__main__')
+    (options,) = called
+    assert (options['config'], options['checkpoint'], options['tta']) == ('config.py', 'weights.pth', True)
 
 
 @PYCOCOTOOLS

@@ -379,6 +379,33 @@ def test_a_backbone_with_a_head_of_its_own():
     assert report.from_scratch == ['norm.weight', 'norm.bias', 'head.weight', 'head.bias']
 
 
+class WithParts(ConvNeXt):
+    """A backbone with parameters of its own, whose names no format has."""
+
+    def __init__(self):
+        super().__init__(SMALL)
+        self.extra_norm = nn.LayerNorm(32)
+        self.adapter = nn.Linear(32, 32)
+
+
+@pytest.mark.parametrize('is_whole', [False, True])
+def test_a_backbone_with_parts_of_its_own(is_whole):
+    def build(backbone):
+        return nn.ModuleDict(dict(backbone=backbone, neck=nn.Linear(2, 2))) if is_whole else backbone
+
+    source, model = randomize(build(WithParts())), build(WithParts())
+    report = load_weights(model, source.state_dict(), need='all')
+    assert_equal(model, source.state_dict())
+    assert (report.left_out, report.unexpected) == ({}, [])
+    plain = randomize(ConvNeXt(SMALL)).state_dict()
+    report = load_weights(model, plain)
+    assert all(torch.equal(model.state_dict()[f'{"backbone." * is_whole}{key}'], value) for key, value in plain.items())
+    own = [key for key in model.state_dict() if 'extra_norm' in key or 'adapter' in key]
+    assert report.from_scratch == own + ['neck.weight', 'neck.bias'] * is_whole
+    with pytest.raises(UserError, match=r'Only in the file \(4\): (backbone\.)?extra_norm\.weight'):
+        load_weights(build(ConvNeXt(SMALL)), source.state_dict())
+
+
 def test_parts_that_the_model_lacks_are_named():
     given = Detector(SMALL).state_dict() | {'mask_head.weight': torch.ones(1)}
     _, report = fit(Detector(SMALL), given)

@@ -12,7 +12,7 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
 
 from convnext_dense import ConvNeXt, UserError
-from convnext_dense.weights import fit, load_weights, loading
+from convnext_dense.weights import fit, inspection, load_weights, loading
 from convnext_dense.weights.formats import FB, HF, MMPRETRAIN, TARGETS, TIMM, TORCHVISION
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
@@ -220,7 +220,7 @@ REFUSED = {
     'convnext_zepto_rms_ols': 'overlapping stem',
     'convnext_atto_rms': 'RMSNorm',
     'convnext_zepto_rms': 'RMSNorm',
-    'convnext_xxlarge': r'ConvNeXt xxlarge \(timm\), whose LayerNorm has epsilon 1e-05, where the model has 1e-06 ',
+    'convnext_xxlarge': r'ConvNeXt xxlarge \(timm\), whose LayerNorm has epsilon 1e-05, where ours has 1e-06 ',
     'test_convnext': 'GELU is approximated by tanh',
     'test_convnext2': 'GELU is approximated by tanh',
     'test_convnext3': 'GELU is approximated by tanh',
@@ -235,16 +235,23 @@ def weightless(model):
     }
 
 
-@pytest.mark.parametrize('name', timm.list_models('*convnext*'))
-def test_every_size_of_timm_fits_or_is_refused(name, monkeypatch):
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_timm_has_and_we_have_not_is_refused_and_told_by_the_inspector(name, monkeypatch):
+    monkeypatch.setattr(inspection, 'is_finite', lambda *_: True)
+    with torch.device('meta'):
+        given = weightless(timm.create_model(name))
+    with pytest.raises(UserError, match=REFUSED[name]) as caught:
+        fit(ConvNeXt('atto'), given)
+    differs = inspection.inspect_checkpoint(given).backbones[0].differs
+    assert str(caught.value) == f'the checkpoint is {differs}. Give the weights of a plain ConvNeXt.'
+
+
+@pytest.mark.parametrize('name', sorted({*timm.list_models('*convnext*')} - {*REFUSED}))
+def test_every_other_size_of_timm_fits(name, monkeypatch):
     monkeypatch.setattr(loading, 'check_finite', lambda *_: None)  # of as many numbers as the sizes say
     with torch.device('meta'):
         given = weightless(timm.create_model(name))
-        ours = ConvNeXt(re.sub('convnext(v2)?_|_hnf|_mlp', '', name) if name not in REFUSED else 'atto', 'v2' in name)
-    if name in REFUSED:
-        with pytest.raises(UserError, match=REFUSED[name]):
-            fit(ours, given)
-        return
+        ours = ConvNeXt(re.sub('convnext(v2)?_|_hnf|_mlp', '', name), 'v2' in name)
     _, report = fit(ours, given)
     assert (report.missing, report.unexpected) == ([], [])
     assert all(key.startswith(('head.', 'norm_pre.')) for keys in report.left_out.values() for key in keys)
@@ -376,13 +383,14 @@ def test_dinov3_and_eupe():
     assert assert_loads_bits({'teacher': {f'backbone.{key}': value for key, value in weights.items()}}, source)
 
     # EUPE: DINOv3's names, and projectors and norms of which a backbone needs none
-    projectors = ['projectors.0.weight', 'projectors.0.bias']
-    weights |= dict.fromkeys(projectors, torch.ones(3))
     weights |= {f'norms.{i}.{part}': torch.ones(SMALL['dims'][i]) for i in range(3) for part in ('weight', 'bias')}
-    report = assert_loads_bits(weights, source)
-    assert (report.format, report.licence) == ('EUPE', "if these are EUPE's own: FAIR Noncommercial Research License")
+    projectors = ['projectors.0.weight', 'projectors.0.bias']
+    for given in (weights, weights | dict.fromkeys(projectors, torch.ones(3))):
+        report = assert_loads_bits(given, source)
+        licence = "if these are EUPE's own: FAIR Noncommercial Research License"
+        assert (report.format, report.licence) == ('EUPE', licence)
+        assert sorted(report.left_out['norms of features']) == sorted(key for key in given if key.startswith('norms.'))
     assert report.left_out['projectors'] == projectors
-    assert sorted(report.left_out['norms of features']) == sorted(key for key in weights if key.startswith('norms.'))
 
 
 def mmpretrain_names(state_dict, prefix):

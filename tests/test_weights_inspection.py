@@ -166,6 +166,13 @@ def test_other_models(tmp_path, build, backbone, model):
     assert found['tensors'].startswith(f'{len(weights)}, ')
 
 
+def test_a_convnext_that_is_not_ours_is_told(tmp_path):
+    weights = timm.create_model('convnext_atto_ols').state_dict()
+    stem = 'a ConvNeXt with an overlapping stem (timm `_ols`): two 3x3 convolutions, where ours is one of 4x4'
+    assert rows(save(weights, tmp_path))['differs'] == stem
+    assert 'differs' not in rows(save(ConvNeXt(SMALL).state_dict(), tmp_path))
+
+
 def test_a_stem_alone_is_no_convnext(tmp_path):
     found = rows(save({'stem.0.weight': torch.ones(8, 3, 4, 4), 'blocks.0.weight': torch.ones(3)}, tmp_path))
     assert 'backbone' not in found

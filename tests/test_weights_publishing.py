@@ -247,6 +247,15 @@ def test_what_is_published_tells_no_places_of_the_training(tmp_path):
     assert again.file.read_bytes() == published.file.read_bytes()
 
 
+def test_absolute_paths_that_the_config_needs_are_told_to_whoever_publishes(tmp_path):
+    text = "data = dict(root='/home/alice/data', val='/home/alice/data', prefix='train/')\nother = 'C:\\\\data'\n"
+    published = publish(checkpoint(tmp_path, meta=dict(cfg=text)), f'{tmp_path}/zoo/')
+    assert published.paths == ['/home/alice/data', 'C:\\data']
+    assert str(published).endswith('\n  still told    /home/alice/data, C:\\data, in the config')
+    assert 'alice' not in published.card.read_text()
+    assert 'still told' not in str(publish(checkpoint(tmp_path), f'{tmp_path}/zoo/'))
+
+
 def test_a_config_that_is_no_python(tmp_path):
     meta = dict(config='model = dict(\ndata_root = "/home/alice"\n', initial_weights=['/home/alice/own.pth'])
     published = publish(checkpoint(tmp_path, meta=meta), f'{tmp_path}/zoo/')

@@ -126,6 +126,15 @@ def test_packages_that_are_not_installed(package, source, monkeypatch):
 # The Hugging Face Hub
 
 
+def test_an_old_torch_is_noted_for_pickles_of_the_hub(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.9.1')
+    torch.save(weights, cache(tmp_path, 'me/mine', 'pytorch_model.bin'))
+    with pytest.warns(UserWarning, match=r'^PyTorch 2\.9\.1 can be attacked by a \.pth file'):
+        fetch('hf://me/mine')
+    save_file(weights, cache(tmp_path, 'me/mine', 'model.safetensors'))
+    fetch('hf://me/mine')  # warnings are errors here
+
+
 def test_a_repository_of_the_hub(tmp_path, weights):
     save_file(weights, cache(tmp_path, 'facebook/convnext', 'model.safetensors'))
     torch.save({'wrong': torch.ones(1)}, cache(tmp_path, 'facebook/convnext', 'pytorch_model.bin'))

@@ -19,13 +19,14 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.model import BaseModel, MMDistributedDataParallel, PretrainedInit
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
 from convnext_dense import ConvNeXt, UserError, runs
 from convnext_dense.weights import fetch, fit, load_weights
+from convnext_dense.weights import upstream as doors
 from convnext_dense.weights.formats import HF, TORCHVISION
 
 ROOT = Path(__file__).parent.parent
@@ -299,25 +300,36 @@ class Look(Hook):
         self.then()
 
 
-def train(work_dir, model, max_epochs=1, ema=False, then=lambda: None, hooks=(), **options):
-    look = Look(then)
-    runner = Runner(
+LOADER = dict(
+    batch_size=2,
+    num_workers=0,
+    dataset=[dict(inputs=torch.randn(3, 32, 32)) for _ in range(4)],
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+
+
+def make_runner(work_dir, model, max_epochs=1, hooks=(), **options):
+    return Runner(
         model,
         str(work_dir),
-        train_dataloader=dict(
-            batch_size=2,
-            num_workers=0,
-            dataset=[dict(inputs=torch.randn(3, 32, 32)) for _ in range(4)],
-            sampler=dict(type='DefaultSampler', shuffle=False),
-        ),
+        train_dataloader=LOADER,
         train_cfg=dict(by_epoch=True, max_epochs=max_epochs),
+        test_dataloader=LOADER,
+        test_cfg=dict(),
+        test_evaluator=[],
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
-        custom_hooks=[look, *hooks, *([dict(type='EMAHook', momentum=0.1)] if ema else [])],
+        custom_hooks=[*hooks],
         experiment_name=work_dir.name,
         log_level='WARNING',
         **options,
     )
+
+
+def train(work_dir, model, ema=False, then=lambda: None, hooks=(), **options):
+    look = Look(then)
+    hooks = [look, *hooks, *([dict(type='EMAHook', momentum=0.1)] if ema else [])]
+    runner = make_runner(work_dir, model, hooks=hooks, **options)
     runner.train()
     return runner, look
 
@@ -391,6 +403,63 @@ def test_weights_alone_are_not_resumed(legacy, tmp_path):
         match=r'weights\.pth holds weights alone, not the state of a run .*load_from=.*weights\.pth instead of',
     ):
         train(tmp_path / 'resumed', Toy(), hooks=[dict(type='CheckWeightsHook')], load_from=file, resume=True)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The reports that are logged, each with its level."""
+    reports = []
+    monkeypatch.setattr(doors, 'show_table', lambda text, level=logging.INFO: reports.append((level, text)))
+    return reports
+
+
+RANDOM_HEADS = '\n  heads         2 weights are random, for training only: what they predict means nothing'
+
+
+def test_random_heads_are_a_warning_where_nothing_is_trained(shown, tmp_path):
+    _, file = torchvision_file(tmp_path)
+    upstream.load_checkpoint(Toy(), file)
+    ((level, text),) = shown
+    assert level == logging.WARNING
+    assert text.endswith(RANDOM_HEADS)
+    torch.save(Toy().state_dict(), tmp_path / 'toy.pth')
+    upstream.load_checkpoint(Toy(), str(tmp_path / 'toy.pth'))
+    assert shown[1][0] == logging.INFO
+    assert RANDOM_HEADS not in shown[1][1]
+
+
+@SEVERAL_RUNNERS
+def test_random_heads_are_a_warning_where_a_runner_tests(shown, tmp_path):
+    _, file = torchvision_file(tmp_path)
+    train(tmp_path / 'train', Toy(), load_from=file)
+    runner = make_runner(tmp_path / 'test', Toy(), load_from=file)  # which could train as well
+    runner.test()
+    assert [level for level, _ in shown] == [logging.INFO, logging.WARNING]
+    assert [text.endswith(RANDOM_HEADS) for _, text in shown] == [False, True]
+    runner = make_runner(tmp_path / 'checked', Toy(), load_from=file, hooks=[dict(type='CheckWeightsHook')])
+    with pytest.raises(UserError, match=r'does not fit the model\. Missing from the file \(10\): .*norm0\.weight'):
+        runner.test()
+
+
+@pytest.mark.parametrize(
+    'form',
+    [
+        lambda checkpoint: dict(type='Pretrained', checkpoint=checkpoint),
+        lambda checkpoint: dict(type='mmengine.Pretrained', checkpoint=checkpoint),
+        lambda checkpoint: dict(type=PretrainedInit, checkpoint=checkpoint),
+        lambda checkpoint: [dict(type='Pretrained', checkpoint=checkpoint)],
+        lambda checkpoint: [dict(type='Pretrained', checkpoint=checkpoint, prefix='')],
+    ],
+    ids=['name', 'name with scope', 'class', 'list', 'list with prefix'],
+)
+@pytest.mark.parametrize('build', [Toy, partial(ConvNeXt, SMALL)], ids=['parent', 'backbone'])
+def test_every_form_of_init_cfg(form, build, shown, tmp_path):
+    source, file = torchvision_file(tmp_path)  # of whose names upstream's loader knows none
+    model = build(init_cfg=form(file))
+    model.init_weights()
+    backbone = getattr(model, 'backbone', model)
+    assert all(torch.equal(backbone.state_dict()[key], value) for key, value in source.items())
+    assert [level for level, _ in shown] == [logging.INFO]
 
 
 def test_init_cfg_of_a_whole_model(tmp_path):

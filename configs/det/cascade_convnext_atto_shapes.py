@@ -15,5 +15,5 @@ from convnext_dense.variants import channels
 
 arch = 'atto'
 model = dict(backbone=dict(arch=arch, drop_path_rate=0.0), neck=dict(in_channels=channels(arch)))
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=1.0))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))
 default_hooks = dict(logger=dict(interval=20))

@@ -8,10 +8,6 @@ Note: mask_rcnn_convnextv2_b_coco.py with twice the warm-up, and batches padded 
 
 _base_ = ['mask_rcnn_convnextv2_b_coco.py']
 
-train_pipeline = [  # as MMDetection has it; a range from 1024 to 1024 is no other crop than 'absolute'
-    dict(step, crop_type='absolute_range') if step.type == 'RandomCrop' else step for step in _base_.train_pipeline
-]
 warmup, steps = _base_.param_scheduler
 param_scheduler = [dict(warmup, end=1000), steps]
 model = dict(data_preprocessor=dict(batch_augments=None))
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

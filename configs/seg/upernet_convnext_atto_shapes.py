@@ -16,5 +16,5 @@ model = dict(
     decode_head=dict(in_channels=channels(arch)),
     auxiliary_head=dict(in_channels=channels(arch)[2]),
 )
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=1.0))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=500))

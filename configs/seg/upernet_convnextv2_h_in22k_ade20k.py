@@ -15,4 +15,4 @@ arch = 'huge'
 weights = dict(type='Pretrained', checkpoint='convnext://v2_huge_22k_1k_512')
 heads = dict(decode_head=dict(in_channels=channels(arch)), auxiliary_head=dict(in_channels=channels(arch)[2]))
 model = dict(backbone=dict(arch=arch, grn=True, drop_path_rate=0.4, init_cfg=weights), **heads)
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.9))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-4))

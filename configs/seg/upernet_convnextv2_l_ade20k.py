@@ -17,4 +17,4 @@ model = dict(
     decode_head=dict(in_channels=channels(arch)),
     auxiliary_head=dict(in_channels=channels(arch)[2]),
 )
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.9))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-4))

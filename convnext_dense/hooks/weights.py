@@ -6,6 +6,7 @@ from mmengine.runner import Runner
 
 from convnext_dense.errors import UserError
 from convnext_dense.weights import fit
+from convnext_dense.weights.upstream import is_to_train
 
 
 @HOOKS.register_module()
@@ -23,7 +24,7 @@ class CheckWeightsHook(Hook):
                 f'{source} holds weights alone, not the state of a run that could be resumed. Start from these weights '
                 f'with --cfg-options load_from={source} instead of --resume.'
             )
-        if runner._train_dataloader is None or runner._resume:
+        if not is_to_train(runner):
             fit(runner.model, checkpoint, need='all')
 
 

@@ -59,7 +59,7 @@ META_KEY = 'convnext_dense'  # where a safetensors file carries what a checkpoin
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 # A date, as in NAME-20240115.pth, is no hash
 HASH_IN_NAME = re.compile(r'-(?!(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\.)([0-9a-f]{8,64})\.[a-z]+$')
-# The first version whose weights_only reading no crafted file is known to break
+# The first version whose weights_only reading no crafted file is known to break: CVE-2026-24747
 # (https://github.com/pytorch/pytorch/security/advisories/GHSA-63cw-57p8-fm3p)
 SAFE_TORCH = '2.10'
 
@@ -248,16 +248,23 @@ def read_checkpoint_from_url(
                 f'What {url} sent is not the file of that name: its SHA-256 does not begin with {found[1]}. Nothing '
                 'was kept; try again, or get the file from its makers.'
             ) from error
-    if not is_safetensors(cached) and Version(torch.__version__) < Version(SAFE_TORCH):
-        warnings.warn(
-            f'PyTorch {torch.__version__} can be attacked by a .pth file, however it is read. For files of strangers '
-            f'update to torch >= {SAFE_TORCH}, or use .safetensors files.',
-            stacklevel=2,
-        )
+    warn_of_old_torch(cached)
     try:
         return read_checkpoint(cached, map_location, mmap=True)
     except UserError as error:
         raise UserError(f'{error} The file was downloaded from {url}; delete it to download it again.') from error
+
+
+def warn_of_old_torch(file: str | os.PathLike) -> None:
+    """Warn where a file that was downloaded could attack the installed PyTorch; no .safetensors file can."""
+    import torch
+
+    if not is_safetensors(file) and Version(torch.__version__) < Version(SAFE_TORCH):
+        warnings.warn(
+            f'PyTorch {torch.__version__} can be attacked by a .pth file, however it is read. For files of strangers '
+            f'update to torch >= {SAFE_TORCH}, or use .safetensors files.',
+            stacklevel=3,
+        )
 
 
 @functools.cache
@@ -408,10 +415,10 @@ def explained_errors(file: str | os.PathLike | IO[bytes]) -> Iterator[None]:
         name = _name(file)
         refused = _refused_type(error)
         if refused:
-            raise UserError(_refusal(name, refused)) from error
+            raise UserError(_refusal(name, refused)) from None  # torch's text says how to switch safety off
         raise UserError(
             f'Cannot read the checkpoint {name}: {_appearance(file)}. (PyTorch says: {_first_line(error)})'
-        ) from error
+        ) from None
 
 
 def _name(file: str | os.PathLike | IO[bytes]) -> str:
@@ -426,7 +433,6 @@ def _refused_type(error: Exception) -> str | None:
         r'unsupported GLOBAL (\S+)',
         r"but got <class '([^']+)'>",
         r'unrecognized function (.+)',
-        r'Unsupported globals: (.+?)\. ',  # in timm's words
     ):
         found = re.search(pattern, message)
         if found:

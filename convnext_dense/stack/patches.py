@@ -14,7 +14,7 @@ from types import ModuleType
 
 from packaging.specifiers import SpecifierSet
 
-from . import atomic_files, checkpoint_configs, checkpoint_loading, installed_packages, quiet
+from . import atomic_files, checkpoint_configs, checkpoint_loading, installed_packages, quiet, upstream_heads
 from .import_hook import on_import
 
 MMENGINE = ('mmengine', 'mmengine-lite')
@@ -173,6 +173,24 @@ PATCHES = (
         link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/fileio/file_client.py',
         why='a sound run logs warnings that no user can act on; convnext_dense/stack/quiet.py lists them',
         apply=quiet.silence_log_lines,
+    ),
+    Patch(
+        name='masks outside of the image',
+        packages=('mmdet', 'onedl-mmdetection'),
+        versions='',
+        module='mmdet.models.roi_heads.mask_heads.fcn_mask_head',
+        link='https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/models/roi_heads/mask_heads/fcn_mask_head.py',
+        why='on the CPU a test of QueryInst ends with an error where a box lies outside of the image',
+        apply=upstream_heads.paste_masks_anywhere,
+    ),
+    Patch(
+        name='DMNet and channels-last maps',
+        packages=('mmsegmentation', 'onedl-mmsegmentation'),
+        versions='',
+        module='mmseg.models.decode_heads.dm_head',
+        link='https://github.com/open-mmlab/mmsegmentation/blob/v1.2.2/mmseg/models/decode_heads/dm_head.py',
+        why='the head views its maps as channels-first; ConvNeXt gives channels-last ones',
+        apply=upstream_heads.take_maps_of_any_layout,
     ),
     Patch(
         name='TorchScript warning',

@@ -4,10 +4,11 @@ In: what Python warns and MMEngine logs. Out: the same without the listed messag
 Only messages are listed that appear in a sound run of a stock config and that no user can act on.
 """
 
+import io
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from logging import LogRecord
 from types import ModuleType
 from typing import NamedTuple
@@ -101,6 +102,12 @@ WARNINGS = (
         r'mmengine\.visualization\.visualizer',
         'the init_model and init_detector of mmseg and mmdet leave the folder out, since inference has none',
     ),
+    Warned(
+        r'faster_coco_eval is not installed, metrics will not be computed',
+        UserWarning,
+        r'mmdet\.evaluation\.metrics\.faster_coco_metric',
+        'onedl-mmdetection warns at every import of a second COCO metric, which no recipe uses',
+    ),
 )
 
 # What a line that MMEngine logs at level WARNING begins with, a regular expression -> why it is dropped
@@ -128,6 +135,19 @@ def without_torchscript_warning() -> Iterator[None]:
     for warned in caught:
         if not str(warned.message).startswith('`TorchScript` support for functional optimizers is deprecated'):
             warnings.warn_explicit(warned.message, warned.category, warned.filename, warned.lineno)
+
+
+@contextmanager
+def without_onedl_lines() -> Iterator[None]:
+    """Drop what the onedl forks print, when they are imported, about data sets of another product; print the rest."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            if not line.startswith('Could not import OneDL'):
+                print(line)
 
 
 def silence_log_lines(logger_module: ModuleType) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 from convnext_dense.variants import VARIANTS, Variant
 from convnext_dense.weights.formats import KERNEL, STEM, TIMM, Format, find_stems
 
+NORM_EPS = 1e-6  # of LayerNorm in every published ConvNeXt but those of OTHER_SIZES
+
 
 class Architecture(NamedTuple):
     """A ConvNeXt as its weights show it."""
@@ -78,7 +80,7 @@ def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture | None:
     return Architecture(depths, dims, any('.grn.' in key for key in tensors))
 
 
-def what_differs(fmt: Format, tensors: Mapping[str, Tensor], norm_eps: float) -> str:
+def what_differs(fmt: Format, tensors: Mapping[str, Tensor], norm_eps: float = NORM_EPS) -> str:
     """Say why these weights would not compute here what they compute at home; empty where they would.
 
     Args:
@@ -98,7 +100,7 @@ def what_differs(fmt: Format, tensors: Mapping[str, Tensor], norm_eps: float) ->
         return f'{architecture} (timm), whose GELU is approximated by tanh and whose LayerNorm has epsilon 1e-5'
     if other and other.norm_eps != norm_eps:
         return (
-            f'{architecture} (timm), whose LayerNorm has epsilon {other.norm_eps:g}, where the model has {norm_eps:g} '
+            f'{architecture} (timm), whose LayerNorm has epsilon {other.norm_eps:g}, where ours has {norm_eps:g} '
             f'(build it with norm_eps={other.norm_eps:g})'
         )
     return ''

@@ -27,7 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from convnext_dense.errors import UserError
-from convnext_dense.weights.architecture import OTHER_SIZES, what_differs
+from convnext_dense.weights.architecture import NORM_EPS, OTHER_SIZES, what_differs
 from convnext_dense.weights.formats import (
     CLASSIFIER,
     FB,
@@ -47,7 +47,6 @@ from convnext_dense.weights.report import shorten
 from convnext_dense.weights.sources import fetch
 from convnext_dense.weights.writing import check_output, write_weights
 
-NORM_EPS = 1e-6  # of every ConvNeXt that all targets share
 NOT_IN_TIMM = ('convnext_huge', 'convnextv2_xlarge')
 OUTPUT_NORMS = tuple(f'norm{i}.' for i in range(4))
 UPERNET = ('decode_head.psp_modules.', 'decode_head.fpn_bottleneck.')
@@ -167,7 +166,7 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     alone = backbone_only or prefix is not None
     found = [] if alone else find_backbones(given)
     found = found or [choose_backbone(given, source, prefix)]  # which raises where there is none
-    parts = [read_part(given, each, with_head=False) if alone else read_with_head(given, each) for each in found]
+    parts = [read_part(given, each) if alone else read_with_head(given, each) for each in found]
     parts = [part for part in parts if all(part.architecture.depths)] or parts[:1]  # a stem alone is no ConvNeXt
     used = keys_of(parts)
     rest = [key for key in given if key not in used]

@@ -219,7 +219,7 @@ EUPE = Format(
     FB_ROWS,
     FB_CLASSIFIER,
     left_out={'norms.': 'norms of features', 'projectors.': 'projectors'},
-    mark=r'^projectors\.',
+    mark=r'^(projectors|norms\.[0-2])\.',
     makers="EUPE's own",
     licence=licences.FAIR_NC,
 )

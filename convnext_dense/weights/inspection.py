@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convnext_dense.errors import UserError
 from convnext_dense.stack.checkpoint_loading import is_safetensors
-from convnext_dense.weights.architecture import name_other_model
+from convnext_dense.weights.architecture import name_other_model, what_differs
 from convnext_dense.weights.formats import find_backbones
 from convnext_dense.weights.loading import COUNTER, is_finite
 from convnext_dense.weights.provenance import config_name, name_licence, other_entries, read_meta, read_metrics
@@ -60,6 +60,7 @@ class Backbone:
         num_tensors: Of it, in the file.
         num_params: Likewise.
         output_norms: Stages that have one.
+        differs: Why this package computes something else with the weights; empty where it does not.
     """
 
     prefix: str
@@ -68,6 +69,7 @@ class Backbone:
     num_tensors: int
     num_params: int
     output_norms: list[int]
+    differs: str
 
     def __str__(self) -> str:
         place = f' at {self.prefix!r}' if self.prefix else ''
@@ -134,6 +136,7 @@ class Inspection:
             ('file', f'{size}{self.container}'),
             ('format', self.format),
             *(('backbone', str(backbone)) for backbone in self.backbones[:3]),
+            *(('differs', backbone.differs) for backbone in self.backbones[:3]),
             ('model', f'{self.model}{classes}'),
             ('other parts', shorten(parts, 6)),
             (
@@ -230,6 +233,7 @@ def describe_parts(given: Mapping[str, Tensor], parts: list[Part], result: Inspe
                 len(own),
                 count_params(given, own),
                 norms,
+                what_differs(part.found.format, part.tensors),
             )
         )
     result.format = ', '.join(dict.fromkeys(backbone.format for backbone in result.backbones))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convnext_dense.backbone import ConvNeXt
 from convnext_dense.errors import UserError
 from convnext_dense.weights.architecture import Architecture, stage_of, what_differs
-from convnext_dense.weights.formats import CLASSIFIER, Found, find_backbones
+from convnext_dense.weights.formats import CLASSIFIER, FB, Found, find_backbones
 from convnext_dense.weights.reading import (
     Entry,
     Part,
@@ -109,6 +109,7 @@ def fit(
     rest = [key for key in given if key not in used]
     report = Report(source, licence=getattr(checkpoint, 'licence', ''))
     for place, part in parts.items():
+        adopt(part, places[place], given)
         prepare(part, places[place], report, final_norm)
         if not rest and not report.licence:  # no whole model, which is the user's own
             report.licence = part.found.format.licence_note
@@ -170,6 +171,14 @@ def module_versions(checkpoint: Mapping) -> Mapping | None:
     return getattr(find_state_dict(checkpoint), '_metadata', None)
 
 
+def adopt(part: Part, backbone: ConvNeXt, given: Mapping[str, Tensor]) -> None:
+    """Move into a part's entries what no format has, but this backbone: a subclass has parameters of its own."""
+    own = backbone.state_dict().keys()
+    names = {key: key.removeprefix(part.found.prefix) for key in part.unknown}
+    part.entries.update({name: Entry(key, given[key]) for key, name in names.items() if name in own})
+    part.unknown = [key for key, name in names.items() if name not in own]
+
+
 def prepare(part: Part, backbone: ConvNeXt, report: Report, final_norm: bool) -> None:
     """Leave out of a part what this backbone does not have, and note what the part is.
 
@@ -205,9 +214,9 @@ def prepare(part: Part, backbone: ConvNeXt, report: Report, final_norm: bool) ->
 
 
 def is_of_backbone(key: str, places: Iterable[str]) -> bool:
-    """Tell whether a key of the model belongs to a ConvNeXt, and to no output norm and no head that a subclass adds."""
-    ends = ('norm', *CLASSIFIER)
-    return any(key.startswith(place) and not key.removeprefix(place).startswith(ends) for place in places)
+    """Tell whether a key of the model belongs to a ConvNeXt: to no output norm, and to nothing that a subclass adds."""
+    names = (key.removeprefix(place) for place in places if key.startswith(place))
+    return any(FB.read(name) and not name.startswith(('norm', *CLASSIFIER)) for name in names)
 
 
 def agrees(tensor: Tensor, target: Tensor) -> bool:

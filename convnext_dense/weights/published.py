@@ -39,7 +39,7 @@ class Published(NamedTuple):
 
     @property
     def megabytes(self) -> int | None:
-        """The size of the download in units of 1e6 bytes, from the number of fp32 weights; None for whole models."""
+        """The weights of backbone and classifier in units of 1e6 bytes, in fp32; None for whole models."""
         if self.num_classes is None:
             return None
         depths, dims = VARIANTS[self.size]

@@ -49,6 +49,7 @@ OF_THE_RUN = {
     r'^launcher = .*$': "launcher = 'none'",
     r'^work_dir = .*\n': '',
 }
+ABSOLUTE_PATH = re.compile(r'/\w|~/|[A-Za-z]:[\\/]')
 DETECTOR = 'from mmdet.apis import init_detector\n\nmodel = init_detector({config!r}, {file!r}, device={device!r})'
 SEGMENTOR = 'from mmseg.apis import init_model\n\nmodel = init_model({config!r}, {file!r}, device={device!r})'
 # how to load a model that has one of these parts
@@ -65,6 +66,7 @@ class Publication:
         card: The text for people.
         config: The config; None where it is not known.
         left_out: Entries of the checkpoint that others do not need.
+        paths: Absolute paths of the machine that the config still names, such as a ``data_root``.
         sizes: Of the checkpoint, where it is a file, and of what was published, in units of 1e6 bytes.
     """
 
@@ -72,6 +74,7 @@ class Publication:
     card: Path
     config: Path | None
     left_out: list[str]
+    paths: list[str]
     sizes: tuple[float | None, float]
 
     def __str__(self) -> str:
@@ -81,6 +84,7 @@ class Publication:
             'left out': ', '.join(self.left_out),
             'config': str(self.config or 'not in the checkpoint; name it with --config'),
             'card': str(self.card),
+            'still told': f'{shorten(self.paths)}, in the config' if self.paths else '',
         }
         lines = [f'  {name:14}{text}' for name, text in rows.items() if text]
         return '\n'.join([f'published {self.file}', *lines])
@@ -139,7 +143,8 @@ def publish(
     licence = content.licence or inherited_licence(found.initial_weights)
     write_text(write_card(found, licence, tensors, written, config_file), card)
     sizes = (found.megabytes, written.size / 1e6)
-    return Publication(written.file, card, config_file, sorted(other_entries(content)), sizes)
+    paths = absolute_paths(meta.get('cfg', ''))
+    return Publication(written.file, card, config_file, sorted(other_entries(content)), paths, sizes)
 
 
 def without_secrets(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,12 +183,26 @@ def replace_strings(config: str, replacements: Mapping[str, str]) -> str:
     lines = config.encode().splitlines(keepends=True)  # ast counts bytes
     starts = [0, *itertools.accumulate(map(len, lines))]
     text = b''.join(lines)
-    strings = (node for node in ast.walk(parse_config(config)) if isinstance(node, ast.Constant))
-    found = [node for node in strings if isinstance(node.value, str) and node.value in replacements]
+    found = [node for node in strings_in(config) if node.value in replacements]
     for node in sorted(found, key=lambda node: (node.lineno, node.col_offset), reverse=True):
         start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
         text = text[:start] + repr(replacements[node.value]).encode() + text[end:]
     return text.decode()
+
+
+def strings_in(config: str) -> list[ast.Constant]:
+    """Return the strings in a config's text."""
+    constants = (node for node in ast.walk(parse_config(config)) if isinstance(node, ast.Constant))
+    return [node for node in constants if isinstance(node.value, str)]
+
+
+def absolute_paths(config: str) -> list[str]:
+    """Return the absolute paths that a config's text names.
+
+    >>> absolute_paths("data = dict(root='/home/me/data', prefix='train/', url='https://example.org/a')")
+    ['/home/me/data']
+    """
+    return sorted({node.value for node in strings_in(config) if ABSOLUTE_PATH.match(node.value)})
 
 
 def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

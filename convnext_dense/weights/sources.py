@@ -22,7 +22,11 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from convnext_dense.errors import UserError
 from convnext_dense.stack import read_checkpoint
-from convnext_dense.stack.checkpoint_loading import first_on_this_machine, read_checkpoint_from_url
+from convnext_dense.stack.checkpoint_loading import (
+    first_on_this_machine,
+    read_checkpoint_from_url,
+    warn_of_old_torch,
+)
 from convnext_dense.weights.published import find_published
 
 # in a repository of the Hub, best first
@@ -153,6 +157,7 @@ def read_from_hub(source: str, repository: str, revision: str | None, file: str 
             except EntryNotFoundError as error:
                 missing = error
                 continue
+            warn_of_old_torch(path)
             return read_checkpoint(path, map_location, mmap=True)
     if isinstance(missing, LocalEntryNotFoundError):
         raise UserError(

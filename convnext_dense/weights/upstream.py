@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from convnext_dense.backbone import ConvNeXt
@@ -63,13 +64,18 @@ def show_report(report: Report, model: nn.Module) -> None:
         show_table(str(report))
 
 
+def is_to_train(runner: Runner) -> bool:
+    """Tell whether a runner loads weights to start a training from them, which MMEngine builds its loop for first."""
+    return isinstance(runner._train_loop, BaseLoop) and not runner._resume
+
+
 def note_training(module: ModuleType) -> None:
     """Mend ``mmengine.runner.runner``: while a runner loads weights to train them, heads may start from scratch."""
     upstream_load = module.Runner.load_checkpoint
 
     @functools.wraps(upstream_load)
     def load_checkpoint(self: Any, *args: Any, **options: Any) -> Any:
-        token = _to_train.set(self._train_dataloader is not None and not self._resume)
+        token = _to_train.set(is_to_train(self))
         try:
             return upstream_load(self, *args, **options)
         finally:

@@ -4,6 +4,10 @@ Another data set in COCO format needs ``data_root``, ``metainfo = dict(classes=(
 ``num_classes``; the README shows one.
 """
 
+_base_ = []  # without it MMEngine takes a file that imports for a config of its other style
+
+from convnext_dense.tta import multi_scale
+
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 backend_args = None
@@ -27,26 +31,11 @@ test_pipeline = [
     dict(type='Resize', scale=(long_side, short_sides[-1]), keep_ratio=True),
     # after Resize: the ground truth stays at the original size, like the predictions
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    dict(type='PackDetInputs'),
 ]
 
 # `tools/test.py --tta`: other sizes and mirror images; nothing is published with it
-tta_model = dict(type='InstanceTTA', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-tta_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=backend_args),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(type='Resize', scale=(round(ratio * long_side), round(ratio * short_sides[-1])), keep_ratio=True)
-                for ratio in (0.75, 1.0, 1.25)
-            ],
-            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
-            [dict(type='PackDetInputs')],
-        ],
-    ),
-]
+tta_pipeline = multi_scale(test_pipeline, (0.75, 1.0, 1.25))
 
 train_dataloader = dict(
     batch_size=2,

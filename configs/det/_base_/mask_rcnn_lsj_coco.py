@@ -10,6 +10,7 @@ size = (1024, 1024)
 train_pipeline = [
     *_base_.train_pipeline[:2],  # loading
     dict(type='RandomResize', scale=size, ratio_range=(0.1, 2.0), keep_ratio=True),
+    # MMDetection's 'absolute_range', from 1024 to 1024 pixels, is the same crop
     dict(type='RandomCrop', crop_type='absolute', crop_size=size, recompute_bbox=True, allow_negative_crop=True),
     dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2)),
     dict(type='RandomFlip', prob=0.5),

@@ -8,5 +8,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', begin=0, end=max_epochs, by_epoch=True, convert_to_iter_based=True, eta_min=0),
 ]
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=1.0))
 auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)

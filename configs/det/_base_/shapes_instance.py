@@ -1,5 +1,9 @@
 """The embedded drawn data set as instance segmentation; it is written on first use."""
 
+_base_ = []  # without it MMEngine takes a file that imports for a config of its other style
+
+from convnext_dense.tta import multi_scale
+
 data_root = 'data/shapes'
 size = 112  # mean side in pixels; batches are padded to 128
 
@@ -13,22 +17,10 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale_factor=1.0),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    dict(type='PackDetInputs'),
 ]
 
-tta_model = dict(type='InstanceTTA', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale_factor=factor) for factor in (1.0, 1.5)],
-            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
-            [dict(type='PackDetInputs')],
-        ],
-    ),
-]
+tta_pipeline = multi_scale(test_pipeline, (1.0, 1.5))
 
 train_dataloader = dict(
     batch_size=8,

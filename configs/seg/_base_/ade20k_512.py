@@ -24,8 +24,6 @@ test_pipeline = [
     annotate,
     dict(type='PackSegInputs'),
 ]
-# `tools/test.py --tta`: the whole image, without windows
-tta_model = dict(type='WholeImageTTA')
 tta_pipeline = multi_scale(test_pipeline, _base_.ratios)
 
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -1,4 +1,4 @@
-"""Segmentation's share of the runtime: scope, iterations instead of epochs, pictures."""
+"""Segmentation's share of the runtime: scope, iterations instead of epochs, pictures, test-time augmentation."""
 
 _base_ = ['../../_base_/runtime.py']
 
@@ -10,4 +10,5 @@ default_hooks = dict(
     visualization=dict(type='SegVisualizationHook'),
 )
 visualizer = dict(type='SegLocalVisualizer', alpha=0.5, vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+tta_model = dict(type='WholeImageTTA')  # `tools/test.py --tta` sees the whole image, without windows
 env_cfg = dict(cudnn_benchmark=True)  # crops are of one size

@@ -8,5 +8,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=31),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=max_iters + 1),
 ]
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=1.0))
 auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)

@@ -1,24 +1,16 @@
 """The embedded drawn data set as semantic segmentation; it is written on first use."""
 
+_base_ = []  # without it MMEngine takes a file that imports for a config of its other style
+
+from convnext_dense.tta import multi_scale
+
 data_root = 'data/shapes'
 image_size = 112  # mean side in pixels; batches are padded to 128
 
-load, annotate = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')
-train_pipeline = [load, annotate, dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
-test_pipeline = [load, annotate, dict(type='PackSegInputs')]
-tta_model = dict(type='WholeImageTTA')
-tta_pipeline = [
-    load,
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale_factor=factor) for factor in (0.75, 1.0, 1.25)],
-            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-            [annotate],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
-]
+load, annotate, pack = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')
+train_pipeline = [load, annotate, dict(type='RandomFlip', prob=0.5), pack]
+test_pipeline = [load, dict(type='Resize', scale_factor=1.0), annotate, pack]
+tta_pipeline = multi_scale(test_pipeline, (0.75, 1.0, 1.25))
 
 train_dataloader = dict(
     batch_size=8,

@@ -1,0 +1,98 @@
+"""Drawn scenes as the libraries' models take them: numbers go in, an image with its data sample comes out.
+
+These are the inputs of ``model.train_step`` and ``model.test_step``, without files and pipelines.
+"""
+
+import math
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+
+from convnext_dense.data.shapes import LABELS, SHAPES, SIDE_RANGE, Instance, Scene, draw_scene
+
+VOID = 255
+MIN_AREA = 20  # pixels of a mask
+STEP = 1000  # from a drawing without objects to the one in its place
+NUM_STUFF = len(LABELS) - len(SHAPES)  # the backgrounds, which come first
+
+
+def draw_batch(
+    scope: str, indices: Iterable[int], side: int, num_things: int = len(SHAPES), seg_scale: float = 1.0
+) -> dict[str, list]:
+    """Return drawings with their ground truth.
+
+    Args:
+        scope: 'mmdet' or 'mmseg'.
+        indices: Of the drawings; there is at least one object in each.
+        side: Height and width of the images in pixels.
+        num_things: A detector's classes of objects. Where there are fewer than shapes, several shapes share one; those
+            of the background follow them in the label map.
+        seg_scale: Of a detector's label map, for heads that learn from a smaller one.
+
+    Returns:
+        ``inputs``, images (3, side, side) of uint8 in BGR, and ``data_samples``.
+    """
+    drawings = [draw_objects(index, side) for index in indices]
+    pack = pack_labels if scope == 'mmseg' else pack_instances
+    return dict(
+        inputs=[
+            torch.from_numpy(np.ascontiguousarray(scene.image[..., ::-1].transpose(2, 0, 1))) for scene in drawings
+        ],
+        data_samples=[pack(scene, num_things, seg_scale) for scene in drawings],
+    )
+
+
+def draw_objects(index: int, side: int) -> Scene:
+    """Draw a square picture in which objects can be seen."""
+    scene = draw_scene(0, 'train', index, size=math.ceil(side / SIDE_RANGE[0]))
+    square = np.s_[:side, :side]
+    cut = [Instance(item.category, item.mask[square]) for item in scene.instances if not item.iscrowd]
+    visible = tuple(item for item in cut if item.mask.sum() >= MIN_AREA)
+    if not visible:
+        return draw_objects(index + STEP, side)
+    return Scene(scene.image[square], scene.label_map[square], visible)
+
+
+def pack_labels(scene: Scene, *_) -> BaseDataElement:
+    """Return a segmentor's sample: the label map, (1, H, W)."""
+    sample = empty_sample('mmseg', scene.label_map.shape)
+    labels = scene.label_map.astype(np.int64) - 1
+    sample.gt_sem_seg = PixelData(data=torch.from_numpy(np.where(labels < 0, VOID, labels))[None])
+    return sample
+
+
+def pack_instances(scene: Scene, num_things: int, seg_scale: float) -> BaseDataElement:
+    """Return a detector's sample: boxes x1, y1, x2, y2 in pixels, labels, masks, and the label map of all classes."""
+    from mmdet.structures.mask import BitmapMasks
+
+    height, width = scene.label_map.shape
+    sample = empty_sample('mmdet', (height, width))
+    masks = BitmapMasks([item.mask.astype(np.uint8) for item in scene.instances], height, width)
+    sample.gt_instances = InstanceData(
+        bboxes=masks.get_bboxes(dst_type='hbox').tensor,
+        labels=torch.tensor([item.category % num_things for item in scene.instances]),
+        masks=masks,
+    )
+    sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    labels = scene.label_map.astype(np.int64) - 1
+    things = (labels - NUM_STUFF) % num_things
+    labels = np.select([labels < 0, labels < NUM_STUFF], [VOID, num_things + labels], things)
+    size = (round(width * seg_scale), round(height * seg_scale))
+    small = cv2.resize(labels.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(small.astype(np.int64))[None])
+    return sample
+
+
+def empty_sample(scope: str, shape: tuple[int, int]) -> BaseDataElement:
+    """Return the data sample of an image of (height, width) pixels, as a library has it."""
+    if scope == 'mmseg':
+        from mmseg.structures import SegDataSample as DataSample
+    else:
+        from mmdet.structures import DetDataSample as DataSample
+    shapes = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape'), tuple(shape))
+    return DataSample(
+        metainfo=dict(img_id=0, img_path='', scale_factor=(1.0, 1.0), flip=False, border=[0] * 4, **shapes)
+    )

@@ -1,0 +1,236 @@
+"""Which packages the stack consists of, in which versions it runs, and what is known not to work.
+
+In: the metadata of the installed packages; none of them is imported. Out: a verdict on each version, and the problems
+with their cures. The ranges are those of ``setup.py``; ``FORKS`` and ``KNOWN_TO_FAIL`` hold what no metadata says.
+"""
+
+import contextlib
+import logging
+import platform
+from email.message import Message
+from importlib import metadata
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+OURS = 'convnext-dense'
+# The names under which pip may have installed a module, the one in setup.py first
+MMENGINE = ('mmengine', 'mmengine-lite', 'onedl-mmengine')
+MMCV = ('mmcv-lite', 'mmcv', 'onedl-mmcv')
+MMDET = ('mmdet', 'onedl-mmdetection')
+MMSEG = ('mmsegmentation', 'onedl-mmsegmentation')
+
+# The forks with the same modules, and the versions with which the tests pass; setup.py cannot name alternatives
+FORKS = {
+    'onedl-mmengine': '>=0.10.12,<0.11',
+    'onedl-mmcv': '>=2.3.6,<2.4',
+    'onedl-mmdetection': '>=3.5.1,<3.6',
+    'onedl-mmsegmentation': '>=1.4.2,<1.5',
+}
+
+
+class Package(NamedTuple):
+    """One module of the stack."""
+
+    module: str
+    names: tuple[str, ...]  # for pip
+    needed_by: tuple[str, ...]  # modules that cannot be used without it; '' is convnext_dense itself
+    used_for: str = ''  # what goes without it, where nothing needs it
+
+
+PACKAGES = (
+    Package('torch', ('torch',), ('',)),
+    Package('torchvision', ('torchvision',), ('',)),
+    Package('numpy', ('numpy',), ('',)),
+    Package('mmengine', MMENGINE, ('',)),
+    Package('mmcv', MMCV, ('mmdet', 'mmseg')),
+    Package('mmdet', MMDET, (), 'detectors'),
+    Package('mmseg', MMSEG, (), 'segmentors'),
+    Package('pycocotools', ('pycocotools',), ('mmdet',)),
+    Package('ftfy', ('ftfy',), ('mmseg',)),
+    Package('regex', ('regex',), ('mmseg',)),
+    Package('timm', ('timm',), (), 'weights by timm://NAME'),
+)
+BY_NAME = {name: package for package in PACKAGES for name in package.names}
+
+# module -> name for pip -> version, usually one; {'': ''} where a module is on the path and pip does not know it
+Installed = dict[str, dict[str, str]]
+
+
+class Problem(NamedTuple):
+    """What does not work, and what to do, each in one line."""
+
+    what: str
+    cure: str
+
+
+class Failing(NamedTuple):
+    """Versions that were found not to work together."""
+
+    versions: dict[str, str]  # module -> range; all of them hold
+    why: str
+    cure: str
+    link: str
+
+
+KNOWN_TO_FAIL = (
+    Failing(
+        {'mmdet': '<3.4', 'mmcv': '>=2.2'},
+        why='mmdet asserts mmcv < 2.2 when it is imported',
+        cure="pip uninstall -y mmcv mmcv-lite; pip install 'mmcv-lite>=2.1,<2.2'",
+        link='https://github.com/open-mmlab/mmcv/issues/3096',
+    ),
+    Failing(
+        {'mmseg': '<1.3', 'mmcv': '>=2.2'},
+        why='mmseg asserts mmcv < 2.2 when it is imported',
+        cure="pip uninstall -y mmcv mmcv-lite; pip install 'mmcv-lite>=2.1,<2.2'",
+        link='https://github.com/open-mmlab/mmcv/issues/3096',
+    ),
+)
+
+
+def find_installed() -> Installed:
+    """Return the modules of ``PACKAGES`` that are there."""
+    found = {package.module: _versions(package.names) for package in PACKAGES}
+    for module, versions in found.items():
+        if not versions and find_spec(module) is not None:
+            versions[''] = ''
+    return {module: versions for module, versions in found.items() if versions}
+
+
+def judge_python() -> str:
+    """Return the verdict on the running Python: ``supported`` or ``untested``."""
+    minor = '.'.join(platform.python_version_tuple()[:2])
+    known = f'Programming Language :: Python :: {minor}' in (_our_metadata().get_all('Classifier') or ())
+    return 'supported' if known else 'untested'
+
+
+def judge(module: str, installed: Installed) -> str:
+    """Return the verdict on an installed module: ``supported``, ``untested`` or ``does not work``."""
+    if any(module in failing.versions for failing in _failing(installed)):
+        return 'does not work'
+    known = all(_contains(supported_range(name), version) for name, version in installed[module].items())
+    return 'supported' if known else 'untested'
+
+
+def supported_range(name: str) -> str | None:
+    """Return what ``setup.py`` or ``FORKS`` asks of a package, such as ``>=2.1,<2.2``; None if neither knows it.
+
+    The other names of a module have the range of its first name.
+    """
+    if name in FORKS:
+        return FORKS[name]
+    first = BY_NAME[name].names[0] if name in BY_NAME else name
+    asked = map(Requirement, _our_metadata().get_all('Requires-Dist') or ())
+    return next((str(each.specifier) for each in asked if canonicalize_name(each.name) == first), None)
+
+
+def find_problems(installed: Installed) -> list[Problem]:
+    """Return what the metadata alone shows not to work."""
+    return [
+        *_missing(installed),
+        *_installed_twice(installed),
+        *(_describe(failing, installed) for failing in _failing(installed)),
+        *_unmet_requirements(installed),
+    ]
+
+
+def log_problems() -> None:
+    """Log one line for each combination of versions that does not work; nothing where all is well."""
+    for problem in find_problems(find_installed()):
+        logging.getLogger('convnext_dense').warning('convnext_dense: %s. Cure: %s', problem.what, problem.cure)
+
+
+def install_command(module: str, installed: Installed) -> str:
+    """Return how to get a version of the module that fits; torchvision has to fit the torch that stays."""
+    torch = installed.get('torch', {}).get('torch')
+    if module == 'torchvision' and torch:
+        return f'pip install torch=={Version(torch).public} torchvision'
+    name = next(package.names[0] for package in PACKAGES if package.module == module)
+    return f"pip install '{name}{supported_range(name) or ''}'"
+
+
+def _missing(installed: Installed) -> list[Problem]:
+    return [
+        Problem(_describe_gap(package, installed), install_command(package.module, installed))
+        for package in PACKAGES
+        if package.module not in installed and any(not each or each in installed for each in package.needed_by)
+    ]
+
+
+def _describe_gap(package: Package, installed: Installed) -> str:
+    modules = ' and '.join(module for module in package.needed_by if module in installed)
+    return f'{package.names[0]} is not installed' + (f', which {modules} cannot be imported without' if modules else '')
+
+
+def _installed_twice(installed: Installed) -> list[Problem]:
+    return [
+        Problem(
+            f'{" and ".join(versions)} are both installed, and their files are mixed in the one module {module}',
+            f'pip uninstall -y {" ".join(versions)}, then pip install the one that you want',
+        )
+        for module, versions in installed.items()
+        if len(versions) > 1
+    ]
+
+
+def _failing(installed: Installed) -> list[Failing]:
+    def all_hold(ranges: dict[str, str]) -> bool:
+        return all(
+            any(version and _contains(versions, version) for version in installed.get(module, {}).values())
+            for module, versions in ranges.items()
+        )
+
+    return [failing for failing in KNOWN_TO_FAIL if all_hold(failing.versions)]
+
+
+def _describe(failing: Failing, installed: Installed) -> Problem:
+    there = ' and '.join(
+        f'{name} {version}' for module in failing.versions for name, version in installed[module].items()
+    )
+    return Problem(f'{there} do not work together: {failing.why}', failing.cure)
+
+
+def _unmet_requirements(installed: Installed) -> list[Problem]:
+    """Compare what each package needs of the others, in its own words; above all torchvision, of torch."""
+    problems = []
+    for module, versions in installed.items():
+        for name, version in versions.items():
+            for needed in map(Requirement, metadata.requires(name) or ()) if version else ():
+                other = canonicalize_name(needed.name)
+                there = installed.get(BY_NAME[other].module, {}).get(other) if other in BY_NAME else None
+                if there and _applies(needed) and not _contains(str(needed.specifier), there):
+                    what = f'{name} {version} needs {other}{needed.specifier}, and {other} {there} is installed'
+                    problems.append(Problem(what, install_command(module, installed)))
+    return problems
+
+
+def _applies(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({'extra': ''})
+
+
+def _contains(versions: str | None, version: str) -> bool:
+    """Tell whether a range has a version, for which a build from source, 2.14.0a0+git, counts as 2.14.0."""
+    if versions is None or not version:
+        return False
+    either = (version, Version(version).base_version)
+    return any(SpecifierSet(versions).contains(each, prereleases=True) for each in either)
+
+
+def _versions(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _our_metadata() -> Message:
+    try:
+        return metadata.metadata(OURS)
+    except metadata.PackageNotFoundError:  # the package is on the path alone
+        return Message()
