@@ -44,6 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_dense import run_config, runs
 from convnext_dense.config_header import Header, find_header
+from convnext_dense.data.samples import empty_sample
 from convnext_dense.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -360,16 +361,7 @@ def run_dense_heads(model: nn.Module, image: Tensor, maps: Sequence[Tensor]) -> 
     """Run what follows backbone and neck in a model whose heads see the whole image."""
     model.extract_feat = lambda image: maps
     try:
-        model._forward(image, [empty_sample(model, image.shape[-2:])])
+        scope = 'mmseg' if hasattr(model, 'decode_head') else 'mmdet'
+        model._forward(image, [empty_sample(scope, image.shape[-2:])])
     finally:
         del model.extract_feat
-
-
-def empty_sample(model: nn.Module, shape: Sequence[int]) -> object:
-    """Return the data sample of an image of (height, width) pixels, as the model's library has it."""
-    if hasattr(model, 'decode_head'):
-        from mmseg.structures import SegDataSample as DataSample
-    else:
-        from mmdet.structures import DetDataSample as DataSample
-    shapes = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape'), tuple(shape))
-    return DataSample(metainfo=dict(img_id=0, img_path='', scale_factor=(1.0, 1.0), **shapes))

@@ -269,14 +269,23 @@ def test_a_mended_version_is_left_alone(monkeypatch):
 
 def test_versions_with_an_end_are_the_only_condition():
     for patch in PATCHES:
-        assert not patch.versions or Version(patch.versions.removeprefix('<'))
+        assert not patch.versions or Version(patch.versions.lstrip('<>='))
+
+
+def test_a_fork_is_named_as_it_is(monkeypatch):
+    printing = BY_NAME['lines of mmdet about OneDL'].module
+    assert printing in installed(monkeypatch, {'onedl-mmdetection': '3.5.1'})
+    assert printing not in installed(monkeypatch, {'mmdet': '3.3.0', 'onedl-mmengine': '0.11.0'})
+    reasons = {row.reason for row in stack.patch_report()}
+    assert 'mmdet 3.3.0 does not have the defect, versions >=3.4 do' in reasons
+    assert 'onedl-mmengine 0.11.0 does not have the defect, versions <0.11.0rc3 do' in reasons
 
 
 def test_a_missing_package_needs_no_patch(monkeypatch):
     monkeypatch.setattr(patches, 'find_spec', lambda name: None)
     assert installed(monkeypatch, {'mmengine': '0.10.7'}).count('mmcv.utils.ext_loader') == 0
     reasons = {row.reason for row in stack.patch_report() if row.status == 'not needed'}
-    assert reasons == {'mmcv is not installed', 'torch is not installed'}
+    assert reasons == {f'{module} is not installed' for module in ('mmcv', 'mmdet', 'mmseg', 'torch')}
 
 
 def test_a_package_on_the_path_alone_is_patched(monkeypatch):

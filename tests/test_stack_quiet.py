@@ -41,6 +41,10 @@ SAMPLES = {
         UserWarning,
         "Failed to add <class 'mmengine.visualization.vis_backend.LocalVisBackend'>, please provide the `save_dir` arg",
     ),
+    'mmdet.evaluation.metrics.faster_coco_metric': (
+        UserWarning,
+        'faster_coco_eval is not installed, metrics will not be computed. Please install it by: mim install',
+    ),
 }
 
 
@@ -106,3 +110,11 @@ def test_the_warning_that_overrides_filters_is_dropped_alone():
             warn_as_torch_does('`TorchScript` support for functional optimizers is deprecated and will be removed')
             warn_as_torch_does('something else')
     assert [str(warning.message) for warning in caught] == ['something else']
+
+
+def test_the_printed_lines_about_onedl_are_dropped_alone(capsys):
+    with pytest.raises(ImportError), quiet.without_onedl_lines():
+        print('Could not import OneDL. Skipping OneDL datasets.')
+        print('something else')
+        raise ImportError
+    assert capsys.readouterr().out == 'something else\n'

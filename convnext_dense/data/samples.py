@@ -20,7 +20,7 @@ NUM_STUFF = len(LABELS) - len(SHAPES)  # the backgrounds, which come first
 
 
 def draw_batch(
-    scope: str, indices: Iterable[int], side: int, num_things: int = len(SHAPES), seg_scale: float = 1.0
+    scope: str, indices: Iterable[int], side: int, num_classes: int | None = None, seg_scale: float = 1.0
 ) -> dict[str, list]:
     """Return drawings with their ground truth.
 
@@ -28,20 +28,20 @@ def draw_batch(
         scope: 'mmdet' or 'mmseg'.
         indices: Of the drawings; there is at least one object in each.
         side: Height and width of the images in pixels.
-        num_things: A detector's classes of objects. Where there are fewer than shapes, several shapes share one; those
-            of the background follow them in the label map.
+        num_classes: Of a detector's objects (those of the background follow them in its label map), or all of a
+            segmentor's; those of the drawings by default. Where there are fewer, several kinds of things share one.
         seg_scale: Of a detector's label map, for heads that learn from a smaller one.
 
     Returns:
         ``inputs``, images (3, side, side) of uint8 in BGR, and ``data_samples``.
     """
     drawings = [draw_objects(index, side) for index in indices]
-    pack = pack_labels if scope == 'mmseg' else pack_instances
+    pack, drawn = (pack_labels, LABELS) if scope == 'mmseg' else (pack_instances, SHAPES)
     return dict(
         inputs=[
             torch.from_numpy(np.ascontiguousarray(scene.image[..., ::-1].transpose(2, 0, 1))) for scene in drawings
         ],
-        data_samples=[pack(scene, num_things, seg_scale) for scene in drawings],
+        data_samples=[pack(scene, num_classes or len(drawn), seg_scale) for scene in drawings],
     )
 
 
@@ -56,15 +56,15 @@ def draw_objects(index: int, side: int) -> Scene:
     return Scene(scene.image[square], scene.label_map[square], visible)
 
 
-def pack_labels(scene: Scene, *_) -> BaseDataElement:
+def pack_labels(scene: Scene, num_classes: int, _: float) -> BaseDataElement:
     """Return a segmentor's sample: the label map, (1, H, W)."""
     sample = empty_sample('mmseg', scene.label_map.shape)
     labels = scene.label_map.astype(np.int64) - 1
-    sample.gt_sem_seg = PixelData(data=torch.from_numpy(np.where(labels < 0, VOID, labels))[None])
+    sample.gt_sem_seg = PixelData(data=torch.from_numpy(np.where(labels < 0, VOID, labels % num_classes))[None])
     return sample
 
 
-def pack_instances(scene: Scene, num_things: int, seg_scale: float) -> BaseDataElement:
+def pack_instances(scene: Scene, num_classes: int, seg_scale: float) -> BaseDataElement:
     """Return a detector's sample: boxes x1, y1, x2, y2 in pixels, labels, masks, and the label map of all classes."""
     from mmdet.structures.mask import BitmapMasks
 
@@ -73,13 +73,13 @@ def pack_instances(scene: Scene, num_things: int, seg_scale: float) -> BaseDataE
     masks = BitmapMasks([item.mask.astype(np.uint8) for item in scene.instances], height, width)
     sample.gt_instances = InstanceData(
         bboxes=masks.get_bboxes(dst_type='hbox').tensor,
-        labels=torch.tensor([item.category % num_things for item in scene.instances]),
+        labels=torch.tensor([item.category % num_classes for item in scene.instances]),
         masks=masks,
     )
     sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     labels = scene.label_map.astype(np.int64) - 1
-    things = (labels - NUM_STUFF) % num_things
-    labels = np.select([labels < 0, labels < NUM_STUFF], [VOID, num_things + labels], things)
+    things = (labels - NUM_STUFF) % num_classes
+    labels = np.select([labels < 0, labels < NUM_STUFF], [VOID, num_classes + labels], things)
     size = (round(width * seg_scale), round(height * seg_scale))
     small = cv2.resize(labels.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(small.astype(np.int64))[None])

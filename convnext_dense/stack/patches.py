@@ -16,9 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 from . import atomic_files, checkpoint_configs, checkpoint_loading, installed_packages, quiet, upstream_heads
 from .import_hook import on_import
-
-MMENGINE = ('mmengine', 'mmengine-lite')
-MMCV = ('mmcv', 'mmcv-lite')
+from .versions import MMCV, MMDET, MMENGINE, MMSEG
 
 
 @dataclass(frozen=True)
@@ -193,6 +191,24 @@ PATCHES = (
         apply=upstream_heads.take_maps_of_any_layout,
     ),
     Patch(
+        name='lines of mmdet about OneDL',
+        packages=MMDET,
+        versions='>=3.4',
+        module='mmdet.datasets',
+        link='https://github.com/VBTI-development/onedl-mmdetection/blob/main/mmdet/datasets/__init__.py',
+        why='the onedl fork prints at every start that it lacks the package of a product, which no recipe uses',
+        during=quiet.without_onedl_lines,
+    ),
+    Patch(
+        name='lines of mmseg about OneDL',
+        packages=MMSEG,
+        versions='>=1.3',
+        module='mmseg.datasets',
+        link='https://github.com/VBTI-development/onedl-mmsegmentation/blob/main/mmseg/datasets/__init__.py',
+        why='the onedl fork prints at every start that it lacks the package of a product, which no recipe uses',
+        during=quiet.without_onedl_lines,
+    ),
+    Patch(
         name='TorchScript warning',
         packages=('torch',),
         versions='<2.6',
@@ -252,20 +268,21 @@ def _applier(patch: Patch) -> Callable[[ModuleType], None]:
 
 def _not_needed(patch: Patch) -> str:
     """Say why the installed version needs no patch; empty if it does."""
-    installed = _installed_version(patch.packages)
+    installed = _installed(patch.packages)
     if installed is None:
         # Without metadata the package may still be there, by PYTHONPATH; its version is then unknown.
-        known = find_spec(patch.module.partition('.')[0]) is not None
-        return '' if known else f'{patch.packages[0]} is not installed'
-    if SpecifierSet(patch.versions).contains(installed, prereleases=True):
+        module = patch.module.partition('.')[0]
+        return '' if find_spec(module) is not None else f'{module} is not installed'
+    if SpecifierSet(patch.versions).contains(installed[1], prereleases=True):
         return ''
-    return f'{patch.packages[0]} {installed} does not have the defect, versions {patch.versions} do'
+    return f'{" ".join(installed)} does not have the defect, versions {patch.versions} do'
 
 
-def _installed_version(packages: tuple[str, ...]) -> str | None:
+def _installed(packages: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return the name and the version of the first of these that pip knows."""
     for package in packages:
         try:
-            return version(package)
+            return package, version(package)
         except PackageNotFoundError:
             continue
     return None

@@ -108,7 +108,8 @@ def channel_changes(owner: Mapping, path: Path, old: Sequence[Map], used: Sequen
             changes |= {(*path, *taker, key): value for key, value in place_changes(node, len(old), used).items()}
     if not changes:
         raise UserError(
-            f'{owner["type"]} has no neck, and its heads are made for the maps of {owner["backbone"]["type"]}. Choose a config of the same method with an FPN.'
+            f'{owner["type"]} has no neck, and its heads are made for the maps of {owner["backbone"]["type"]}. Choose '
+            'a config of the same method with an FPN.'
         )
     return changes
 

@@ -20,7 +20,6 @@ from torch import nn
 from convnext_dense import run_config
 from convnext_dense.backbone import ConvNeXt
 from convnext_dense.data.samples import draw_batch
-from convnext_dense.data.shapes import SHAPES
 from convnext_dense.errors import UserError
 from convnext_dense.model_stats import model_scope
 
@@ -161,7 +160,7 @@ def draw_for(cfg: Config, indices: Sequence[int]) -> dict:
         cfg.default_scope,
         indices,
         LARGE_SIDE if any('num_queries' in head for head in heads) else SIDE,
-        num_things=counts[0] if counts else len(SHAPES),
+        num_classes=counts[0] if counts else None,
         seg_scale=next((step['scale_factor'] for step in steps if step.get('type') == 'SegRescale'), 1.0),
     )
     if not any(step.get('with_mask') or step.get('type') == 'LoadPanopticAnnotations' for step in steps):
