@@ -5,16 +5,21 @@ constructors, the embedded datasets, a head, the models of test-time augmentatio
 MMEngine's root registries.
 """
 
+import sys
+
 from convnext_dense import stack
+from convnext_dense.errors import UserError
 
 __version__ = '0.2.0'
 
 stack.prepare()
 
-from convnext_dense import data, heads, hooks, runs, tta  # noqa: E402
-from convnext_dense.backbone import ConvNeXt  # noqa: E402
-from convnext_dense.errors import UserError  # noqa: E402
-from convnext_dense.lr_decay import ConvNeXtLayerDecay, ConvNeXtStageDecay  # noqa: E402
+if 'convnext_dense.doctor' not in sys.orig_argv:  # `python -m` imports this first; the doctor says what fails and why
+    stack.log_problems()
+
+    from convnext_dense import data, heads, hooks, runs, tta
+    from convnext_dense.backbone import ConvNeXt
+    from convnext_dense.lr_decay import ConvNeXtLayerDecay, ConvNeXtStageDecay
 
 __all__ = [
     'ConvNeXt',

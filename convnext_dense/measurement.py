@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from convnext_dense import run_config
+from convnext_dense.data.samples import empty_sample
 from convnext_dense.errors import UserError
-from convnext_dense.model_stats import build, build_on_meta, empty_sample, model_scope
+from convnext_dense.model_stats import build, build_on_meta, library_of, model_scope
 
 WARMUP, MIN_TURNS, MAX_TURNS, MAX_SECONDS = 1, 3, 10, 10
 STATUS = Path('/proc/self/status')
@@ -78,7 +79,7 @@ def measure(file: str | os.PathLike, size: tuple[int, int]) -> Measurement:
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
         seconds = []
         while len(seconds) < WARMUP + MIN_TURNS or (len(seconds) < WARMUP + MAX_TURNS and sum(seconds) < MAX_SECONDS):
-            batch = dict(inputs=[image], data_samples=[empty_sample(model, (height, width))])
+            batch = dict(inputs=[image], data_samples=[empty_sample(library_of(model), (height, width))])
             start = time.perf_counter()
             model.test_step(batch)
             if device.type == 'cuda':

@@ -361,7 +361,11 @@ def run_dense_heads(model: nn.Module, image: Tensor, maps: Sequence[Tensor]) -> 
     """Run what follows backbone and neck in a model whose heads see the whole image."""
     model.extract_feat = lambda image: maps
     try:
-        scope = 'mmseg' if hasattr(model, 'decode_head') else 'mmdet'
-        model._forward(image, [empty_sample(scope, image.shape[-2:])])
+        model._forward(image, [empty_sample(library_of(model), image.shape[-2:])])
     finally:
         del model.extract_feat
+
+
+def library_of(model: nn.Module) -> str:
+    """Return the name of the library that a model is of, 'mmdet' or 'mmseg'."""
+    return 'mmseg' if hasattr(model, 'decode_head') else 'mmdet'

@@ -123,7 +123,8 @@ def test_one_step_and_one_prediction(leaf):
             bias = parameters[f'backbone.{name}']
             grad = state[bias]['exp_avg'] / 0.1
             assert grad.any()
-            torch.testing.assert_close(bias.detach(), -lr * rate**power * grad / (grad.abs() + 1e-8))
+            step = -lr * rate**power * grad / (grad.abs() + 1e-8)  # AdamW's first
+            torch.testing.assert_close(bias.detach(), step, rtol=1e-3, atol=0)
 
     model.eval()
     side = SIDE + 32  # more than one window

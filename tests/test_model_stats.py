@@ -20,7 +20,8 @@ from torch import nn
 
 from convnext_dense import ConvNeXt, UserError, measurement, model_stats
 from convnext_dense.config_header import Header
-from convnext_dense.model_stats import Counts, count_call, count_config, count_model, default_size, empty_sample
+from convnext_dense.data.samples import empty_sample
+from convnext_dense.model_stats import Counts, count_call, count_config, count_model, default_size
 from convnext_dense.model_tables import describe_models
 from convnext_dense.run_config import walk
 from convnext_dense.variants import VARIANTS
@@ -459,7 +460,7 @@ def test_an_untrained_detector_finds_objects_to_segment():
     with model_stats.model_scope(cfg), torch.inference_mode():
         model = MODELS.build(cfg.model).eval()
         batch = dict(
-            inputs=[torch.zeros(3, 128, 128, dtype=torch.uint8)], data_samples=[empty_sample(model, (128, 128))]
+            inputs=[torch.zeros(3, 128, 128, dtype=torch.uint8)], data_samples=[empty_sample('mmdet', (128, 128))]
         )
         measurement.find_objects(model)
         (sample,) = model.test_step(batch)

@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DATASETS, PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
+from convnext_dense.config_header import read_header
 from convnext_dense.model_stats import build_on_meta
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -114,12 +115,69 @@ DIMS = {
 }
 
 
+def file_of(name: str) -> Path:
+    return CONFIGS / ('seg' if 'upernet' in name or 'linear' in name else 'det') / f'{name}.py'
+
+
 def load(name: str) -> Config:
-    return Config.fromfile(CONFIGS / ('seg' if 'upernet' in name or 'linear' in name else 'det') / f'{name}.py')
+    return Config.fromfile(file_of(name))
 
 
 def test_every_leaf_is_in_a_table():
     assert {file.stem for folder in ('det', 'seg') for file in (CONFIGS / folder).glob('*.py')} == ALL
+
+
+# --------------------------------------------------------------------------------- results
+
+# box and mask AP; mIoU with one and with several sizes
+PUBLISHED_COCO = {
+    'mask_rcnn_convnext_t_coco': '46.2 41.7',
+    'cascade_convnext_t_coco': '50.4 43.7',
+    'cascade_convnext_s_coco': '51.9 45.0',
+    'cascade_convnext_b_coco': '52.7 45.6',
+    'cascade_convnext_b_in22k_coco': '54.0 46.9',
+    'cascade_convnext_l_in22k_coco': '54.8 47.6',
+    'cascade_convnext_xl_in22k_coco': '55.2 47.7',
+    'cascade_r50_coco': '46.3 40.1',
+    'cascade_swin_t_coco': '50.4 43.7',
+    'cascade_swin_s_coco': '51.9 45.0',
+    'cascade_swin_b_in22k_coco': '53.0 45.8',
+    'mask_rcnn_swin_t_coco': '46.0 41.6',
+    'mask_rcnn_convnextv2_b_coco': '52.9 46.6',
+    'mask_rcnn_convnextv2_b_lsj_coco': '52.9 46.4',
+    'mask_rcnn_convnextv2_l_coco': '54.4 47.7',
+    'mask_rcnn_convnextv2_h_coco': '55.7 48.9',
+}
+PUBLISHED_ADE20K = {
+    'upernet_convnext_t_ade20k': '46.0 46.7',
+    'upernet_convnext_s_ade20k': '48.7 49.6',
+    'upernet_convnext_b_ade20k': '49.1 49.9',
+    'upernet_convnext_b_in22k_ade20k': '52.6 53.1',
+    'upernet_convnext_l_in22k_ade20k': '53.2 53.7',
+    'upernet_convnext_xl_in22k_ade20k': '53.6 54.0',
+    'upernet_r50_ade20k': '42.05 42.78',
+    'upernet_swin_t_ade20k': '- 45.8',
+    'upernet_swin_s_ade20k': '- 49.5',
+    'upernet_swin_b_in22k_ade20k': '- 51.7',
+    'upernet_convnextv2_b_ade20k': '- 52.1',
+    'upernet_convnextv2_l_ade20k': '- 53.7',
+    'upernet_convnextv2_h_ade20k': '- 55.0',
+    'upernet_convnextv2_h_in22k_ade20k': '- 57.0',
+    'linear_convnext_t_dinov3_ade20k': '42.7 -',
+    'linear_convnext_s_dinov3_ade20k': '44.8 -',
+    'linear_convnext_b_dinov3_ade20k': '46.3 -',
+    'linear_convnext_l_dinov3_ade20k': '47.8 -',
+}
+
+
+@pytest.mark.parametrize('name', [*ON_COCO, *ON_ADE20K])
+def test_published_results(name):
+    names = ('box AP', 'mask AP') if name in ON_COCO else ('mIoU (ss)', 'mIoU (ms)')
+    values = {**PUBLISHED_COCO, **PUBLISHED_ADE20K}.get(name, '- -').split()
+    header = read_header(file_of(name))
+    expected = [f'{metric} {value}' for metric, value in zip(names, values, strict=True) if value != '-']
+    assert [str(metric) for metric in header.metrics] == expected
+    assert ('(unpublished)' in header.title) == (not expected)
 
 
 # --------------------------------------------------------------------------------- backbone, optimizer

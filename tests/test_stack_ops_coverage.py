@@ -12,6 +12,7 @@ import pytest
 
 from convnext_dense.stack.ops import OPS, coverage, find_op
 
+ONLY_IN_THE_FORK = {'line_nms_forward'}  # for CLRerNet's lanes, in onedl-mmcv and onedl-mmdetection
 TOOLS = Path(__file__).parents[1] / 'tools'
 
 
@@ -55,7 +56,7 @@ def test_every_op_of_mmcv_stands_in_one_row(wrappers):
     asked_for = [name for tree in wrappers.values() for name in compiled_ops(tree)]
     listed = Counter(op for row in coverage.OPS_TABLE for op in row.ops)
     assert not [op for op, count in listed.items() if count > 1]
-    assert set(listed) == set(asked_for)
+    assert set(listed) == set(asked_for) - ONLY_IN_THE_FORK
 
 
 @pytest.mark.parametrize('row', coverage.OPS_TABLE, ids=lambda row: row.ops[0])
@@ -96,7 +97,7 @@ def test_what_mmdet_and_mmseg_use_is_served(wrappers):
         'sync_bn',
     } <= reached
     used = {op for file in reached for op in compiled_ops(wrappers[file])}
-    assert not used - set(OPS)
+    assert not used - set(OPS) - ONLY_IN_THE_FORK
     unused = {op for row in coverage.OPS_TABLE if not row.used_by for op in row.ops}
     # mmdet exports a function of its own by the name of one; two share a file with an op that is used.
     assert used & unused == {'bbox_overlaps', 'softmax_focal_loss_forward', 'softmax_focal_loss_backward'}

@@ -10,6 +10,7 @@ from .checkpoint_loading import TRUST_VARIABLE, check_exists, read_checkpoint, t
 from .ext_finder import install_finder, ops_backend
 from .patches import Patch, PatchStatus, add_patch, apply_patches, patch_report, replace_function
 from .quiet import silence_warnings
+from .versions import log_problems
 
 __all__ = [
     'TRUST_VARIABLE',
@@ -17,6 +18,7 @@ __all__ = [
     'PatchStatus',
     'add_patch',
     'check_exists',
+    'log_problems',
     'ops_backend',
     'patch_report',
     'prepare',

@@ -5,9 +5,12 @@ MMEngine asks this for every ``_base_ = 'mmdet::...'`` of a config.
 """
 
 import os.path as osp
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
+
+from .versions import PACKAGES
 
 
 def is_installed(package: str) -> bool:
@@ -46,17 +49,21 @@ def package2module(package: str) -> str:
         PackageNotFoundError: pip does not know the package.
         ValueError: Its metadata does not name its modules.
     """
-    modules = (distribution(package).read_text('top_level.txt') or '').split()
+    found = _distribution(package)
+    if found is None:
+        raise PackageNotFoundError(package)
+    modules = (found.read_text('top_level.txt') or '').split()
     if not modules:
         raise ValueError(f'can not infer the module name of {package}')
     return modules[0]
 
 
 def _distribution(package: str) -> Distribution | None:
-    try:
-        return distribution(package)
-    except PackageNotFoundError:
-        return None
+    """Return what pip knows of a package, or of the fork that is installed instead of it."""
+    for name in (package, *(name for each in PACKAGES if package in each.names for name in each.names)):
+        with suppress(PackageNotFoundError):
+            return distribution(name)
+    return None
 
 
 def _folder(spec: ModuleSpec) -> str:
