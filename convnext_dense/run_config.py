@@ -13,6 +13,7 @@ from mmengine.config import Config, ConfigDict
 
 from convnext_dense.data.checks import open_wrappers, read_classes
 from convnext_dense.errors import UserError
+from convnext_dense.hooks import RUN_HOOKS
 
 SPLITS = ('train', 'val', 'test')
 RUNNER_KEYS = (
@@ -51,6 +52,16 @@ def load_config(file: str | os.PathLike, options: Mapping | None = None) -> Conf
         if near and key not in RUNNER_KEYS:
             raise UserError(f'The config {path} sets {key!r}, which nothing reads. Did you mean {near[0]!r}?')
     return cfg
+
+
+def watch_run(cfg: Config) -> None:
+    """Give a config of any origin the hooks and the screen of this package's."""
+    hooks = cfg.get('custom_hooks') or []
+    present = {hook.get('type') for hook in hooks}
+    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in RUN_HOOKS if name not in present)]
+    processor = cfg.get('log_processor') or {}
+    if processor.get('type') in (None, 'LogProcessor'):
+        cfg.log_processor = {**processor, 'type': 'OneLineLogProcessor'}
 
 
 def enable_amp(cfg: Config) -> None:

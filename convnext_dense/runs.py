@@ -200,7 +200,8 @@ def prepare(cfg: Config, config: str | os.PathLike, work_dir: str | None, launch
     check_launcher(cfg.launcher)
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
     make_writable(Path(cfg.work_dir))
-    cfg.setdefault('runner_type', 'OneLineRunner')
+    if cfg.setdefault('runner_type', 'OneLineRunner') == 'OneLineRunner':
+        run_config.watch_run(cfg)
     if process_rank() == 0:
         for split in splits:
             if cfg.get(f'{split}_dataloader'):

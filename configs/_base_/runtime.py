@@ -12,7 +12,7 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
-custom_hooks = [dict(type='CheckWeightsHook'), dict(type='ProgressBarHook'), dict(type='RunSummaryHook')]
+custom_hooks = [dict(type='CheckWeightsHook')]  # tools/train.py adds those of its screen
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -4,4 +4,6 @@ from convnext_dense.hooks.progress import ProgressBarHook
 from convnext_dense.hooks.summary import RunSummaryHook
 from convnext_dense.hooks.weights import CheckWeightsHook
 
-__all__ = ['CheckWeightsHook', 'ProgressBarHook', 'RunSummaryHook']
+__all__ = ['RUN_HOOKS', 'CheckWeightsHook', 'ProgressBarHook', 'RunSummaryHook']
+
+RUN_HOOKS = ('CheckWeightsHook', 'ProgressBarHook', 'RunSummaryHook')  # of every run of the tools

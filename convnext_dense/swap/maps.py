@@ -1,6 +1,6 @@
 """A backbone's config goes in, the maps that it gives come out, and the ConvNeXt stages that can take their place."""
 
-import warnings
+import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,10 +8,12 @@ import torch
 from mmengine.registry import MODELS
 
 from convnext_dense.errors import UserError
-from convnext_dense.variants import channels
+from convnext_dense.swap.changes import kind
+from convnext_dense.variants import VARIANTS, channels
 
 SIDE = 256  # pixels of the image that a backbone is tried on
 STRIDES = (4, 8, 16, 32)
+MMPRETRAIN_CONVNEXT = 'mmpretrain.ConvNeXt'
 
 
 class Map(NamedTuple):
@@ -30,19 +32,18 @@ def backbone_maps(cfg: Mapping) -> list[Map]:
     Raises:
         UserError: It cannot be built or run.
     """
-    if cfg['type'].rpartition('.')[2] == 'ConvNeXt':
-        # mmpretrain's too, which need not be there
-        indices = cfg.get('out_indices', range(4))
-        return [Map(channels(cfg.get('arch', 'tiny'))[index], STRIDES[index]) for index in indices]
+    if kind(cfg) == MMPRETRAIN_CONVNEXT and cfg.get('arch', 'tiny') in VARIANTS:  # mmpretrain need not be there
+        indices = cfg.get('out_indices', -1)
+        places = [place % len(STRIDES) for place in ([indices] if isinstance(indices, int) else indices)]
+        return [Map(channels(cfg.get('arch', 'tiny'))[place], STRIDES[place]) for place in places]
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            backbone = MODELS.build(cfg)
+        with torch.no_grad():
+            backbone = MODELS.build(copy.deepcopy(cfg))
             backbone.eval()  # which returns nothing in some of upstream's
             outputs = backbone(torch.zeros(1, 3, SIDE, SIDE))
     except Exception as error:  # of any backbone that there is
         raise UserError(
-            f'The backbone {cfg["type"]} does not run ({type(error).__name__}: {error}), and what the neck and the '
+            f'The backbone {kind(cfg)} does not run ({type(error).__name__}: {error}), and what the neck and the '
             'heads expect of it is unknown. Install what it needs, or swap the backbone of another config.'
         ) from error
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs

@@ -20,10 +20,17 @@ TIMM = {  # V1 in sizes that only timm trained
 
 
 class Recipe(NamedTuple):
-    """Stochastic depth of the last block, and the factor from a layer's learning rate to the one below."""
+    """How a size is trained.
+
+    Attributes:
+        drop_path_rate: Stochastic depth of the last block.
+        decay_rate: Factor from a layer's learning rate to that of the one below.
+        lr: Learning rate of the heads, for :data:`BATCH` images.
+    """
 
     drop_path_rate: float
     decay_rate: float
+    lr: float
 
 
 class Task(NamedTuple):
@@ -33,38 +40,38 @@ class Task(NamedTuple):
     recipes: dict[str, Recipe]  # size and data of the initial weights -> recipe
 
 
-OPTIMIZER = dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)  # where upstream has SGD
-BATCH = 16  # images for which the lr is
+OPTIMIZER = dict(type='AdamW', lr=None, betas=(0.9, 0.999), weight_decay=0.05)
+BATCH = 16
 
 TASKS = {
     'mmdet': Task(
         'ConvNeXtLayerDecay',
         {
-            'tiny_1k': Recipe(0.4, 0.7),
-            'small_1k': Recipe(0.6, 0.7),
-            'base_1k': Recipe(0.7, 0.8),
-            'base_22k': Recipe(0.6, 0.8),
-            'large_22k': Recipe(0.7, 0.7),
-            'xlarge_22k': Recipe(0.8, 0.7),
-            'v2_tiny_1k': Recipe(0.2, 0.95),
-            'v2_base_1k': Recipe(0.4, 0.95),
-            'v2_large_1k': Recipe(0.5, 0.95),
-            'v2_huge_1k': Recipe(0.5, 0.95),
+            'tiny_1k': Recipe(0.4, 0.7, 2e-4),
+            'small_1k': Recipe(0.6, 0.7, 2e-4),
+            'base_1k': Recipe(0.7, 0.8, 2e-4),
+            'base_22k': Recipe(0.6, 0.8, 1e-4),
+            'large_22k': Recipe(0.7, 0.7, 1e-4),
+            'xlarge_22k': Recipe(0.8, 0.7, 1e-4),
+            'v2_tiny_1k': Recipe(0.2, 0.95, 1e-4),
+            'v2_base_1k': Recipe(0.4, 0.95, 1e-4),
+            'v2_large_1k': Recipe(0.5, 0.95, 1e-4),
+            'v2_huge_1k': Recipe(0.5, 0.95, 1e-4),
         },
     ),
     'mmseg': Task(
         'ConvNeXtStageDecay',
         {
-            'tiny_1k': Recipe(0.4, 0.9),
-            'small_1k': Recipe(0.3, 0.9),
-            'base_1k': Recipe(0.4, 0.9),
-            'base_22k': Recipe(0.4, 0.9),
-            'large_22k': Recipe(0.4, 0.9),
-            'xlarge_22k': Recipe(0.4, 0.9),
-            'v2_tiny_1k': Recipe(0.2, 0.9),
-            'v2_base_1k': Recipe(0.3, 0.9),
-            'v2_large_1k': Recipe(0.4, 0.9),
-            'v2_huge_1k': Recipe(0.4, 0.9),
+            'tiny_1k': Recipe(0.4, 0.9, 1e-4),
+            'small_1k': Recipe(0.3, 0.9, 1e-4),
+            'base_1k': Recipe(0.4, 0.9, 1e-4),
+            'base_22k': Recipe(0.4, 0.9, 1e-4),
+            'large_22k': Recipe(0.4, 0.9, 1e-4),
+            'xlarge_22k': Recipe(0.4, 0.9, 8e-5),
+            'v2_tiny_1k': Recipe(0.2, 0.9, 1e-4),
+            'v2_base_1k': Recipe(0.3, 0.9, 1e-4),
+            'v2_large_1k': Recipe(0.4, 0.9, 1e-4),
+            'v2_huge_1k': Recipe(0.4, 0.9, 1e-4),
         },
     ),
 }
@@ -108,7 +115,7 @@ def find_recipe(scope: str, arch: str, in22k: bool, v2: bool) -> Recipe:
     """Return the recipe of a size, or that of the nearest size with one.
 
     >>> find_recipe('mmdet', 'base', in22k=True, v2=False)
-    Recipe(drop_path_rate=0.6, decay_rate=0.8)
+    Recipe(drop_path_rate=0.6, decay_rate=0.8, lr=0.0001)
     >>> find_recipe('mmdet', 'atto', in22k=False, v2=False) == find_recipe('mmdet', 'tiny', in22k=False, v2=False)
     True
     """

@@ -1,0 +1,17 @@
+"""RetinaNet, ConvNeXt-T, ImageNet-1k, COCO, 12 epochs (unpublished).
+
+Command: torchrun --nproc_per_node 8 tools/train.py configs/det/retinanet_convnext_t_coco.py
+Expected: not published.
+Initial weights: convnext://tiny_1k, MIT.
+Note: schedule and lr of PVT's RetinaNet (arXiv 2102.12122, Section 5.2), weight decay and decay rate of ConvNeXt-T's
+    Mask R-CNN; drop path of Swin-T's 12 epochs (arXiv 2103.14030, Section A2.2).
+"""
+
+_base_ = ['_base_/retinanet.py']
+
+from convnext_dense.variants import channels
+
+arch = 'tiny'
+weights = dict(type='Pretrained', checkpoint='convnext://tiny_1k')
+model = dict(backbone=dict(arch=arch, drop_path_rate=0.2, init_cfg=weights), neck=dict(in_channels=channels(arch)[1:]))
+optim_wrapper = dict(type='AmpOptimWrapper', paramwise_cfg=dict(decay_rate=0.95))
