@@ -1,5 +1,6 @@
 # make train   from a fresh clone to a trained Cascade Mask R-CNN
 # make test    the fast tests;  make test-slow  all of them;  make lint  ruff
+# make matrix  the fast tests on other versions of Python and of the packages; docs/versions.md
 #
 # The first use makes .venv and installs the pinned set of constraints.txt. To use an environment of your own:
 #   pip install -e '.[mm,dev]'   and then   make train PYTHON=python
@@ -14,7 +15,7 @@ ifeq ($(PYTHON),$(VENV)/bin/python)
 INSTALLED := $(VENV)/installed
 endif
 
-.PHONY: train test test-slow lint
+.PHONY: train test test-slow matrix lint
 train: $(INSTALLED)
 	$(PYTHON) tools/train.py configs/det/cascade_convnext_atto_shapes.py
 
@@ -23,6 +24,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(PYTHON) -m pytest -m 'slow or not slow'
+
+matrix: $(INSTALLED)
+	$(PYTHON) tools/matrix.py
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .

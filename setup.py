@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+?)'", (ROOT / 'convnext_dense/__init__.py').read_text())[1]
 
+PYTHONS = ('3.10', '3.11', '3.12', '3.13')  # with which the tests are run; docs/versions.md
+
 # The OpenMMLab libraries stand in an extra: a user's own (compiled) mmcv, mmdet or mmsegmentation is left alone.
 OPENMMLAB = [
     'mmcv-lite>=2.1,<2.2',
@@ -18,7 +20,7 @@ OPENMMLAB = [
     'ftfy',
     'regex',
 ]
-DEVELOPMENT = ['timm>=1.0', 'transformers>=5', 'pytest>=8', 'ruff', 'pre-commit']
+DEVELOPMENT = ['timm>=1.0.3', 'transformers>=5', 'pytest>=8', 'ruff', 'pre-commit']
 
 setup(
     name='convnext-dense',
@@ -29,11 +31,12 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['convnext_dense', 'convnext_dense.*']),
     python_requires='>=3.10',
+    classifiers=[f'Programming Language :: Python :: {version}' for version in PYTHONS],
     install_requires=[
         'torch>=2.4',
         'torchvision>=0.19',
         'mmengine>=0.10.7',
-        'numpy',
+        'numpy>=1.26',
         'matplotlib',
         'packaging',
         'pillow',

@@ -89,6 +89,12 @@ def run_backbone(device: str = 'cpu') -> None:
     sum(feature_map.mean() for feature_map in ConvNeXt('atto').to(device)(image)).backward()
 
 
+def import_rooms() -> None:
+    """Import what ``import convnext_dense`` would have, were it not for the doctor."""
+    for room in ('data', 'heads', 'hooks', 'runs', 'tta'):
+        import_module(f'convnext_dense.{room}')
+
+
 # In the order of what needs what
 TRIALS = (
     Trial('PyTorch', 'torch', partial(import_module, 'torch')),
@@ -96,7 +102,7 @@ TRIALS = (
     Trial('OpenCV', 'cv2', partial(import_module, 'cv2')),
     Trial('COCO metrics', 'pycocotools', partial(import_module, 'pycocotools.mask')),
     Trial('the backbone', 'mmengine', run_backbone, needs=('torch', 'cv2')),
-    Trial('training and testing', 'convnext_dense', partial(import_module, 'convnext_dense.runs'), needs=('mmengine',)),
+    Trial('training and testing', 'convnext_dense', import_rooms, needs=('mmengine',)),
     Trial('the ops of mmcv', 'mmcv', partial(import_module, 'mmcv.ops'), needs=('torchvision', 'mmengine')),
     Trial('detectors', 'mmdet', partial(import_module, 'mmdet.apis'), needs=('mmcv', 'pycocotools')),
     Trial('segmentors', 'mmseg', partial(import_module, 'mmseg.apis'), needs=('mmcv',)),

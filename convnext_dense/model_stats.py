@@ -13,6 +13,8 @@ What is counted, for one image in inference:
   ``test_cfg`` allows (1000, so a cascade of three on 3000) and each mask head likewise (100). These are the numbers of
   MMDetection 2's ``forward_dummy``.
 - A segmentor runs without its auxiliary head, which only training needs.
+- Heads that read numbers out of tensors, as those of DINO and Mask2Former do, cannot run on the meta device: of them
+  the parameters alone are known.
 
 The published counts (of ConvNeXt, ConvNeXt V2 and Swin) come from MMDetection 2's and MMSegmentation 0's
 ``get_flops.py``, where hooks of mmcv look at modules of known types. Beside convolutions and linear layers they add one
@@ -31,7 +33,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -66,14 +68,15 @@ LAYERS = frozenset(
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters, multiply-adds and layer outputs of a model or a part of it."""
+    """Parameters, multiply-adds and layer outputs of a model or a part of it; None where they cannot be counted."""
 
     params: int = 0
-    macs: int = 0
-    activations: int = 0
+    macs: int | None = 0
+    activations: int | None = 0
 
     def __add__(self, other: 'Counts') -> 'Counts':
-        return Counts(self.params + other.params, self.macs + other.macs, self.activations + other.activations)
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Counts(*(None if None in pair else sum(pair) for pair in pairs))
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,16 @@ class ModelStats:
         size: Width and height of the image in pixels.
         parts: The counts of each of ``PARTS``.
         header: What the config promises; None where it has no header.
+        cfg: What the file resolves to.
+        uncounted: Why the heads have parameters alone; empty where all is counted.
     """
 
     config: Path
     size: tuple[int, int]
     parts: Mapping[str, Counts]
     header: Header | None = None
+    cfg: Config | None = None
+    uncounted: str = ''
 
     @property
     def total(self) -> Counts:
@@ -106,8 +113,8 @@ class ModelStats:
     @property
     def difference(self) -> float | None:
         """Our count against the published one, in percent."""
-        published = self.published_gflops
-        return None if published is None else 100 * (self.total.macs / 1e9 / published - 1)
+        published, macs = self.published_gflops, self.total.macs
+        return None if None in (published, macs) else 100 * (macs / 1e9 / published - 1)
 
 
 class LinspaceOnCPU(TorchFunctionMode):
@@ -136,6 +143,16 @@ class LayerOutputs(TorchDispatchMode):
         return outputs
 
 
+class SplitOps(TorchDispatchMode):
+    """Splits compound ops into those that ``FlopCounterMode`` knows; before PyTorch 2.5 it does not do so itself."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Run the parts of ``function``, or ``function`` if it has none."""
+        with self:
+            outputs = function.decompose(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {})) if outputs is NotImplemented else outputs
+
+
 def leaf_configs() -> list[Path]:
     """Return the package's own configs, detectors first.
 
@@ -156,7 +173,7 @@ def count_config(file: str | os.PathLike, size: Sequence[int] | None = None) -> 
         size: Width and height of the image in pixels; by default those of the published count, or of the test.
 
     Raises:
-        UserError: The config cannot be read or built, or its model is of a kind that cannot be counted; or it is one of
+        UserError: The config cannot be read or built, or its model has no backbone that can be counted; or it is one of
             this package's, and its header is wrong.
     """
     cfg = run_config.load_config(file)
@@ -167,8 +184,8 @@ def count_config(file: str | os.PathLike, size: Sequence[int] | None = None) -> 
     header = published_header(file)
     size = check_size(size) if size else default_size(cfg, header)
     with model_scope(cfg):
-        parts = count_model(build_on_meta(cfg.model), size)
-    return ModelStats(Path(file), size, parts, header)
+        parts, uncounted = count_model(build_on_meta(cfg.model), size)
+    return ModelStats(Path(file), size, parts, header, cfg, uncounted)
 
 
 def published_header(file: str | os.PathLike) -> Header | None:
@@ -273,15 +290,18 @@ def build(model_cfg: Mapping) -> nn.Module:
         return MODELS.build(model_cfg)
 
 
-def count_model(model: nn.Module, size: tuple[int, int]) -> dict[str, Counts]:
-    """Return the counts of each of ``PARTS`` of a detector or segmentor on the meta device.
+def count_model(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Counts], str]:
+    """Count each of ``PARTS`` of a detector or segmentor on the meta device.
 
     Args:
         model: A model of MMDetection or MMSegmentation, on meta.
         size: Width and height of the image in pixels.
 
+    Returns:
+        The counts of each part, and why the heads have parameters alone; empty where all is counted.
+
     Raises:
-        UserError: Its heads cannot run without an image.
+        UserError: It has no backbone, or one that does not run.
     """
     model.eval()
     width, height = size
@@ -290,23 +310,25 @@ def count_model(model: nn.Module, size: tuple[int, int]) -> dict[str, Counts]:
         raise UserError(f'{name} has no backbone: only detectors and segmentors with a backbone and heads are counted.')
     image = torch.empty(1, 3, height, width, device='meta')
     neck = model.neck if model.with_neck else None
+    parts, uncounted = {'neck': Counts()}, ''
     try:
-        maps, counts = count_call(model.backbone, image)
-        parts = {'backbone': counts, 'neck': Counts()}
+        maps, parts['backbone'] = count_call(model.backbone, image)
         if neck is not None:
             maps, parts['neck'] = count_call(neck, maps)
-        run_heads = run_roi_heads if hasattr(model, 'roi_head') else run_dense_heads
-        parts['heads'] = count_call(run_heads, model, image, maps)[1]
-    except UserError:
-        raise
     except runs.BUILD_ERRORS as error:
         raise UserError(
-            f'{name} cannot be counted: it does not run on tensors without values ({type(error).__name__}: {error}). '
-            f'Counted are segmentors, single-stage detectors and two-stage detectors with {" or ".join(ROI_HEADS)}.'
+            f'{name} cannot be counted: it does not run on tensors without values ({type(error).__name__}: {error}).'
         ) from error
+    run_heads = run_roi_heads if hasattr(model, 'roi_head') else run_dense_heads
+    try:
+        parts['heads'] = count_call(run_heads, model, image, maps)[1]
+    except runs.BUILD_ERRORS as error:
+        parts['heads'] = Counts(macs=None, activations=None)
+        reason = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+        uncounted = f'of the heads of {name} only the parameters are counted: they do not run without values ({reason})'
     params = {'backbone': num_params(model.backbone), 'neck': num_params(neck) if neck is not None else 0}
     params['heads'] = num_params(model) - sum(params.values())
-    return {part: parts[part] + Counts(params=params[part]) for part in PARTS}
+    return {part: parts[part] + Counts(params=params[part]) for part in PARTS}, uncounted
 
 
 def num_params(module: nn.Module) -> int:
@@ -316,7 +338,7 @@ def num_params(module: nn.Module) -> int:
 
 def count_call(call: Callable, *inputs) -> tuple[object, Counts]:
     """Run ``call`` on meta tensors; return its outputs and what it did."""
-    with torch.inference_mode(), FlopCounterMode(display=False) as flops, LayerOutputs() as layers:
+    with torch.inference_mode(), FlopCounterMode(display=False) as flops, SplitOps(), LayerOutputs() as layers:
         outputs = call(*inputs)
     return outputs, Counts(macs=flops.get_total_flops() // 2, activations=layers.num_elements)
 

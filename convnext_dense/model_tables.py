@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from convnext_dense import runs
 from convnext_dense.errors import UserError
 from convnext_dense.measurement import Measurement, measure_config
 from convnext_dense.model_stats import CONFIGS, ModelStats, count_config, leaf_configs
@@ -31,6 +32,7 @@ TITLE = """# Model statistics
 
 Made by `python tools/model_stats.py`, for one image in inference; `docs/model_zoo.md` tells how it counts. GFLOPs are
 10^9 multiply-adds, activations the outputs of convolutions and linear layers. The difference is that of the GFLOPs.
+Heads that cannot run without values have parameters alone.
 """
 
 
@@ -56,6 +58,7 @@ def describe_models(
     rows = []
     for config in configs or leaf_configs():
         stats = count_config(config, size)
+        runs.tell(*([f'{short_name(stats.config)}: {stats.uncounted}'] if stats.uncounted else []))
         rows += table_rows(stats, measure_config(config, stats.size) if measure else None)
     if out is not None:
         try:
@@ -75,10 +78,10 @@ def table_rows(stats: ModelStats, measurement: Measurement | None = None) -> lis
             'part': part,
             'params (M)': round(counts.params / 1e6, 2),
             'published params (M)': None,
-            'GFLOPs': round(counts.macs / 1e9, 2),
+            'GFLOPs': None if counts.macs is None else round(counts.macs / 1e9, 2),
             'published GFLOPs': None,
             'difference (%)': None,
-            'activations (M)': round(counts.activations / 1e6, 2),
+            'activations (M)': None if counts.activations is None else round(counts.activations / 1e6, 2),
         }
         if part == 'total':
             params = stats.header.params if stats.header else None

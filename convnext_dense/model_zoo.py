@@ -4,11 +4,9 @@ Settings come from the resolved config, published figures from its header, param
 it ``docs/model_stats.md`` splits the counts; ``python tools/model_stats.py --out docs/model_stats.md`` writes the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-
-from mmengine.config import Config
 
 from convnext_dense import run_config
 from convnext_dense.config_header import Header, read_header
@@ -19,20 +17,25 @@ FOLDER = CONFIGS.parent / 'docs'
 SECTIONS = {
     'det': 'Detection and instance segmentation on COCO',
     'seg': 'Semantic segmentation on ADE20K',
+    'modern': "Modern heads: detectors on COCO, Mask2Former's segmentor on ADE20K",
     'drawn': 'Drawn data',
 }
+OF_THE_PAPERS = ('Cascade Mask R-CNN', 'Mask R-CNN', 'UperNet', 'Linear probe')  # of ConvNeXt, V2 and DINOv3
 DECAYS = {'ConvNeXtLayerDecay': 'by layer', 'ConvNeXtStageDecay': 'by stage'}
 HEAD = """# Model zoo
 
 Made from the configs by `python tools/model_zoo.py`; `--check` tells whether it is up to date. Results on COCO and
-ADE20K are those of the papers: **none of these rows was trained here**. Parameters (millions) and GFLOPs
-(multiply-adds) are counted here, the published counts stand in brackets. A method's rows are in order of parameters.
+ADE20K are those of the papers and repositories in the second column: **none of these rows was trained here**.
+Parameters (millions) and GFLOPs (multiply-adds) are counted here, the published counts stand in brackets. A method's
+rows are in order of parameters.
 """
 COUNTING = """## How parameters and GFLOPs are counted
 
 One image in inference, at the size in the table. A GFLOP is 10^9 multiply-adds of convolutions, linear layers and
 matrix products, attention's among them. A two-stage detector counts its RPN on all maps, each box head on 1000 RoIs
 and each mask head on 100, whatever the image; a segmentor counts without its auxiliary head, whose parameters count.
+Counting runs on tensors without values. The heads of DINO and Mask2Former read sizes and offsets out of tensors, so
+that their GFLOPs are unknown here (-).
 
 The published figures come from MMDetection 2's and MMSegmentation 0's `get_flops.py`, where hooks look at modules of
 known types:
@@ -81,10 +84,10 @@ def describe_zoo(counted: Sequence[ModelStats]) -> str:
     """Return the text of the page of models."""
     tables = {section: [] for section in SECTIONS}
     for stats in counted:
-        header, cfg = read_header(stats.config), run_config.load_config(stats.config)
+        header = read_header(stats.config)
         method = header.title.split(',')[0]
-        row = describe_row(header, cfg, stats)
-        tables[section_of(stats.config, cfg)].append(((method, stats.total.params, stats.config.stem), row))
+        row = describe_row(header, stats)
+        tables[section_of(method, stats)].append(((method, stats.total.params, stats.config.stem), row))
     blocks = [HEAD]
     for section, keyed in tables.items():
         rows = [row for _, row in sorted(keyed, key=itemgetter(0))]
@@ -93,28 +96,28 @@ def describe_zoo(counted: Sequence[ModelStats]) -> str:
     return '\n'.join([*blocks, COUNTING])
 
 
-def section_of(file: Path, cfg: Config) -> str:
-    """Return the section of a config: that of drawn data, or that of its folder."""
-    types = [str(node.get('type')) for node in run_config.walk(cfg.get('test_dataloader') or {})]
-    return 'drawn' if any(name.startswith('Shapes') for name in types) else file.parent.name
+def section_of(method: str, stats: ModelStats) -> str:
+    """Return the section of a config: that of drawn data, of other heads than the papers', or of its folder."""
+    types = [str(node.get('type')) for node in run_config.walk(stats.cfg.get('test_dataloader') or {})]
+    if any(name.startswith('Shapes') for name in types):
+        return 'drawn'
+    return stats.config.parent.name if method in OF_THE_PAPERS else 'modern'
 
 
-def describe_row(header: Header, cfg: Config, stats: ModelStats) -> dict[str, str]:
+def describe_row(header: Header, stats: ModelStats) -> dict[str, str]:
     """Return the cells of a config's row by their column."""
-    wrapper = cfg.get('optim_wrapper') or {}
-    decay = DECAYS.get(wrapper.get('constructor'))
-    rate = (wrapper.get('paramwise_cfg') or {}).get('decay_rate', 1.0) if decay else 1.0
-    drop_path = cfg.model.backbone.get('drop_path_rate')
-    name = stats.config.stem
+    wrapper = stats.cfg.get('optim_wrapper') or {}
+    drop_path = stats.cfg.model.backbone.get('drop_path_rate')
+    name, macs = stats.config.stem, stats.total.macs
     return {
         'config': f'[{name}](../configs/{stats.config.parent.name}/{name}.py)',
         'model': header.title,
         'result': describe_result(header),
         'input': '{}x{}'.format(*stats.size),
         'params': with_published(f'{stats.total.params / 1e6:.1f}', header.params),
-        'GFLOPs': with_published(f'{stats.total.macs / 1e9:.1f}', header.gflops),
+        'GFLOPs': with_published('-' if macs is None else f'{macs / 1e9:.1f}', header.gflops),
         'lr': short_rate(wrapper['optimizer']['lr']),
-        'decay': f'{rate:g} {decay}' if rate != 1 else '-',
+        'decay': describe_decay(wrapper),
         'drop path': '-' if drop_path is None else f'{drop_path:g}',
         'AMP': 'yes' if wrapper.get('type') == 'AmpOptimWrapper' else 'no',
         'command': f'`{header.command}`',
@@ -122,6 +125,23 @@ def describe_row(header: Header, cfg: Config, stats: ModelStats) -> dict[str, st
         'licence': header.licence or '-',
         'note': header.note.removesuffix('.'),
     }
+
+
+def describe_decay(wrapper: Mapping) -> str:
+    """Return how the learning rates of a backbone differ from those of the heads.
+
+    >>> describe_decay(dict(constructor='ConvNeXtLayerDecay', paramwise_cfg=dict(decay_rate=0.8)))
+    '0.8 by layer'
+    >>> describe_decay(dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1)))))
+    '0.1 for all'
+    """
+    paramwise = wrapper.get('paramwise_cfg') or {}
+    decay = DECAYS.get(wrapper.get('constructor'))
+    if decay:
+        rate = paramwise.get('decay_rate', 1.0)
+    else:
+        rate, decay = (paramwise.get('custom_keys') or {}).get('backbone', {}).get('lr_mult', 1.0), 'for all'
+    return f'{rate:g} {decay}' if rate != 1 else '-'
 
 
 def describe_result(header: Header) -> str:

@@ -8,6 +8,7 @@ from functools import cache, partial
 import pytest
 import torch
 
+from convnext_dense.stack.checkpoint_loading import SAFE_TORCH
 from convnext_dense.stack.quiet import WARNINGS
 
 
@@ -17,6 +18,8 @@ def pytest_configure(config):
         message = warned.message.replace(':', '.')  # a colon separates the fields of pytest's filter
         line = f'ignore:{message}:{warned.category.__name__}:{warned.module}'
         config.addinivalue_line('filterwarnings', line)
+    if torch.__version__ < SAFE_TORCH:  # every test that downloads a .pth file would fail
+        config.addinivalue_line('filterwarnings', 'ignore:PyTorch .* can be attacked by a .pth file:UserWarning')
 
 
 @pytest.fixture(autouse=True)

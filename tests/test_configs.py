@@ -1,6 +1,7 @@
 """The leaf configs: short, with a header that tells the truth, and models that fit together."""
 
 import ast
+import math
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from convnext_dense import config_header
 from convnext_dense.model_stats import build_on_meta
-from convnext_dense.run_config import load_config
+from convnext_dense.run_config import load_config, walk
 from convnext_dense.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +98,8 @@ def test_unpublished_results_are_explained(leaf):
 
 def test_leaf_builds_with_the_published_number_of_parameters(leaf):
     cfg = Config.fromfile(leaf)
-    assert cfg.custom_imports.imports == ['convnext_dense']
+    borrows = any(str(node.get('type')).startswith('mmdet.') for node in walk(cfg.model))  # parts of MMDetection
+    assert cfg.custom_imports.imports == [*['mmdet.models'] * borrows, 'convnext_dense']
     model = build_at_no_cost(cfg)
     published = re.search(r'(\d+) M parameters', read_header(leaf)['Expected'])
     if published:
@@ -106,17 +108,36 @@ def test_leaf_builds_with_the_published_number_of_parameters(leaf):
         assert model.backbone.dims == VARIANTS[cfg.model.backbone.arch].dims
 
 
+# of the maps that a neck puts out, in pixels
+STRIDES = {
+    **dict.fromkeys(('MaskRCNN', 'CascadeRCNN', 'FasterRCNN'), (4, 8, 16, 32, 64)),
+    'RetinaNet': (8, 16, 32, 64, 128),
+    'DINO': (8, 16, 32, 64),
+    'RTMDet': (8, 16, 32),
+}
+
+
 def test_maps_of_the_full_size_fit_the_heads(leaf):
+    """DINO's transformer, which reads sizes out of tensors, and that of Mask2Former run in test_config_steps.py."""
     cfg = Config.fromfile(leaf)
-    model = build_at_no_cost(cfg).eval()
-    image = torch.zeros(1, 3, 64, 96, device='meta')
-    maps = model.extract_feat(image)
-    if cfg.default_scope == 'mmdet':
-        assert [tuple(m.shape[1:]) for m in maps[:4]] == [
-            (cfg.model.neck.out_channels, 64 // stride, 96 // stride) for stride in (4, 8, 16, 32)
+    model, kind = build_at_no_cost(cfg).eval(), cfg.model.type
+    maps = model.extract_feat(torch.zeros(1, 3, 64, 96, device='meta'))
+    if model.with_neck:
+        width = 64 if leaf.stem.endswith('_shapes') else 256
+        assert [tuple(m.shape[1:]) for m in maps] == [
+            (width, math.ceil(64 / stride), math.ceil(96 / stride)) for stride in STRIDES[kind]
         ]
+    if hasattr(model, 'rpn_head'):
         model.rpn_head(maps)
-    else:
+    elif kind in ('RetinaNet', 'RTMDet'):
+        scores, _ = model.bbox_head(maps)
+        anchors = 9 if kind == 'RetinaNet' else 1
+        assert [s.shape[1:] for s in scores] == [(80 * anchors, *m.shape[2:]) for m in maps]
+    elif 'Mask2FormerHead' in str(cfg.model):
+        decoder = (model.panoptic_head if kind == 'Mask2Former' else model.decode_head).pixel_decoder
+        for layer, m in zip([*decoder.input_convs, *decoder.lateral_convs], reversed(maps), strict=True):
+            assert layer(m).shape == (1, 256, *m.shape[2:])
+    elif kind == 'EncoderDecoder':
         scores = model.decode_head(maps)
         assert scores.shape[1] == cfg.model.decode_head.num_classes
         if model.with_auxiliary_head:
@@ -129,6 +150,8 @@ def test_maps_of_the_full_size_fit_the_heads(leaf):
         'det/cascade_convnext_atto_shapes',
         'det/cascade_swin_t_coco',
         'det/mask_rcnn_convnextv2_b_lsj_coco',
+        'det/rtmdet_convnext_b_in22k_coco',
+        'seg/mask2former_convnext_b_in22k_ade20k',
         'seg/upernet_convnextv2_h_in22k_ade20k',
         'seg/linear_convnext_t_dinov3_ade20k',
         'seg/upernet_swin_b_in22k_ade20k',
@@ -136,11 +159,11 @@ def test_maps_of_the_full_size_fit_the_heads(leaf):
 )
 def test_leaf_survives_a_dump(name, tmp_path):
     cfg = load_config(ROOT / f'configs/{name}.py')
-    assert 'channels' not in cfg  # MMEngine drops what a config imports
+    assert not {'channels', 'resolve_variant', 'scales_of'} & {*cfg}  # MMEngine drops what a config imports or defines
     cfg.dump(tmp_path / 'dumped.py')
     dumped = Config.fromfile(tmp_path / 'dumped.py')
     for key in ('model', 'train_dataloader', 'optim_wrapper', 'tta_pipeline'):
-        assert dumped[key] == cfg[key]
+        assert dumped.get(key) == cfg.get(key)
 
 
 def find_mmdet_config(name: str) -> Path:

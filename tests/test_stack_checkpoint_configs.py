@@ -48,10 +48,10 @@ def test_no_runner_runs_a_config_to_resume(runner, trap, monkeypatch):
         strategy = Loop()
 
         def __init__(self):
-            self.strategy.resume = lambda *_, **__: torch.load(file)
+            self.strategy.resume = lambda *_, **__: torch.load(file, weights_only=True)
 
         def load_checkpoint(self, *_, **__):
-            return torch.load(file)
+            return torch.load(file, weights_only=True)
 
     with pytest.raises(UserError, match=r"holds a config as meta\['config'\], which is Python and can run any code"):
         Resuming().resume(file)

@@ -113,8 +113,11 @@ def test_the_warning_that_overrides_filters_is_dropped_alone():
 
 
 def test_the_printed_lines_about_onedl_are_dropped_alone(capsys):
-    with pytest.raises(ImportError), quiet.without_onedl_lines():
+    def import_fork():
         print('Could not import OneDL. Skipping OneDL datasets.')
         print('something else')
         raise ImportError
+
+    with pytest.raises(ImportError), quiet.without_onedl_lines():
+        import_fork()
     assert capsys.readouterr().out == 'something else\n'

@@ -304,7 +304,7 @@ def test_probabilities_are_averaged_over_whole_images(shapes):
             total += scores[0].softmax(dim=0)
     torch.testing.assert_close(sample.seg_logits.data, total / 6, rtol=1e-3, atol=1e-5)
     assert torch.equal(sample.pred_sem_seg.data[0], sample.seg_logits.data.argmax(dim=0))
-    assert len(sample.pred_sem_seg.data.unique()) > 2
+    assert len(sample.pred_sem_seg.data.unique()) > 1
     assert sample.gt_sem_seg.shape == (height, width)
 
 

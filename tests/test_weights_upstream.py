@@ -666,7 +666,7 @@ def test_every_process_gets_the_same_weights(tmp_path, serve):
         assert 'missing.pth cannot be fetched (File not found)' in seen['failed']  # and nobody waits for ever
         assert seen['init_weights'] == seen['load_from'] == []
     for name in ('init_weights', 'load_from'):
-        loaded = torch.load(tmp_path / f'{name}.pth')
+        loaded = torch.load(tmp_path / f'{name}.pth', weights_only=True)
         assert all(torch.equal(loaded[f'module.backbone.{key}'], value) for key, value in source.items())
     assert requests.count('/convnext.pth') == 1
 

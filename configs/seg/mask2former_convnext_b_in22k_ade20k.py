@@ -1,4 +1,4 @@
-"""Mask2Former, ConvNeXt-B, ImageNet-22k, ADE20K, 160,000 iterations (unpublished).
+"""Mask2Former, ConvNeXt-B, ImageNet-22k, ADE20K, 160k iterations (unpublished).
 
 Command: torchrun --nproc_per_node 8 tools/train.py configs/seg/mask2former_convnext_b_in22k_ade20k.py
 Expected: not published.

@@ -1,4 +1,4 @@
-"""Mask2Former, ConvNeXt-T, ImageNet-1k, ADE20K, 160,000 iterations (unpublished).
+"""Mask2Former, ConvNeXt-T, ImageNet-1k, ADE20K, 160k iterations (unpublished).
 
 Command: torchrun --nproc_per_node 8 tools/train.py configs/seg/mask2former_convnext_t_ade20k.py
 Expected: not published.

@@ -15,7 +15,8 @@ from convnext_dense.data.shapes import LABELS, SHAPES, SIDE_RANGE, Instance, Sce
 
 VOID = 255
 MIN_AREA = 20  # pixels of a mask
-STEP = 1000  # from a drawing without objects to the one in its place
+MIN_OBJECTS = 2  # CrowdDet learns from pairs
+STEP = 1000  # from a drawing with fewer objects to the one in its place
 NUM_STUFF = len(LABELS) - len(SHAPES)  # the backgrounds, which come first
 
 
@@ -26,7 +27,7 @@ def draw_batch(
 
     Args:
         scope: 'mmdet' or 'mmseg'.
-        indices: Of the drawings; there is at least one object in each.
+        indices: Of the drawings; there are at least two objects in each.
         side: Height and width of the images in pixels.
         num_classes: Of a detector's objects (those of the background follow them in its label map), or all of a
             segmentor's; those of the drawings by default. Where there are fewer, several kinds of things share one.
@@ -46,12 +47,12 @@ def draw_batch(
 
 
 def draw_objects(index: int, side: int) -> Scene:
-    """Draw a square picture in which objects can be seen."""
+    """Draw a square picture in which several objects can be seen."""
     scene = draw_scene(0, 'train', index, size=math.ceil(side / SIDE_RANGE[0]))
     square = np.s_[:side, :side]
     cut = [Instance(item.category, item.mask[square]) for item in scene.instances if not item.iscrowd]
     visible = tuple(item for item in cut if item.mask.sum() >= MIN_AREA)
-    if not visible:
+    if len(visible) < MIN_OBJECTS:
         return draw_objects(index + STEP, side)
     return Scene(scene.image[square], scene.label_map[square], visible)
 

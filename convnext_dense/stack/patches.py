@@ -182,6 +182,15 @@ PATCHES = (
         apply=upstream_heads.paste_masks_anywhere,
     ),
     Patch(
+        name='checkpoints of DDQ',
+        packages=('mmdet', 'onedl-mmdetection'),
+        versions='',
+        module='mmdet.models.detectors.ddq_detr',
+        link='https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/models/detectors/ddq_detr.py',
+        why='a trained model has parameters under more names than a built one, so that its checkpoint does not fit',
+        apply=upstream_heads.tie_branches_when_built,
+    ),
+    Patch(
         name='DMNet and channels-last maps',
         packages=('mmsegmentation', 'onedl-mmsegmentation'),
         versions='',

@@ -1,10 +1,13 @@
 """Cures for heads of MMDetection and MMSegmentation; :mod:`~convnext_dense.stack.patches` says of which defects."""
 
+from __future__ import annotations
+
 import functools
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # preparing the stack imports none of it
+    from torch import Tensor, nn
 
 
 def paste_masks_anywhere(module: ModuleType) -> None:
@@ -30,7 +33,29 @@ def take_maps_of_any_layout(module: ModuleType) -> None:
     forward = module.DCM.forward
 
     @functools.wraps(forward)
-    def forward_contiguous(self: torch.nn.Module, x: Tensor) -> Tensor:
+    def forward_contiguous(self: nn.Module, x: Tensor) -> Tensor:
         return forward(self, x.contiguous())
 
     module.DCM.forward = forward_contiguous
+
+
+def tie_branches_when_built(module: ModuleType) -> None:
+    """Give DDQ's decoder the head's auxiliary branches when the model is built, not in its first training step."""
+    detector = module.DDQDETR
+    build, init_weights = detector.__init__, detector.init_weights
+
+    def tie(model: nn.Module) -> None:
+        model.decoder.aux_reg_branches = model.bbox_head.aux_reg_branches
+
+    @functools.wraps(build)
+    def build_tied(self: nn.Module, *args, **kwargs) -> None:
+        build(self, *args, **kwargs)
+        tie(self)
+
+    @functools.wraps(init_weights)
+    def init_untied(self: nn.Module) -> None:
+        del self.decoder.aux_reg_branches  # the decoder's initial weights are other ones
+        init_weights(self)
+        tie(self)
+
+    detector.__init__, detector.init_weights = build_tied, init_untied

@@ -1,13 +1,13 @@
 """An upstream model and its backbone's maps go in; what its neck or heads must change for ConvNeXt's maps comes out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
 from convnext_dense.errors import UserError
 from convnext_dense.swap.changes import Changes, Path, at, dotted, kind
-from convnext_dense.swap.maps import Map
+from convnext_dense.swap.maps import Map, backbone_maps, stages_for
 
 CHANNEL_KEYS = ('in_channels', 'c1_in_channels')  # of necks and heads, for maps that come from the backbone
 GENERATE_HEAD = 'kernel_generate_head'  # K-Net's head within a head, which sees the backbone's maps
@@ -15,6 +15,13 @@ TIED_HEADS = ('rpn_head', 'roi_head', 'bbox_head')  # made for one stride; the o
 PASSES_MAPS = ('JPU',)  # necks that give the backbone's maps to the auxiliary head
 FIXED_PLACES = ('NASFCOS_FPN',)  # necks that look for maps at places of their own, whatever start_level says
 NORMALIZATION = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)  # of all weights
+
+
+class Pair(NamedTuple):
+    """A map of the old backbone, and ConvNeXt's stage in its place; None where nothing looks at it."""
+
+    old: Map
+    stage: int | None
 
 
 def find_backbone(model: Mapping, path: Path = ('model',)) -> Path:
@@ -37,7 +44,7 @@ def find_backbone(model: Mapping, path: Path = ('model',)) -> Path:
 def backbone_owners(node: Any, path: Path) -> Iterator[Path]:
     """Yield the paths of all dicts with a backbone."""
     if isinstance(node, Mapping):
-        if isinstance(node.get('backbone'), Mapping):
+        if isinstance(node.get('backbone'), Mapping) and 'type' in node['backbone']:
             yield path
         children = [(key, child) for key, child in node.items() if key != 'backbone']
     else:
@@ -46,57 +53,56 @@ def backbone_owners(node: Any, path: Path) -> Iterator[Path]:
         yield from backbone_owners(child, (*path, key))
 
 
-def used_maps(owner: Mapping, num_maps: int) -> list[int]:
-    """Return the places of the backbone's maps that neck or heads look at.
+def pair_maps(owner: Mapping) -> list[Pair]:
+    """Return the maps of a model's backbone with what takes their place.
 
     A map that nothing looks at is left out: its norm would get no gradient, and training on several GPUs would stop.
+
+    Args:
+        owner: The model that has the backbone, in the current default scope.
+
+    Raises:
+        UserError: The backbone does not run, or its maps are no pyramid like ConvNeXt's.
     """
+    maps = backbone_maps(owner['backbone'])
+    stages, used = stages_for(maps, kind(owner['backbone'])), used_places(owner, len(maps))
+    return [Pair(maps[place], stages[place] if place in used else None) for place in range(len(maps))]
+
+
+def used_places(owner: Mapping, num_maps: int) -> set[int]:
+    """Return the places of the backbone's maps that neck or heads look at."""
     neck = first(owner.get('neck'))
     if neck:
         if isinstance(neck.get('in_channels'), int):
-            return [num_maps - 1]
-        return list(range(0 if kind(neck) in FIXED_PLACES else neck.get('start_level', 0), num_maps))
+            return {num_maps - 1}
+        return set(range(0 if kind(neck) in FIXED_PLACES else neck.get('start_level', 0), num_maps))
     used: set[int] = set()
     for _, head in channel_takers(owner):
         places = head.get('in_index', range(num_maps) if isinstance(head['in_channels'], (list, tuple)) else -1)
         used.update(place % num_maps for place in ([places] if isinstance(places, int) else places))
         used.update([0] if 'c1_in_channels' in head else [])
-    return sorted(used)
+    return used
 
 
-def channel_changes(owner: Mapping, path: Path, old: Sequence[Map], used: Sequence[int], new: Sequence[int]) -> Changes:
+def channel_changes(owner: Mapping, path: Path, pairs: Sequence[Pair], widths: Sequence[int]) -> Changes:
     """Return the channels that the neck takes, or where there is none, the heads; and where they find their maps.
-
-    A number is looked up among the old maps' channels; the order of a list may be any.
 
     Args:
         owner: The model that has the backbone.
         path: Where it is in the config.
-        old: The old backbone's maps.
-        used: The places of those that are used.
-        new: The channels of the maps in their place, one for each of ``used``.
+        pairs: The old maps and what takes their place.
+        widths: The channels of ConvNeXt's stages.
 
     Raises:
         UserError: Neck or heads take other channels than the backbone gives.
     """
-    widths = {old[place].channels: width for place, width in zip(used, new, strict=True)}
-    skipped = {old[place].channels for place in range(len(old)) if place not in used}
     changes = {}
     for taker, node in channel_takers(owner):
         for key in CHANNEL_KEYS:
-            if key not in node:
-                continue
-            given = node[key]
-            taken = [given] if isinstance(given, int) else [width for width in given if width not in skipped]
-            if unknown := [width for width in taken if width not in widths]:
-                raise UserError(
-                    f'{dotted((*path, *taker, key))} is {given}, but the backbone gives no maps of '
-                    f'{", ".join(map(str, unknown))} channels. This config is too special to be changed by rule.'
-                )
-            fitted = [widths[width] for width in taken]
-            changes[(*path, *taker, key)] = fitted[0] if isinstance(given, int) else type(given)(fitted)
-        if len(used) < len(old):
-            changes |= {(*path, *taker, key): value for key, value in place_changes(node, len(old), used).items()}
+            if key in node:
+                place = (*path, *taker, key)
+                changes[place] = fit_channels(node[key], pairs, widths, dotted(place))
+        changes |= {(*path, *taker, key): value for key, value in place_changes(node, pairs).items()}
     if not changes:
         raise UserError(
             f'{kind(owner)} has no neck, and its heads are made for the maps of {kind(owner["backbone"])}. Choose a '
@@ -105,8 +111,40 @@ def channel_changes(owner: Mapping, path: Path, old: Sequence[Map], used: Sequen
     return changes
 
 
-def place_changes(taker: Mapping, num_maps: int, used: Sequence[int]) -> dict[str, Any]:
-    """Return what says where a neck or a head finds its maps, after some were left out."""
+def fit_channels(given: int | Sequence[int], pairs: Sequence[Pair], widths: Sequence[int], name: str) -> Any:
+    """Return the channels in the place of given ones.
+
+    A number is looked up among the old maps' channels, so that the order of a list may be any.
+
+    Args:
+        given: Of the old maps.
+        pairs: The old maps and what takes their place.
+        widths: The channels of ConvNeXt's stages.
+        name: Of the setting, for the message.
+
+    Raises:
+        UserError: A number is none of the old maps' channels.
+    """
+    stages = {old.channels: stage for old, stage in pairs if stage is not None}
+    several = not isinstance(given, int)
+    if several and list(given) == [old.channels for old, _ in pairs]:
+        return type(given)(widths[stage] for _, stage in pairs if stage is not None)
+    skipped = {old.channels for old, stage in pairs if stage is None} if several else set()
+    taken = [width for width in (given if several else [given]) if width not in skipped - stages.keys()]
+    if unknown := [width for width in taken if width not in stages]:
+        raise UserError(
+            f'{name} is {given}, but the backbone gives no maps of {", ".join(map(str, unknown))} channels. This '
+            'config is too special to be changed by rule.'
+        )
+    fitted = [widths[stages[width]] for width in taken]
+    return type(given)(fitted) if several else fitted[0]
+
+
+def place_changes(taker: Mapping, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return what says where a neck or a head finds its maps, where some were left out."""
+    used = [place for place, pair in enumerate(pairs) if pair.stage is not None]
+    if len(used) == len(pairs):
+        return {}
     if 'start_level' in taker:
         places = {'start_level': 0}
         if taker.get('end_level', -1) > 0:
@@ -116,8 +154,8 @@ def place_changes(taker: Mapping, num_maps: int, used: Sequence[int]) -> dict[st
     if index is None:
         return {}
     if isinstance(index, int):
-        return {'in_index': used.index(index % num_maps)}
-    return {'in_index': [used.index(place % num_maps) for place in index]}
+        return {'in_index': used.index(index % len(pairs))}
+    return {'in_index': [used.index(place % len(pairs)) for place in index]}
 
 
 def channel_takers(owner: Mapping) -> Iterator[tuple[Path, Mapping]]:

@@ -13,6 +13,7 @@ from convnext_dense.variants import VARIANTS, channels
 
 SIDE = 256  # pixels of the image that a backbone is tried on
 STRIDES = (4, 8, 16, 32)
+ADVICE = 'Choose the config of the same method with a ResNet or a Swin Transformer.'
 MMPRETRAIN_CONVNEXT = 'mmpretrain.ConvNeXt'
 
 
@@ -47,6 +48,8 @@ def backbone_maps(cfg: Mapping) -> list[Map]:
             'heads expect of it is unknown. Install what it needs, or swap the backbone of another config.'
         ) from error
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    if not all(isinstance(output, torch.Tensor) for output in outputs):
+        raise UserError(f'{kind(cfg)} gives more than feature maps, and its heads need it. {ADVICE}')
     return [Map(output.shape[1], SIDE // output.shape[-1]) for output in outputs]
 
 
@@ -76,6 +79,5 @@ def stages_for(maps: Sequence[Map], name: str) -> tuple[int, ...]:
         return tuple(range(len(STRIDES) - len(maps), len(STRIDES)))
     raise UserError(
         f'{name} gives maps of {", ".join(map(str, widths))} channels at strides {", ".join(map(str, strides))}; '
-        f"ConvNeXt's have the strides {', '.join(map(str, STRIDES))}, one each. Choose the config of the same method "
-        'with a ResNet or a Swin Transformer.'
+        f"ConvNeXt's have the strides {', '.join(map(str, STRIDES))}, one each. {ADVICE}"
     )

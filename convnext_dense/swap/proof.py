@@ -5,9 +5,12 @@ import copy
 import logging
 import math
 import os
+import tempfile
+import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -15,17 +18,24 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
-from torch import nn
+from mmengine.runner import load_checkpoint
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
 
 from convnext_dense import run_config
 from convnext_dense.backbone import ConvNeXt
 from convnext_dense.data.samples import draw_batch
 from convnext_dense.errors import UserError
 from convnext_dense.model_stats import model_scope
+from convnext_dense.swap.changes import kind
 
 SIDE = 128  # pixels of the drawn images
 LARGE_SIDE = 224  # where as many places as queries are needed
 NUM_IMAGES = 2
+SEED = 0
+NUM_BOXES = 64  # that a detector proposes and learns from, at most; a proof need not last
+THRESHOLDS = ('score_thr', 'mask_thr', 'filter_thr')  # an untrained model is sure of nothing
+NO_SCALING = ('loss_scale', 'dtype')  # gradients are taken in full precision
 
 
 @dataclass(frozen=True)
@@ -55,29 +65,50 @@ class Proof:
         return lines
 
 
-def prove(file: str | os.PathLike, device: str | None = None) -> Proof:
+def prove(file: str | os.PathLike, device: str | None = None, reload: bool = False) -> Proof:
     """Build the model of a config, take a training step on drawn images and predict one.
 
-    Initial weights are random, and the sizes to which images are padded are left out.
+    Initial weights are random; the sizes to which images are padded and the score below which a prediction is dropped
+    are left out, and two-stage detectors look at few boxes.
 
     Args:
         file: Config of a detector or segmentor with a ConvNeXt.
         device: 'cuda' where there is one, else 'cpu'.
+        reload: Save the weights too, load them into another model, and ask it for the same prediction.
 
     Raises:
-        UserError: The model cannot be built or run, or its loss is not finite.
+        UserError: The model cannot be built or run, its loss or a gradient is not finite, or the loaded weights
+            predict something else.
     """
     cfg = run_config.load_config(file)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    with model_scope(cfg), in_words(cfg.model.type):
+    with model_scope(cfg), in_words(kind(cfg.model)), quiet():
+        torch.manual_seed(SEED)
         model = build_model(cfg, device)
         loss, without_gradient = take_step(model, cfg)
-        return Proof(sum(p.numel() for p in model.parameters()), loss, without_gradient, len(predict(model, cfg)))
+        prediction = predict(model, cfg)
+        if reload:
+            check_same(prediction, predict(save_and_load(model, build_model(cfg, device)), cfg))
+        num_params = sum(parameter.numel() for parameter in model.parameters())
+    return Proof(num_params, loss, without_gradient, len(prediction))
 
 
 @contextlib.contextmanager
-def in_words(kind: str) -> Iterator[None]:
-    """Turn what a model raises into a :class:`UserError`, and keep its messages off the screen."""
+def in_words(name: str) -> Iterator[None]:
+    """Turn what a model of this type raises into a :class:`UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of any model that there is
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        what = str(error) or f'{frame.line} ({Path(frame.filename).name}, line {frame.lineno})'
+        raise UserError(f'{name} does not run with this backbone: {type(error).__name__}: {what}') from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the messages of models off the screen."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     try:
@@ -85,63 +116,71 @@ def in_words(kind: str) -> Iterator[None]:
             warnings.simplefilter('ignore')
             logger.setLevel(logging.ERROR)
             yield
-    except UserError:
-        raise
-    except Exception as error:  # of any model that there is
-        raise UserError(f'{kind} does not run with this backbone: {type(error).__name__}: {error}') from error
     finally:
         logger.setLevel(level)
 
 
 def build_model(cfg: Config, device: str) -> nn.Module:
     """Build the model with random weights."""
-    cfg = copy.deepcopy(cfg)
-    for node in run_config.walk(cfg.model):
+    model_cfg = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor'):
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
+    for node in run_config.walk(model_cfg):
         if 'drop_path_rate' in node:
             node['drop_path_rate'] = 0.0  # a dropped block gets no gradient
-        if (node.get('init_cfg') or {}).get('type') == 'Pretrained':
+        if isinstance(node.get('init_cfg'), Mapping) and node['init_cfg'].get('type') == 'Pretrained':
             node['init_cfg'] = None
+        if 'teacher_ckpt' in node:
+            node['teacher_ckpt'] = None
         if 'mean' in node and 'std' in node:  # a data preprocessor
             node.pop('batch_augments', None)
             if node.get('size'):
                 node['size'] = (SIDE, SIDE)
-    model = MODELS.build(cfg.model)
+        counts = ('nms_pre', 'max_per_img') if 'nms_pre' in node else ('num',)
+        node.update({key: min(node[key], NUM_BOXES) for key in counts if isinstance(node.get(key), int)})
+        node.update({key: 0.0 for key in THRESHOLDS if key in node})
+    model = MODELS.build(model_cfg)
     model.init_weights()
     return revert_sync_batchnorm(model).to(device)
 
 
 def take_step(model: nn.Module, cfg: Config) -> tuple[float, tuple[str, ...]]:
-    """Take a step of the config's optimizer on drawn images.
+    """Take a step of the config's optimizer on drawn images; a config without one gets no further than gradients.
 
     Returns:
         The loss, and the names of the backbone's parameters that no gradient reached.
+
+    Raises:
+        UserError: The loss or a gradient of the backbone is not finite.
     """
     model.train()
-    batch = draw_for(cfg, range(NUM_IMAGES))
-    # the gradients are taken without scaling, wherever this runs
-    wrapper_cfg = {key: value for key, value in cfg.optim_wrapper.items() if key not in ('loss_scale', 'dtype')}
-    wrapper = build_optim_wrapper(model, {**wrapper_cfg, 'type': 'OptimWrapper'})
     MessageHub.get_current_instance().update_info('epoch', 0)  # a few heads ask for it
-    losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
-    loss, _ = model.parse_losses(losses)
+    batch = model.data_preprocessor(draw_for(cfg, range(NUM_IMAGES)), training=True)
+    loss, _ = model.parse_losses(model(**batch, mode='loss'))
     if not math.isfinite(loss.item()):
         raise UserError(f'The loss of {type(model).__name__} on drawn images is {loss.item()}.')
     loss.backward()
-    without_gradient = tuple(
-        f'{prefix}.{name}'
+    gradients = {
+        f'{prefix}.{name}': parameter.grad
         for prefix, module in model.named_modules()
         if isinstance(module, ConvNeXt)
         for name, parameter in module.named_parameters()
-        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
-    )
-    wrapper.optimizer.step()
-    wrapper.optimizer.zero_grad()
-    return loss.item(), without_gradient
+        if parameter.requires_grad
+    }
+    for name, gradient in gradients.items():
+        if gradient is not None and not gradient.isfinite().all():
+            raise UserError(f'The gradient of {name} on drawn images is not finite.')
+    if cfg.get('optim_wrapper'):
+        options = {key: value for key, value in cfg.optim_wrapper.items() if key not in NO_SCALING}
+        wrapper = build_optim_wrapper(model, {**options, 'type': 'OptimWrapper'})
+        wrapper.step()
+    return loss.item(), tuple(name for name, gradient in gradients.items() if gradient is None or not gradient.any())
 
 
-def predict(model: nn.Module, cfg: Config) -> object:
-    """Return the predicted boxes, masks or labelled pixels of a drawn image."""
+def predict(model: nn.Module, cfg: Config) -> BaseDataElement | Tensor:
+    """Return the predicted boxes and masks of a drawn image, or its labelled pixels."""
     model.eval()
+    torch.manual_seed(SEED)  # a few heads draw numbers
     with torch.no_grad():
         (sample,) = model.test_step(draw_for(cfg, [NUM_IMAGES]))
     if 'pred_sem_seg' in sample:
@@ -151,11 +190,44 @@ def predict(model: nn.Module, cfg: Config) -> object:
     return sample.pred_instances
 
 
+def save_and_load(model: nn.Module, other: nn.Module) -> nn.Module:
+    """Carry a model's weights into another one through a file, and return that."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder, 'weights.pth'))
+        torch.save(model.state_dict(), file)
+        load_checkpoint(other, file, map_location='cpu', strict=True, logger='silent')
+    return other
+
+
+def check_same(prediction: BaseDataElement | Tensor, other: BaseDataElement | Tensor) -> None:
+    """Compare two predictions bit by bit.
+
+    Raises:
+        UserError: They differ.
+    """
+    pairs = zip(tensors(prediction), tensors(other), strict=True)
+    if not all(torch.equal(one, another) for one, another in pairs):
+        raise UserError('The model predicts something else after its weights were saved and loaded.')
+
+
+def tensors(node: object) -> Iterator[Tensor]:
+    """Yield the tensors in a prediction."""
+    if isinstance(node, BaseDataElement):
+        node = dict(node.items())
+    if isinstance(node, Tensor):
+        yield node
+    elif hasattr(node, 'tensor'):  # MMDetection's boxes
+        yield node.tensor
+    elif isinstance(node, (Mapping, list, tuple)):
+        for child in node.values() if isinstance(node, Mapping) else node:
+            yield from tensors(child)
+
+
 def draw_for(cfg: Config, indices: Sequence[int]) -> dict:
     """Return drawings with the ground truth that a config's model learns from."""
     heads = list(run_config.walk(cfg.model, run_config.CLASS_AGNOSTIC))
     counts = [head[key] for key in ('num_things_classes', 'num_classes') for head in heads if head.get(key)]
-    steps = list(run_config.walk(cfg.train_dataloader))
+    steps = list(run_config.walk(cfg.get('train_dataloader')))
     batch = draw_batch(
         cfg.default_scope,
         indices,

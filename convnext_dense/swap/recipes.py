@@ -40,8 +40,9 @@ class Task(NamedTuple):
     recipes: dict[str, Recipe]  # size and data of the initial weights -> recipe
 
 
-OPTIMIZER = dict(type='AdamW', lr=None, betas=(0.9, 0.999), weight_decay=0.05)
-BATCH = 16
+OPTIMIZER = 'AdamW'
+OPTIMIZER_OPTIONS = dict(betas=(0.9, 0.999), weight_decay=0.05)
+BATCH = 16  # images for which the lr is
 
 TASKS = {
     'mmdet': Task(

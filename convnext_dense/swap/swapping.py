@@ -1,37 +1,30 @@
 """The name of an upstream config and a size go in, a config with ConvNeXt comes out."""
 
-import copy
-import difflib
+import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 
 from convnext_dense import runs
 from convnext_dense.errors import UserError
-from convnext_dense.swap.changes import (
-    Changes,
-    at,
-    channel_changes,
-    find_backbone,
-    normalization_changes,
-    optimizer_changes,
-    run_changes,
-    schedule_changes,
-    used_maps,
-)
-from convnext_dense.swap.maps import STRIDES, Map, backbone_maps, stages_for
-from convnext_dense.swap.proof import in_words, prove
-from convnext_dense.swap.recipes import BATCH, TASKS, find_arch, find_recipe, find_weights
+from convnext_dense.model_stats import model_scope
+from convnext_dense.swap.changes import Changes, apply, at, dotted, kind
+from convnext_dense.swap.changes import Path as Place
+from convnext_dense.swap.channels import Pair, channel_changes, find_backbone, normalization_changes, pair_maps
+from convnext_dense.swap.maps import STRIDES
+from convnext_dense.swap.proof import in_words, prove, quiet
+from convnext_dense.swap.recipes import TASKS, find_arch, find_recipe, find_weights
+from convnext_dense.swap.training import checkpoint_changes, import_changes, optimizer_changes, schedule_changes
+from convnext_dense.swap.upstream import find_config, read_config
 from convnext_dense.swap.writing import write_config
 from convnext_dense.variants import channels
 
-IN_PACKAGE = Path('.mim/configs')  # where the wheels have the configs
+SUFFIX = '.py'
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Swap:
 
     def text(self, folder: str | os.PathLike = '.') -> str:
         """Return the config's text, for a file in ``folder``."""
-        base = self.base if '::' in self.base else os.path.relpath(self.base, folder)
+        base = self.base if '::' in self.base else relative_path(self.base, folder)
         return write_config(
             f'{self.title}.\n\nData, schedule, neck and heads are those of {base}.\n', base, self.changes
         )
@@ -65,6 +58,7 @@ def write_swap(
     v2: bool = False,
     weights: str | None = None,
     out: str | os.PathLike | None = None,
+    proof: bool = True,
 ) -> None:
     """Exchange the backbone of a config, prove that the new one runs, and write it.
 
@@ -75,26 +69,32 @@ def write_swap(
         v2: As there.
         weights: As there.
         out: The file to write; by default the config is printed.
+        proof: Take a training step and predict on drawn images.
 
     Raises:
-        UserError: As :func:`swap_backbone`; or the file is there already; or the new config does not run. Nothing is
-            written then.
+        UserError: As :func:`swap_backbone`; or the file is there already or cannot be written; or the new config does
+            not run. Nothing is written then.
     """
-    if out is not None and Path(out).exists():
-        raise UserError(f'{out} exists already. Choose another name with -o, or remove it.')
+    if out is not None:
+        check_writable(Path(out))
     swap = swap_backbone(config, arch, in22k, v2, weights)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, 'config.py')
-        file.write_text(swap.text(folder))
-        proof = prove(file)
-    if proof.without_gradient:
-        swap.changes['find_unused_parameters',] = True
+    notes = list(swap.notes)
+    if proof:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, f'config{SUFFIX}')
+            file.write_text(swap.text(folder), encoding='utf-8')
+            proven = prove(file)
+        if proven.without_gradient:
+            swap.changes['find_unused_parameters',] = True
+        notes += proven.describe()
     if out is None:
         print(swap.text(), end='')
     else:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(swap.text(Path(out).parent))
-    runs.tell(*swap.notes, *proof.describe(), *([f'written: {out}'] if out else []))
+        with write_errors(out):
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+            Path(out).write_text(swap.text(Path(out).parent), encoding='utf-8')
+        notes.append(f'written: {out}')
+    runs.tell(*notes)
 
 
 def swap_backbone(
@@ -122,86 +122,64 @@ def swap_backbone(
     weights = find_weights(arch, in22k, v2) if weights is None else weights
     base, file = find_config(str(config))
     cfg = read_config(file)
-    scope = cfg.get('default_scope')
-    runs.require_library(scope)
-    if scope not in TASKS or not cfg.get('model'):
-        raise UserError(
-            f'{config} is no config of a detector or a segmentor: it needs a model, and default_scope mmdet or mmseg.'
-        )
-    recipe = find_recipe(scope, arch, in22k, v2)
+    check_task(cfg, base)
+    task, recipe = TASKS[cfg.default_scope], find_recipe(cfg.default_scope, arch, in22k, v2)
     path = find_backbone(cfg.model)
     owner = at(cfg, path)
-    with DefaultScope.overwrite_default_scope(scope):
-        maps = backbone_maps(owner.backbone)
-        used = used_maps(owner, len(maps))
-        stages = tuple(stages_for(maps, owner.backbone.type)[place] for place in used)
-        backbone = backbone_config(arch, v2, stages, recipe.drop_path_rate, weights)
-        new = [channels(arch)[stage] for stage in stages]
-        changes = {(*path, 'backbone'): backbone}
-        changes |= channel_changes(owner, path, maps, used, new) | normalization_changes(cfg, path)
-        if owner.get('pretrained'):
-            changes[(*path, 'pretrained')] = None
-        with in_words(cfg.model.type):
-            model = MODELS.build(apply(cfg, changes).model)
-        task = TASKS[scope]
-        changes |= optimizer_changes(cfg, task.constructor, recipe, model, path, BATCH)
-        changes |= schedule_changes(cfg) | run_changes(cfg, owner.backbone.type)
+    with model_scope(cfg), quiet():
+        pairs = pair_maps(owner)
+        backbone = backbone_config(arch, v2, pairs, recipe.drop_path_rate, weights)
+        changes = import_changes(cfg, kind(owner.backbone)) | model_changes(cfg, path, pairs, backbone)
+        model = apply(cfg, changes).model
+        changes |= optimizer_changes(cfg, task.constructor, recipe, lambda: names_outside(model, path))
+        changes |= schedule_changes(cfg) | checkpoint_changes(cfg)
     title = f'{file.stem} with ConvNeXt{"-V2" * v2}-{arch}'
-    return Swap(base, title, changes, describe(cfg, owner, [maps[place] for place in used], stages, changes))
+    return Swap(base, title, changes, describe(cfg, owner, pairs, changes))
 
 
-def find_config(name: str) -> tuple[str, Path]:
-    """Return the name of a config for ``_base_`` in another one, and its file.
-
-    Raises:
-        UserError: There is no such file.
-    """
-    if Path(name).is_file():
-        return name, Path(name)
-    package, separator, inner = name.rpartition('::')
-    candidates = [package] if separator else list(runs.LIBRARIES)
-    files = {each: package_configs(each) / inner for each in candidates if package_configs(each)}
-    for each, file in files.items():
-        if file.is_file():
-            return f'{each}::{inner}', file
-    known = [str(file.relative_to(root)) for root in map(package_configs, files) for file in root.glob('*/*.py')]
-    near = difflib.get_close_matches(inner, known, cutoff=0.5)
-    hint = f' Did you mean {" or ".join(near)}?' if near else ''
-    raise UserError(
-        f'There is no config {name}. Give a file, or one of the configs that MMDetection and MMSegmentation are '
-        f'installed with: mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py.{hint}'
-    )
-
-
-def package_configs(package: str) -> Path | None:
-    """Return the folder of the configs that a package is installed with; None where it is not installed."""
-    spec = find_spec(package)
-    return Path(spec.origin).parent / IN_PACKAGE if spec and spec.origin else None
-
-
-def read_config(file: Path) -> Config:
-    """Read a config without the packages that it imports, which the changed one may not need.
-
-    Raises:
-        UserError: It cannot be read, or is one of the pure Python style.
-    """
-    try:
-        cfg = Config.fromfile(file, import_custom_modules=False)
-    except Exception as error:  # a config is code: anything may go wrong in it
-        raise UserError(f'The config {file} cannot be read: {type(error).__name__}: {error}') from error
-    if 'read_base' in file.read_text():
+def check_task(cfg: Config, name: str) -> None:
+    """Raise a :class:`UserError` where a config is none of a detector or a segmentor."""
+    scope, model = cfg.get('default_scope'), cfg.get('model')
+    runs.require_library(scope)
+    if scope not in TASKS or not isinstance(model, dict):
         raise UserError(
-            f'{file} is a config of the pure Python style, which other configs cannot inherit by `_base_`. '
-            'Give the text config of the same model.'
+            f'{name} is no config of a detector or a segmentor: it needs a model, and default_scope mmdet or mmseg.'
         )
-    return cfg
 
 
-def backbone_config(arch: str, v2: bool, stages: tuple[int, ...], drop_path_rate: float, weights: str) -> dict:
+def model_changes(cfg: Config, path: Place, pairs: Sequence[Pair], backbone: dict) -> Changes:
+    """Return what the model must change for a new backbone.
+
+    Args:
+        cfg: The upstream config.
+        path: Where the model with the backbone is in it.
+        pairs: The old backbone's maps and what takes their place.
+        backbone: The new one's config.
+
+    Raises:
+        UserError: Neck or heads cannot be fitted by rule.
+    """
+    owner = at(cfg, path)
+    changes = {(*path, 'backbone'): backbone}
+    if owner.get('pretrained'):
+        changes[(*path, 'pretrained')] = None
+    return changes | channel_changes(owner, path, pairs, channels(backbone['arch'])) | normalization_changes(cfg, path)
+
+
+def names_outside(model_cfg: ConfigDict, path: Place) -> Iterable[str]:
+    """Build a model and return the names of its parameters outside of the backbone."""
+    with in_words(kind(model_cfg)):
+        model = MODELS.build(model_cfg)
+    backbone = dotted((*path[1:], 'backbone', ''))
+    return [name for name, _ in model.named_parameters() if not name.startswith(backbone)]
+
+
+def backbone_config(arch: str, v2: bool, pairs: Sequence[Pair], drop_path_rate: float, weights: str) -> dict:
     """Return the config of the new backbone; what is as by default is left out."""
     cfg = dict(_delete_=True, type='ConvNeXt', arch=arch)
     if v2:
         cfg['grn'] = True
+    stages = tuple(stage for _, stage in pairs if stage is not None)
     if stages != tuple(range(len(STRIDES))):
         cfg['out_indices'] = stages
     cfg['drop_path_rate'] = drop_path_rate
@@ -210,39 +188,55 @@ def backbone_config(arch: str, v2: bool, stages: tuple[int, ...], drop_path_rate
     return cfg
 
 
-def apply(cfg: Config, changes: Changes) -> Config:
-    """Return a copy of a config with changes that replace what they name."""
-    cfg = copy.deepcopy(cfg)
-    for (*parents, last), value in changes.items():
-        if isinstance(value, dict):
-            value = ConfigDict({key: child for key, child in value.items() if key != '_delete_'})
-        at(cfg, parents)[last] = value
-    return cfg
-
-
-def describe(cfg: Config, owner: ConfigDict, maps: Sequence[Map], stages: Sequence[int], changes: Changes) -> list[str]:
+def describe(cfg: Config, owner: ConfigDict, pairs: Sequence[Pair], changes: Changes) -> list[str]:
     """Return what a user may want to know of the changes, a line each."""
-    strides = ', '.join(str(STRIDES[stage]) for stage in stages)
-    notes = [f'backbone: {owner.backbone.type} -> ConvNeXt, maps at strides {strides}']
+    strides = [(old.stride, STRIDES[stage]) for old, stage in pairs if stage is not None]
+    notes = [
+        f'backbone: {kind(owner.backbone)} -> ConvNeXt, maps at strides {", ".join(str(new) for _, new in strides)}'
+    ]
     for path, value in changes.items():
         if isinstance(path[-1], str) and path[-1].endswith('in_channels'):
-            notes.append(f'{".".join(map(str, path))}: {at(cfg, path)} -> {value}')
-    coarser = [
-        (old.stride, STRIDES[stage]) for old, stage in zip(maps, stages, strict=True) if old.stride < STRIDES[stage]
-    ]
-    if coarser:
+            notes.append(f'{dotted(path)}: {at(cfg, path)} -> {value}')
+    if coarser := [(old, new) for old, new in strides if old < new]:
         notes.append(
             f'the old backbone was dilated: its last map had stride {coarser[-1][0]}, now {coarser[-1][1]}; heads '
             'without a pyramid (UPerNet has one) see coarser maps'
         )
-    old, new = cfg.get('optim_wrapper'), changes.get(('optim_wrapper',))
-    if new:
-        rate = new['paramwise_cfg']['decay_rate']
+    if new := changes.get(('optim_wrapper',)):
+        old, rate = cfg.optim_wrapper.get('optimizer') or {}, new['paramwise_cfg']['decay_rate']
         notes.append(
-            f'optimizer: {old.optimizer.type}, lr {old.optimizer.lr:g} -> AdamW, lr {new["optimizer"]["lr"]:g}, '
-            f'{new["constructor"]} {rate:g}'
+            f'optimizer: {old.get("type")}, lr {old.get("lr")} -> {new["optimizer"]["type"]}, '
+            f'lr {new["optimizer"]["lr"]:g}, {new["constructor"]} {rate:g}'
         )
-    notes += [f'{path[-2]}.{path[-1]}: {value}' for path, value in changes.items() if 'data_preprocessor' in path]
+    notes += [f'{dotted(path[-2:])}: {value}' for path, value in changes.items() if 'data_preprocessor' in path]
     if ('load_from',) in changes:
         notes.append(f'load_from: {cfg.load_from} holds another backbone, and is not loaded')
     return notes
+
+
+def relative_path(file: str | os.PathLike, folder: str | os.PathLike) -> str:
+    """Return the path from a folder to a file, past links; the absolute one where they are on two drives."""
+    file, folder = os.path.realpath(file), os.path.realpath(folder)
+    try:
+        return Path(os.path.relpath(file, folder)).as_posix()
+    except ValueError:
+        return Path(file).as_posix()
+
+
+def check_writable(out: Path) -> None:
+    """Raise a :class:`UserError` where a config cannot be written to a file, or something is there already."""
+    if out.suffix != SUFFIX:
+        raise UserError(f'-o {out}: a config needs a name that ends in {SUFFIX}.')
+    if os.path.lexists(out):
+        raise UserError(f'{out} exists already. Choose another name with -o, or remove it.')
+    with write_errors(out), tempfile.TemporaryFile(dir=next(folder for folder in out.parents if folder.exists())):
+        pass
+
+
+@contextlib.contextmanager
+def write_errors(out: str | os.PathLike) -> Iterator[None]:
+    """Turn what the disk refuses into a :class:`UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'{out} cannot be written ({error.strerror}). Choose another place with -o.') from error

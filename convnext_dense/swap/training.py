@@ -1,4 +1,4 @@
-"""An upstream config goes in; what its run must change for a ConvNeXt comes out: optimizer, schedule, imports, hooks."""
+"""An upstream config goes in; what its run must change for a ConvNeXt comes out: rates, imports, hooks."""
 
 import importlib.util
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from mmengine.config import Config
 
 from convnext_dense.swap.changes import Changes
-from convnext_dense.swap.recipes import BATCH, OPTIMIZER, Recipe
+from convnext_dense.swap.recipes import BATCH, OPTIMIZER, OPTIMIZER_OPTIONS, Recipe
 
 KEPT = ('clip_grad', 'accumulative_counts', 'loss_scale', 'dtype')  # of upstream's optimizer wrapper
 FACTORS = ('lr_mult', 'decay_mult')
@@ -28,9 +28,9 @@ def optimizer_changes(cfg: Config, constructor: str, recipe: Recipe, other_names
     old = cfg.get('optim_wrapper')
     if old is None:
         return {}
-    optimizer, changes = dict(OPTIMIZER, lr=recipe.lr), {}
+    optimizer, changes = dict(type=OPTIMIZER, lr=recipe.lr, **OPTIMIZER_OPTIONS), {}
     given = old.get('optimizer') or {}
-    if given.get('type') == 'AdamW':
+    if given.get('type') == OPTIMIZER:
         optimizer.update({key: given[key] for key in ('lr', 'weight_decay') if key in given})
     else:
         changes['auto_scale_lr',] = dict(_delete_=True, enable=False, base_batch_size=BATCH)

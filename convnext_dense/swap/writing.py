@@ -7,6 +7,7 @@ from typing import Any
 from yapf.yapflib.yapf_api import FormatCode
 
 from convnext_dense.swap.changes import Changes
+from convnext_dense.swap.training import IMPORT
 
 STYLE = dict(based_on_style='facebook', column_limit=119)
 
@@ -39,9 +40,24 @@ def write_config(docstring: str, base: str, changes: Changes) -> str:
         place = ''.join(f'[{key!r}]' for key in path[len(keys) :])
         edits.append(f'{name}{place} = {source(value)}')
     lines = [f'{key} = {source(value)}' for key, value in tree.items()]
-    code = '\n'.join([f'_base_ = {base!r}', *edits, *lines])
+    code = '\n'.join([base_line(base), *edits, *lines])
     formatted, _ = FormatCode(code, style_config=STYLE)
     return f'"""{docstring}"""\n\n{formatted}'
+
+
+def base_line(base: str) -> str:
+    """Return the line that inherits a config.
+
+    A name of a package's is looked up by MMEngine, which needs ``pkg_resources`` for it up to 0.10; importing this
+    package mends that, also under the libraries' own tools.
+
+    >>> base_line('../faster-rcnn.py')
+    "_base_ = '../faster-rcnn.py'"
+    >>> base_line('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    "_base_ = __import__('convnext_dense') and 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'"
+    """
+    mend = f"__import__('{IMPORT}') and " if '::' in base else ''
+    return f'_base_ = {mend}{base!r}'
 
 
 def insert(tree: dict, keys: tuple[str, ...], value: Any) -> None:

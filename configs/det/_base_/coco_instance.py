@@ -35,7 +35,8 @@ test_pipeline = [
 ]
 
 # `tools/test.py --tta`: other sizes and mirror images; nothing is published with it
-tta_pipeline = multi_scale(test_pipeline, (0.75, 1.0, 1.25))
+ratios = [0.75, 1.0, 1.25]
+tta_pipeline = multi_scale(test_pipeline, ratios)
 
 train_dataloader = dict(
     batch_size=2,

@@ -1,4 +1,4 @@
-"""What several ops ask of their tensors: one device, floating point, and a type that every kernel computes in."""
+"""What several ops ask of their arguments: one device, floating point, and a type that every kernel computes in."""
 
 import torch
 from torch import Tensor
@@ -35,14 +35,37 @@ def check_one_device(op: str, **tensors: Tensor | None) -> None:
         raise UserError(f'{op} needs its tensors on one device and got {found}. Move them with .to(device).')
 
 
+def check_integers(op: str, **tensors: Tensor) -> None:
+    """Refuse what holds other numbers than integers."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise UserError(f'{op}: {name} is {tensor.dtype}. Allowed are integers: call {name}.long().')
+
+
 def check_shape(op: str, **shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     """Refuse the first shape that is not the expected one; each argument is ``(found, expected)``."""
     for name, (found, expected) in shapes.items():
         if tuple(found) != tuple(expected):
             raise UserError(
-                f'{op}: {name} has shape {tuple(found)}; the other arguments ask for {tuple(expected)}. Check strides, '
-                'padding, groups and channels.'
+                f'{op}: {name} has shape {tuple(found)}; the sizes and numbers of the other arguments ask for '
+                f'{tuple(expected)}.'
             )
+
+
+def check_maps(op: str, **maps: Tensor) -> None:
+    """Refuse what is no feature map ``(N, C, H, W)``, and maps without pixels."""
+    for name, tensor in maps.items():
+        if tensor.ndim != 4 or 0 in tensor.shape[2:]:
+            raise UserError(
+                f'{op}: {name} has shape {tuple(tensor.shape)}. Allowed are maps (N, C, H, W) of 1 x 1 pixel or more.'
+            )
+
+
+def check_choice(op: str, allowed: tuple[int, ...], **choices: int) -> None:
+    """Refuse a number of a mode that there is not."""
+    for name, choice in choices.items():
+        if choice not in allowed:
+            raise UserError(f'{op}: {name} is {choice}. Allowed are {", ".join(map(str, allowed))}.')
 
 
 def numbers_at_once(device: torch.device) -> int:

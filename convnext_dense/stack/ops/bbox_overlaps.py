@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .arguments import as_computable, numbers_at_once
+from .arguments import as_computable, check_choice, check_shape, numbers_at_once
 
 IOU, IOF = range(2)
 
@@ -29,6 +29,10 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
     for boxes in (first, second):
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise UserError(f'bbox_overlaps needs boxes (N, 4) and got {tuple(boxes.shape)}.')
+    check_choice('bbox_overlaps', (IOU, IOF), mode=mode)
+    if aligned and len(first) != len(second):
+        raise UserError(f'bbox_overlaps got {len(first)} and {len(second)} boxes; aligned needs as many of both.')
+    check_shape('bbox_overlaps', ious=(ious.shape, (len(first),) if aligned else (len(first), len(second))))
     if aligned:
         ious.copy_(_overlaps(first, second, mode, offset))
         return

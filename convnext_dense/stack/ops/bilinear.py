@@ -16,7 +16,7 @@ MAXIMUM = 2  # embedding_bag's number of this mode
 
 def pixel_rows(features: Tensor) -> Tensor:
     """Return ``(N, C, H, W)`` as ``(N * H * W, C)``: a pixel's channels lie together, so one index fetches them all."""
-    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def add_pixel_rows(total: Tensor, rows: Tensor) -> None:

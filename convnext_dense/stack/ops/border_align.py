@@ -8,7 +8,8 @@ added to ``grad_input``. A side has ``pool_size + 1`` samples, its ends included
 import torch
 from torch import Tensor
 
-from .arguments import as_computable, check_shape, numbers_at_once
+from ...errors import UserError
+from .arguments import as_computable, check_maps, check_shape, numbers_at_once
 from .bilinear import add_to_planes, corners, largest_of_runs, weighted_sums
 
 SIDES = 4
@@ -26,11 +27,11 @@ def border_align_forward(input: Tensor, boxes: Tensor, output: Tensor, argmax_id
         pool_size: Parts of a side.
     """
     features, boxes = as_computable('border_align', input=input, boxes=boxes)
+    _check(features, boxes, pool_size, output=output, argmax_idx=argmax_idx)
     num_images, channels, height, width = features.shape
     num_boxes, channels = boxes.shape[1], channels // SIDES
-    check_shape('border_align', boxes=(boxes.shape, (num_images, num_boxes, 4)))
     # (N, 4 * C, H, W) -> (N * H * W * 4, C): one index fetches a pixel's channels for one side
-    pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    pixels = features.unflatten(1, (SIDES, channels)).permute(0, 3, 4, 1, 2).flatten(0, 3)
     start, step = _side_lines(boxes.flatten(0, 1))
     largest = pixels.new_empty(len(start), SIDES, channels)
     winners = argmax_idx.new_empty(largest.shape)
@@ -60,6 +61,7 @@ def border_align_backward(
 ) -> None:
     """Add the gradient of the feature maps to ``grad_input`` ``(N, 4 * C, H, W)``; arguments as in the forward op."""
     gradient, boxes = as_computable('border_align', grad_output=grad_output, boxes=boxes)
+    _check(grad_input, boxes, pool_size, grad_output=gradient, argmax_idx=argmax_idx)
     total = torch.zeros_like(grad_input, dtype=gradient.dtype, memory_format=torch.contiguous_format)
     num_images, channels, num_boxes, _ = gradient.shape
     side = torch.arange(SIDES, device=boxes.device)
@@ -73,6 +75,20 @@ def border_align_backward(
             y, x = (start[some] + step[some] / pool_size * number[:, :, None]).unbind(dim=2)
             add_to_planes(total[image], planes, y, x, gradient[image, :, some])
     grad_input += total
+
+
+def _check(maps: Tensor, boxes: Tensor, pool_size: int, **pooled: Tensor) -> None:
+    """Refuse shapes and a number of parts that do not fit; ``pooled`` is what has the shape of the output."""
+    check_maps('border_align', input=maps)
+    images, channels = maps.shape[:2]
+    check_shape('border_align', boxes=(boxes.shape, (images, *boxes.shape[1:2], 4)))
+    expected = (images, channels // SIDES, boxes.shape[1], SIDES)
+    check_shape('border_align', **{name: (tensor.shape, expected) for name, tensor in pooled.items()})
+    if channels % SIDES or pool_size < 1:
+        raise UserError(
+            f'border_align got {channels} channels and pool_size={pool_size}. Allowed are a multiple of {SIDES} channels '
+            'and 1 part or more.'
+        )
 
 
 def _side_lines(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import UserError
-from .arguments import as_computable, check_shape, numbers_at_once
+from .arguments import as_computable, check_maps, check_shape, numbers_at_once
 
 
 def carafe_forward(
@@ -149,10 +149,11 @@ def _multiply(left: Tensor, right: Tensor) -> Tensor:
 
 def _prepare(op: str, features: Tensor, masks: Tensor, kernel_size: int, groups: int, scale: int) -> _Reassembly:
     features, masks = as_computable(op, features=features, masks=masks)
+    check_maps(op, features=features)
     num_images, channels, height, width = features.shape
-    if min(kernel_size, groups, scale) < 1 or kernel_size % 2 == 0 or channels % groups:
+    if min(kernel_size, groups, scale, channels) < 1 or kernel_size % 2 == 0 or channels % groups:
         raise UserError(
-            f'{op} needs an odd kernel size, a scale of 1 or more and a number of groups that divides the '
+            f'{op} needs an odd kernel size, a scale of 1 or more, channels and a number of groups that divides the '
             f'{channels} channels, and got kernel_size={kernel_size}, scale_factor={scale}, group_size={groups}.'
         )
     expected = (num_images, groups * kernel_size**2, height * scale, width * scale)

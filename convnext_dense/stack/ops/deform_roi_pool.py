@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .arguments import as_computable, check_shape, numbers_at_once
 from .bilinear import add_pixel_rows, add_to_rows, pixel_rows, weighted_sums
-from .roi_grid import Samples, cell_edges, check_rois, count_samples, list_samples, split_rois
+from .roi_grid import Samples, cell_edges, check_pooling, check_rois, count_samples, list_samples, split_rois
 
 
 def deform_roi_pool_forward(
@@ -46,8 +46,9 @@ def deform_roi_pool_forward(
     """
     features, rois, offset = as_computable('deform_roi_pool', input=input, rois=rois, offset=offset)
     cells, shape = (pooled_height, pooled_width), features.shape
+    scale = check_pooling('deform_roi_pool', features, rois, cells, spatial_scale, output=output)
     pixels = pixel_rows(features)
-    for part in _parts(rois, offset, shape, cells, spatial_scale, sampling_ratio):
+    for part in _parts(rois, offset, shape, cells, scale, sampling_ratio):
         places, weights = part.entries(offset[part.some], gamma)
         sums = weighted_sums(pixels, places, weights, 4 * part.samples.starts)
         output[part.some] = sums.view(-1, *cells, shape[1]).permute(0, 3, 1, 2)
@@ -74,15 +75,17 @@ def deform_roi_pool_backward(
         'deform_roi_pool', grad_output=grad_output, input=input, rois=rois, offset=offset
     )
     cells = (pooled_height, pooled_width)
+    scale = check_pooling('deform_roi_pool', features, rois, cells, spatial_scale, grad_output=gradient)
     pixels = pixel_rows(features)
     total = torch.zeros_like(pixels)
-    for part in _parts(rois, offset, features.shape, cells, spatial_scale, sampling_ratio):
+    for part in _parts(rois, offset, features.shape, cells, scale, sampling_ratio):
         rows = pixel_rows(gradient[part.some])
         with torch.enable_grad():
             moved = offset[part.some].detach().requires_grad_()
             places, weights = part.entries(moved, gamma)
             if offset.numel() and places.numel():
-                sums = weighted_sums(pixels.detach(), places, weights, 4 * part.samples.starts)
+                # PyTorch 2.4 has no gradient of the weights where the rows have none
+                sums = weighted_sums(pixels.detach().requires_grad_(), places, weights, 4 * part.samples.starts)
                 grad_offset[part.some] += torch.autograd.grad(sums, moved, rows)[0]
         add_to_rows(total, places, weights.detach(), part.samples.cell.repeat_interleave(4), rows)
     add_pixel_rows(grad_input, total)
@@ -118,13 +121,14 @@ def _parts(
     offset: Tensor,
     shape: torch.Size,
     cells: tuple[int, int],
-    spatial_scale: float,
+    scale: float,
     sampling_ratio: int,
 ) -> Iterator[_Part]:
     check_rois('deform_roi_pool', rois, shape[0])
     if offset.numel():
         check_shape('deform_roi_pool', offset=(offset.shape, (len(rois), 2, *cells)))
-    scale = float(np.float32(spatial_scale))  # mmcv takes it as a C float
+    if len(rois) * shape[1] * cells[0] * cells[1] == 0:
+        return
     image, x1, y1, x2, y2 = rois.unbind(dim=1)
     x1, y1, x2, y2 = (side * scale - 0.5 for side in (x1, y1, x2, y2))
     extents = (y2 - y1, x2 - x1)

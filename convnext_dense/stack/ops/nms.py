@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import as_computable, check_choice, check_shape
 from .greedy import find_owners
 
 NAIVE, LINEAR, GAUSSIAN = range(3)
@@ -20,9 +21,9 @@ NAIVE, LINEAR, GAUSSIAN = range(3)
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Return the indices of the boxes to keep, best score first; a box goes if its IoU is above the threshold."""
-    if boxes.numel() == 0:
+    boxes, scores = _checked('nms', boxes, scores)
+    if len(boxes) == 0:
         return boxes.new_empty(0, dtype=torch.long)
-    boxes, scores = _same_float_type(boxes, scores)
     if offset == 0:
         import torchvision
 
@@ -41,10 +42,9 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
         dets: Boxes with their scores, ``(N, 5)``.
         iou_threshold: A box joins a group if its IoU reaches this.
     """
-    if dets.numel() == 0:
-        return []
-    dets, scores = _same_float_type(dets, dets[:, 4])
-    order = _best_first(scores)
+    (dets,) = as_computable('nms_match', dets=dets)
+    check_shape('nms_match', dets=(dets.shape, (*dets.shape[:1], 5)))
+    order = _best_first(dets[:, 4])
     owners = _find_owners(dets[order, :4], _as_float32(iou_threshold), offset=0, reaches=torch.ge)
     # A group's boxes follow each other, by score; its owner is the best of them.
     owners, grouped = owners.sort(stable=True)
@@ -78,9 +78,8 @@ def softnms(
     Returns:
         The indices of the ``M`` kept boxes, in the order of ``dets``.
     """
-    if boxes.numel() == 0:
-        return boxes.new_empty(0, dtype=torch.long)
-    boxes, scores = _same_float_type(boxes, scores)
+    boxes, scores = _checked('softnms', boxes, scores)
+    check_choice('softnms', (NAIVE, LINEAR, GAUSSIAN), method=method)
     iou_threshold, sigma, min_score = map(_as_float32, (iou_threshold, sigma, min_score))
     waiting = _Waiting(boxes.cpu().numpy(), scores.cpu().numpy(), offset)
     position = 0
@@ -138,10 +137,11 @@ class _Waiting:
         self.columns[:, first : self.count] = self.columns[:, survivors]
 
 
-def _same_float_type(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    # Half precision has no kernel on the CPU, and rounding the scores down would make ties that are not there.
-    dtype = torch.float64 if torch.float64 in (boxes.dtype, scores.dtype) else torch.float32
-    return boxes.to(dtype), scores.to(dtype)
+def _checked(op: str, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    # Of one type, the finer one: rounding the scores down would make ties that are not there.
+    boxes, scores = as_computable(op, boxes=boxes, scores=scores)
+    check_shape(op, boxes=(boxes.shape, (*boxes.shape[:1], 4)), scores=(scores.shape, boxes.shape[:1]))
+    return boxes, scores
 
 
 def _as_float32(value: float) -> float:

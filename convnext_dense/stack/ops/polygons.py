@@ -23,6 +23,7 @@ def points_in_polygons_forward(points: Tensor, polygons: Tensor, output: Tensor)
     """
     points, polygons = as_computable('points_in_polygons', points=points, polygons=polygons)
     shapes = dict(points=(points.shape, (len(points), 2)), polygons=(polygons.shape, (len(polygons), 8)))
+    shapes |= dict(output=(output.shape, (len(points), len(polygons))))
     check_shape('points_in_polygons', **shapes)
     corners = polygons.view(-1, 4, 2)
     step = max(1, numbers_at_once(points.device) // max(1, len(polygons)))

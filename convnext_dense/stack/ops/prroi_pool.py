@@ -9,12 +9,11 @@ products with the integrals of the pixels' hat functions. Outside of the map the
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .arguments import as_computable, numbers_at_once
-from .roi_grid import check_rois
+from .roi_grid import check_pooling, check_rois
 
 
 def prroi_pool_forward(
@@ -22,8 +21,10 @@ def prroi_pool_forward(
 ) -> None:
     """Fill ``output`` ``(K, C, PH, PW)``."""
     features, rois = as_computable('prroi_pool', input=input, rois=rois)
-    for image, some in _parts(features, rois, (pooled_height, pooled_width)):
-        pooled = _pool(features[image], rois[some], (pooled_height, pooled_width), spatial_scale)
+    cells = (pooled_height, pooled_width)
+    scale = check_pooling('prroi_pool', features, rois, cells, spatial_scale, output=output)
+    for image, some in _parts(features, rois, cells):
+        pooled = _pool(features[image], rois[some], cells, scale)
         output[some] = pooled.to(output.dtype)
 
 
@@ -33,8 +34,9 @@ def prroi_pool_backward(
     """Add the gradient of the feature maps to ``grad_input`` ``(N, C, H, W)``."""
     gradient, rois = as_computable('prroi_pool', grad_output=grad_output, rois=rois)
     cells = (pooled_height, pooled_width)
+    scale = check_pooling('prroi_pool', grad_input, rois, cells, spatial_scale, grad_output=gradient)
     for image, some in _parts(grad_input, rois, cells):
-        rows, columns = _mean_weights(rois[some], cells, grad_input.shape[2:], spatial_scale)
+        rows, columns = _mean_weights(rois[some], cells, grad_input.shape[2:], scale)
         with torch.autocast(rois.device.type, enabled=False):
             by_row = torch.einsum('kcpq,kqw->kcpw', gradient[some], columns)
             grad_input[image] += torch.einsum('kph,kcpw->chw', rows, by_row)
@@ -53,10 +55,11 @@ def prroi_pool_coor_backward(
     """Add the gradient of the RoIs' corners to ``grad_rois`` ``(K, 5)``."""
     gradient, features, rois = as_computable('prroi_pool', grad_output=grad_output, input=input, rois=rois)
     cells = (pooled_height, pooled_width)
+    scale = check_pooling('prroi_pool', features, rois, cells, spatial_scale, grad_output=gradient)
     for image, some in _parts(features, rois, cells):
         with torch.enable_grad():
             corners = rois[some].detach().requires_grad_()
-            pooled = _pool(features[image].detach(), corners, cells, spatial_scale)
+            pooled = _pool(features[image].detach(), corners, cells, scale)
             found = torch.autograd.grad(pooled, corners, gradient[some])[0]
         grad_rois.index_add_(0, some, found.to(grad_rois.dtype))
 
@@ -74,19 +77,16 @@ def _parts(features: Tensor, rois: Tensor, cells: tuple[int, int]) -> Iterator[t
                 yield image, some
 
 
-def _pool(features: Tensor, rois: Tensor, cells: tuple[int, int], spatial_scale: float) -> Tensor:
+def _pool(features: Tensor, rois: Tensor, cells: tuple[int, int], scale: float) -> Tensor:
     """Return ``(k, C, PH, PW)`` of RoIs of one image ``(C, H, W)``; differentiable."""
-    rows, columns = _mean_weights(rois, cells, features.shape[1:], spatial_scale)
+    rows, columns = _mean_weights(rois, cells, features.shape[1:], scale)
     with torch.autocast(rois.device.type, enabled=False):
         by_row = torch.einsum('kph,chw->kpcw', rows, features)
         return torch.einsum('kpcw,kqw->kcpq', by_row, columns)
 
 
-def _mean_weights(
-    rois: Tensor, cells: tuple[int, int], size: tuple[int, int], spatial_scale: float
-) -> tuple[Tensor, Tensor]:
+def _mean_weights(rois: Tensor, cells: tuple[int, int], size: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
     """Return each pixel's weight in the mean of a cell, along y ``(K, PH, H)`` and along x ``(K, PW, W)``."""
-    scale = float(np.float32(spatial_scale))  # mmcv takes it as a C float
     _, x1, y1, x2, y2 = (rois * scale).unbind(dim=1)
     sound = ((x2 > x1) & (y2 > y1))[:, None, None]  # an empty RoI gives 0
     weights = []

@@ -10,15 +10,23 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import as_computable, numbers_at_once
+from .arguments import as_computable, check_choice, numbers_at_once
 from .bilinear import add_to_planes, largest_of_runs, pixel_rows, weighted_sums
-from .roi_grid import cell_edges, check_rois, count_samples, list_samples, split_rois
+from .roi_grid import (
+    cell_edges,
+    check_pooling,
+    check_rois,
+    check_samples,
+    count_samples,
+    list_samples,
+    split_rois,
+)
 
 MAX, AVERAGE = range(2)
+MOST_SAMPLES = 2**26  # of one RoI for torchvision on the CPU, 2 GB; masks are pooled from whole images
 NO_SAMPLE = -1  # in argmax_y and argmax_x: the cell has no sample, so no pixel gets its gradient
 
 
@@ -51,21 +59,29 @@ def roi_align_forward(
         aligned: Shift by half a pixel, so that a coordinate means the pixel's centre.
 
     Raises:
-        UserError: A RoI cannot be pooled. Average pooling on an accelerator does not check: it would have to wait.
+        UserError: A RoI cannot be pooled. Average pooling on an accelerator does not look at them, because it would
+            have to wait: a RoI of no image becomes NaN.
     """
     features, rois = as_computable('roi_align', input=input, rois=rois)
-    if rois.is_cpu or pool_mode == MAX:
-        _, x1, y1, x2, y2 = rois.unbind(dim=1)
-        ordered = {'x1 <= x2, y1 <= y2': (x1 <= x2) & (y1 <= y2)} if aligned else {}
-        check_rois('roi_align', rois, len(features), **ordered)
+    check_choice('roi_align', (MAX, AVERAGE), pool_mode=pool_mode)
     cells = (aligned_height, aligned_width)
-    scale = float(np.float32(spatial_scale))  # mmcv takes it as a C float
-    if pool_mode == AVERAGE:
-        _load_torchvision()
-        pooled = torch.ops.torchvision.roi_align(features, rois, scale, *cells, sampling_ratio, aligned)
-        output.copy_(pooled)
+    scale = check_pooling('roi_align', features, rois, cells, spatial_scale, output=output)
+    if pool_mode == AVERAGE and not rois.is_cpu and len(features):
+        rois, lost = _without_lost(rois, len(features))
+        pooled = _average(features, rois, scale, cells, sampling_ratio, aligned)
+        output.copy_(pooled.masked_fill_(lost[:, None, None, None], math.nan))
         return
-    for some, best in _max_pool(features, _grid(rois, cells, scale, sampling_ratio, aligned), cells):
+    _, x1, y1, x2, y2 = rois.unbind(dim=1)
+    ordered = {'x1 <= x2, y1 <= y2': (x1 <= x2) & (y1 <= y2)} if aligned else {}
+    check_rois('roi_align', rois, len(features), **ordered)
+    if output.numel() == 0:
+        return
+    grid = _grid(rois, cells, scale, sampling_ratio, aligned)
+    if pool_mode == AVERAGE:
+        check_samples('roi_align', grid.count_y, grid.count_x, cells, MOST_SAMPLES)
+        output.copy_(_average(features, rois, scale, cells, sampling_ratio, aligned))
+        return
+    for some, best in _max_pool(features, grid, cells):
         for buffer, values in zip((output, argmax_y, argmax_x), best, strict=True):
             buffer[some] = values
 
@@ -85,21 +101,40 @@ def roi_align_backward(
 ) -> None:
     """Add the gradient of the feature maps to ``grad_input`` ``(N, C, H, W)``; arguments as in the forward op."""
     gradient, rois = as_computable('roi_align', grad_output=grad_output, rois=rois)
+    cells = (aligned_height, aligned_width)
+    scale = check_pooling('roi_align', grad_input, rois, cells, spatial_scale, grad_output=gradient)
+    if rois.is_cpu:
+        check_rois('roi_align', rois, len(grad_input))
+    else:
+        rois, _ = _without_lost(rois, len(grad_input))
+    if gradient.numel() == 0:
+        return
     if pool_mode == MAX:
         total = torch.zeros_like(grad_input, dtype=gradient.dtype, memory_format=torch.contiguous_format)
         _add_max_gradient(total, gradient, rois, argmax_y, argmax_x)
         grad_input += total
         return
-    cells = (aligned_height, aligned_width)
-    scale = float(np.float32(spatial_scale))
     # The CUDA kernel adds with atomics and refuses to run in PyTorch's deterministic mode.
     deterministic = torch.are_deterministic_algorithms_enabled() and not gradient.is_cpu
     average_gradient = _average_gradient_deterministic if deterministic else _average_gradient
     grad_input += average_gradient(gradient, rois, grad_input.shape, cells, scale, sampling_ratio, aligned)
 
 
+def _without_lost(rois: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
+    """Return the RoIs with 0 for those of no image, where a kernel would reach foreign memory, and which these are."""
+    lost = ~((rois[:, 0] >= 0) & (rois[:, 0] < num_images))
+    return rois.masked_fill(lost[:, None], 0), lost
+
+
 def _load_torchvision() -> None:
     import torchvision  # noqa: F401  registers torch.ops.torchvision
+
+
+def _average(
+    features: Tensor, rois: Tensor, scale: float, cells: tuple[int, int], sampling_ratio: int, aligned: bool
+) -> Tensor:
+    _load_torchvision()
+    return torch.ops.torchvision.roi_align(features, rois, scale, *cells, sampling_ratio, aligned)
 
 
 def _average_gradient(

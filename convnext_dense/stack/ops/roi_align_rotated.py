@@ -6,13 +6,12 @@ image pixels and radians. Out: ``(K, C, PH, PW)``, written into ``output``; its 
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .arguments import as_computable, numbers_at_once
 from .bilinear import add_pixel_rows, add_to_rows, pixel_rows, weighted_sums
-from .roi_grid import Samples, cell_edges, check_rois, count_samples, list_samples, split_rois
+from .roi_grid import Samples, cell_edges, check_pooling, check_rois, count_samples, list_samples, split_rois
 
 FORM = 'image index, centre x, centre y, width, height, angle'
 
@@ -46,12 +45,14 @@ def roi_align_rotated_forward(
     """
     features, rois = as_computable('roi_align_rotated', input=input, rois=rois)
     cells, shape = (pooled_height, pooled_width), features.shape
+    scale = check_pooling('roi_align_rotated', features, rois, cells, spatial_scale, FORM, output=output)
     pixels = pixel_rows(features)
-    for some, samples, places, weights in _parts(rois, shape, cells, spatial_scale, sampling_ratio, aligned, clockwise):
+    for some, samples, places, weights in _parts(rois, shape, cells, scale, sampling_ratio, aligned, clockwise):
         sums = weighted_sums(pixels, places, weights, 4 * samples.starts)
         output[some] = sums.view(-1, *cells, shape[1]).permute(0, 3, 1, 2)
 
 
+@torch.no_grad()
 def roi_align_rotated_backward(
     top_grad: Tensor,
     rois: Tensor,
@@ -66,8 +67,9 @@ def roi_align_rotated_backward(
     """Add the gradient of the feature maps to ``bottom_grad`` ``(N, C, H, W)``; arguments as in the forward op."""
     gradient, rois = as_computable('roi_align_rotated', top_grad=top_grad, rois=rois)
     cells, shape = (pooled_height, pooled_width), bottom_grad.shape
+    scale = check_pooling('roi_align_rotated', bottom_grad, rois, cells, spatial_scale, FORM, top_grad=gradient)
     total = gradient.new_zeros(shape[0] * shape[2] * shape[3], shape[1])
-    for some, samples, places, weights in _parts(rois, shape, cells, spatial_scale, sampling_ratio, aligned, clockwise):
+    for some, samples, places, weights in _parts(rois, shape, cells, scale, sampling_ratio, aligned, clockwise):
         add_to_rows(total, places, weights, samples.cell.repeat_interleave(4), pixel_rows(gradient[some]))
     add_pixel_rows(bottom_grad, total)
 
@@ -76,7 +78,7 @@ def _parts(
     rois: Tensor,
     shape: torch.Size,
     cells: tuple[int, int],
-    spatial_scale: float,
+    scale: float,
     sampling_ratio: int,
     aligned: bool,
     clockwise: bool,
@@ -84,7 +86,8 @@ def _parts(
     """Yield some RoIs at a time: which, their samples, and the pixels and weights of the cells' means."""
     rule = {'no negative size': (rois[:, 3:5] >= 0).all(dim=1)} if aligned else {}
     check_rois('roi_align_rotated', rois, shape[0], FORM, **rule)
-    scale = float(np.float32(spatial_scale))  # mmcv takes it as a C float
+    if len(rois) * shape[1] * cells[0] * cells[1] == 0:
+        return
     image, x, y, width, height, angle = rois.unbind(dim=1)
     x, y = x * scale - 0.5 * aligned, y * scale - 0.5 * aligned
     width, height = width * scale, height * scale

@@ -6,13 +6,19 @@ has may differ from RoI to RoI, so they stand in one list: by RoI, by cell, then
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import UserError
+from .arguments import check_maps, check_shape
 from .bilinear import corners
 
+CORNERS = 'image index, x1, y1, x2, y2'
+ENDLESS = 2**40  # samples along a side, more than any device holds
 MOST_SAMPLES = 2**22  # of one RoI; a RoI of 2048 x 2048 feature pixels has as many
+FARTHEST = 1e30  # a RoI's numbers beyond would overflow on the way
+LARGEST_SCALE = 1e6
 
 
 class Samples(NamedTuple):
@@ -68,8 +74,8 @@ def count_samples(extent: Tensor, num_cells: int, sampling_ratio: int) -> Tensor
         sampling_ratio: Samples per cell and side, or 0.
     """
     if sampling_ratio > 0:
-        return torch.full_like(extent, sampling_ratio, dtype=torch.long)
-    return (extent / num_cells).ceil().clamp(0, MOST_SAMPLES).long()
+        return torch.full_like(extent, min(sampling_ratio, ENDLESS), dtype=torch.long)
+    return (extent / num_cells).ceil().clamp(0, ENDLESS).long()
 
 
 def list_samples(count_y: Tensor, count_x: Tensor, cells: tuple[int, int]) -> Samples:
@@ -91,17 +97,21 @@ def split_rois(op: str, count_y: Tensor, count_x: Tensor, cells: tuple[int, int]
     Raises:
         UserError: One has so many that its samples would fill the memory.
     """
-    if len(count_y) == 0:
-        return []
+    check_samples(op, count_y, count_x, cells, MOST_SAMPLES)
     counts = count_y * count_x * (cells[0] * cells[1])
-    if counts.max() > MOST_SAMPLES:
-        raise UserError(
-            f'{op}: RoI {int(counts.argmax())} would need {int(counts.max())} samples, more than {MOST_SAMPLES}. It is '
-            'far larger than any image: look for diverged boxes, clip them to the image, or set sampling_ratio.'
-        )
     sizes = (counts.cumsum(0) // limit).unique_consecutive(return_counts=True)[1]
     ends = sizes.cumsum(0).tolist()
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def check_samples(op: str, count_y: Tensor, count_x: Tensor, cells: tuple[int, int], most: int) -> None:
+    """Refuse RoIs with more than ``most`` samples, given those along the sides of a cell ``(K,)``."""
+    counts = count_y.float() * count_x.float() * (cells[0] * cells[1])  # integers would overflow
+    if (counts > most).any():
+        raise UserError(
+            f'{op}: RoI {int(counts.argmax())} would need {int(counts.max())} samples, more than {most}. It is far '
+            'larger than any image: look for diverged boxes, clip them to the image, or change sampling_ratio.'
+        )
 
 
 def cell_edges(extent: Tensor, num_cells: int) -> Tensor:
@@ -109,9 +119,44 @@ def cell_edges(extent: Tensor, num_cells: int) -> Tensor:
     return torch.arange(num_cells, device=extent.device) * (extent / num_cells)[:, None]
 
 
-def check_rois(
-    op: str, rois: Tensor, num_images: int, form: str = 'image index, x1, y1, x2, y2', **rules: Tensor
-) -> None:
+def check_pooling(
+    op: str,
+    maps: Tensor,
+    rois: Tensor,
+    cells: tuple[int, int],
+    spatial_scale: float,
+    form: str = CORNERS,
+    **pooled: Tensor,
+) -> float:
+    """Refuse shapes and a scale that do not fit. It looks at no RoI and waits for no device.
+
+    Args:
+        op: Whom an error names.
+        maps: The features or their gradient ``(N, C, H, W)``.
+        rois: ``(K, 5)`` or ``(K, 6)``.
+        cells: ``PH`` and ``PW``, per RoI.
+        spatial_scale: From image pixels to feature pixels.
+        form: Names of the RoIs' columns.
+        **pooled: What has the shape of the output, ``(K, C, PH, PW)``.
+
+    Returns:
+        The scale as mmcv takes it, a C float.
+
+    Raises:
+        UserError: It says what came and what is allowed.
+    """
+    columns = form.count(',') + 1
+    if rois.ndim != 2 or rois.shape[1] != columns:
+        raise UserError(f'{op} needs RoIs (K, {columns}) as ({form}) and got {tuple(rois.shape)}.')
+    check_maps(op, input=maps)
+    expected = (len(rois), maps.shape[1], *cells)
+    check_shape(op, **{name: (tensor.shape, expected) for name, tensor in pooled.items()})
+    if not 0 < spatial_scale < LARGEST_SCALE:
+        raise UserError(f'{op}: spatial_scale is {spatial_scale}. Allowed are positive numbers: 1 / stride of the map.')
+    return float(np.float32(spatial_scale))
+
+
+def check_rois(op: str, rois: Tensor, num_images: int, form: str = CORNERS, **rules: Tensor) -> None:
     """Refuse RoIs that compiled ops refuse, and those with which they read or write foreign memory.
 
     Args:
@@ -124,10 +169,7 @@ def check_rois(
     Raises:
         UserError: It says how many are bad, shows one and names what is allowed.
     """
-    columns = form.count(',') + 1
-    if rois.ndim != 2 or rois.shape[1] != columns:
-        raise UserError(f'{op} needs RoIs (K, {columns}) as ({form}) and got {tuple(rois.shape)}.')
-    bad = ~rois.isfinite().all(dim=1) | (rois[:, 0] < 0) | (rois[:, 0] >= num_images)
+    bad = ~(rois.abs() < FARTHEST).all(dim=1) | (rois[:, 0] < 0) | (rois[:, 0] >= num_images)
     for kept in rules.values():
         bad |= ~kept
     if bad.any():

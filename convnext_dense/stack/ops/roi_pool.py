@@ -7,12 +7,11 @@ torchvision's kernel rounds a RoI to whole pixels before it splits it, mmcv's sp
 torchvision as a RoI of its own, of whole pixels.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .arguments import as_computable
-from .roi_grid import check_rois
+from .roi_grid import check_pooling, check_rois
 
 NO_PIXEL = -1  # in argmax: the cell is empty, so no pixel gets its gradient
 
@@ -43,9 +42,10 @@ def roi_pool_forward(
     import torchvision  # noqa: F401  registers torch.ops.torchvision
 
     features, rois = as_computable('roi_pool', input=input, rois=rois)
+    cells = (pooled_height, pooled_width)
+    scale = check_pooling('roi_pool', features, rois, cells, spatial_scale, output=output, argmax=argmax)
     num_images, channels, height, width = features.shape
     check_rois('roi_pool', rois, num_images)
-    scale = float(np.float32(spatial_scale))  # mmcv takes it as a C float
     image, x1, y1, x2, y2 = rois.unbind(dim=1)
     bounds, sound = [], True
     for low, high, num_cells, size in ((x1, x2, pooled_width, width), (y1, y2, pooled_height, height)):
@@ -78,6 +78,8 @@ def roi_pool_backward(
 ) -> None:
     """Add each cell's gradient to the pixel that won, in ``grad_input`` ``(N, C, H, W)``."""
     gradient, rois = as_computable('roi_pool', grad_output=grad_output, rois=rois)
+    cells = (pooled_height, pooled_width)
+    check_pooling('roi_pool', grad_input, rois, cells, spatial_scale, grad_output=gradient, argmax=argmax)
     _, channels, height, width = grad_input.shape
     planes = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)  # (K, C)
     places = argmax + (planes * (height * width))[:, :, None, None]

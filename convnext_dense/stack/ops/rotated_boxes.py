@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .arguments import as_computable, numbers_at_once
+from .arguments import as_computable, check_choice, check_shape, numbers_at_once
 from .greedy import find_owners
 
 IOU, IOF = range(2)
@@ -179,9 +179,11 @@ def _edges(points: Tensor) -> list[tuple[Tensor, ...]]:
 def _fill(
     op: str, boxes1: '_Rotated | _Quadri', boxes2: '_Rotated | _Quadri', ious: Tensor, mode: int, aligned: bool
 ) -> None:
+    check_choice(op, (IOU, IOF), mode_flag=mode)
     num_rows, num_columns = len(boxes1.areas), len(boxes2.areas)
     if aligned and num_rows != num_columns:
         raise UserError(f'{op} needs as many boxes on both sides when aligned, and got {num_rows} and {num_columns}.')
+    check_shape(op, ious=((ious.numel(),), (num_rows if aligned else num_rows * num_columns,)))
     device = boxes1.areas.device
     if aligned:
         numbers = torch.arange(num_rows, device=device)
@@ -197,8 +199,7 @@ def _fill(
 
 def _suppress(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float, kind: type) -> Tensor:
     """Return the indices of the boxes to keep, given ``(N, 5)`` or ``(N, 8)``."""
-    if len(boxes) != len(scores):
-        raise UserError(f'{op} got {len(boxes)} boxes and {len(scores)} scores; it needs one for each.')
+    check_shape(op, scores=(scores.shape, (len(boxes),)))
     order = scores.sort(dim=0, descending=True).indices
     boxes = kind(op, boxes[order])
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()  # a C float in mmcv
