@@ -89,6 +89,12 @@ def run_backbone(device: str = 'cpu') -> None:
     sum(feature_map.mean() for feature_map in ConvNeXt('atto').to(device)(image)).backward()
 
 
+def import_library(library: str) -> None:
+    """Import what a run imports of MMDetection or MMSegmentation."""
+    for part in ('apis', 'datasets', 'evaluation', 'models'):
+        import_module(f'{library}.{part}')
+
+
 def import_rooms() -> None:
     """Import what ``import convnext_dense`` would have, were it not for the doctor."""
     for room in ('data', 'heads', 'hooks', 'runs', 'tta'):
@@ -104,16 +110,19 @@ TRIALS = (
     Trial('the backbone', 'mmengine', run_backbone, needs=('torch', 'cv2')),
     Trial('training and testing', 'convnext_dense', import_rooms, needs=('mmengine',)),
     Trial('the ops of mmcv', 'mmcv', partial(import_module, 'mmcv.ops'), needs=('torchvision', 'mmengine')),
-    Trial('detectors', 'mmdet', partial(import_module, 'mmdet.apis'), needs=('mmcv', 'pycocotools')),
-    Trial('segmentors', 'mmseg', partial(import_module, 'mmseg.apis'), needs=('mmcv',)),
+    Trial('detectors', 'mmdet', partial(import_library, 'mmdet'), needs=('mmcv', 'pycocotools')),
+    Trial('segmentors', 'mmseg', partial(import_library, 'mmseg'), needs=('mmcv',)),
 )
 
-# What an error says -> its cure, in which {name} is the package that failed and {missing} what the error names
+# What an error says -> its cure, in which {name} is the package that failed, {module} its module, and {missing} what the
+# error names
 CURES = {
     r'operator torchvision::\w+ does not exist|torchvision\S*: undefined symbol|(?i:load custom c\+\+ ops)': (
         '{install_torchvision}'
     ),
-    r'_ext\S*: undefined symbol': 'compile this mmcv for the installed PyTorch, or take {install_mmcv} instead',
+    r'_ext\S*: undefined symbol': (
+        'compile this mmcv for the installed PyTorch, or take the other one: pip uninstall -y mmcv; {install_mmcv}'
+    ),
     r"'torchvision::\w+'.*'CUDA' backend|(?i:not compiled with (gpu|cuda))": (
         'reinstall torch and torchvision from one place, both built for the same CUDA'
     ),
@@ -122,7 +131,7 @@ CURES = {
     r'lib(GL|gthread|SM|Xext)\S*: cannot open': 'pip install --force-reinstall --no-deps opencv-python-headless',
     r'numpy\.dtype size changed|_ARRAY_API not found|numpy\.core\.multiarray failed': 'pip install --upgrade {name}',
     r"No module named '(?P<missing>\w+)": 'pip install {missing}',
-    '': 'pip install --force-reinstall --no-deps {name}',
+    '': 'pip install --force-reinstall --no-deps {name}; where that is no help, python -c "import {module}" says more',
 }
 
 
@@ -166,6 +175,7 @@ def find_cure(failure: Failure, installed: Installed) -> str:
     package = next((each for each in PACKAGES if each.module == failure.module), None)
     return CURES[pattern].format(
         **re.search(pattern, failure.error).groupdict(),
+        module=failure.module,
         name=package.names[0] if package else {'cv2': 'opencv-python'}.get(failure.module, failure.module),
         install_torchvision=versions.install_command('torchvision', installed),
         install_mmcv=versions.install_command('mmcv', installed),

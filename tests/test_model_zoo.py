@@ -68,6 +68,23 @@ def test_rows_of_other_kinds():
     assert (row['input'], row['initial weights'], row['licence']) == ('128x128', 'random', '-')
 
 
+def test_rows_of_modern_heads():
+    titles = [line for line in PAGE.read_text().splitlines() if line.startswith('## ')]
+    *_, modern, drawn, _ = titles
+    section = PAGE.read_text().partition(modern)[2].partition(drawn)[0]
+    methods = ('dino', 'mask2former', 'rtmdet', 'retinanet', 'faster_rcnn')
+    assert sorted(name for name, _ in LINK.findall(section)) == sorted(
+        file.stem for file in leaf_configs() if file.stem.startswith(methods)
+    )
+    row = row_of('dino_convnext_b_in22k_coco')
+    assert (row['result'], row['GFLOPs']) == ('box AP 55.1 (published; not trained here)', '-')
+    assert (row['lr'], row['decay'], row['drop path'], row['params']) == ('1e-4', '0.1 for all', '0', '108.9')
+    row = row_of('mask2former_convnext_t_ade20k')
+    assert (row['result'], row['GFLOPs'], row['params']) == ('not published; not trained here', '-', '47.7')
+    row = row_of('rtmdet_convnext_b_in22k_coco')
+    assert (row['lr'], row['decay'], row['input']) == ('1e-3', '0.8 by layer', '640x640')
+
+
 def test_no_row_of_coco_or_ade20k_was_trained_here():
     drawn = PAGE.read_text().index('## Drawn data')
     rows = [line for line in PAGE.read_text()[:drawn].splitlines() if line.startswith('| [')]
@@ -99,10 +116,8 @@ def test_results(expected, measured, result):
 
 def test_a_config_without_any_settings_of_ours():
     cfg = Config(dict(model=dict(backbone=dict(type='ResNet')), optim_wrapper=dict(optimizer=dict(lr=0.01))))
-    stats = ModelStats(Path('a/b.py'), (64, 32), {'heads': Counts(1_000_000, 2_500_000_000)})
-    row = model_zoo.describe_row(
-        Header('title', 'run', weights='https://example.org/c/d.pth', licence='MIT'), cfg, stats
-    )
+    stats = ModelStats(Path('a/b.py'), (64, 32), {'heads': Counts(1_000_000, 2_500_000_000)}, cfg=cfg)
+    row = model_zoo.describe_row(Header('title', 'run', weights='https://example.org/c/d.pth', licence='MIT'), stats)
     assert (row['lr'], row['decay'], row['drop path'], row['AMP']) == ('1e-2', '-', '-', 'no')
     assert (row['params'], row['GFLOPs'], row['input']) == ('1.0', '2.5', '64x32')
     assert row['initial weights'] == '[d.pth](https://example.org/c/d.pth)'

@@ -1,6 +1,9 @@
 """The published recipes number by number: tables typed a second time, compared with what the configs resolve to."""
 
+import copy
 import math
+import re
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +41,8 @@ COCO = {
     'cascade_convnext_l_in22k_coco': Row('large', 'convnext://large_22k', 0.7, 1e-4, 0.7, False),
     'cascade_convnext_xl_in22k_coco': Row('xlarge', 'convnext://xlarge_22k', 0.8, 1e-4, 0.7, False),
 }
+# Mask R-CNN's row without its masks
+BOXES_ALONE = {'faster_rcnn_convnext_t_coco': COCO['mask_rcnn_convnext_t_coco']}
 # facebookresearch/ConvNeXt semantic_segmentation: Table 4
 ADE20K = {
     'upernet_convnext_t_ade20k': Row('tiny', 'convnext://tiny_1k', 0.4, 1e-4, 0.9, True),
@@ -96,10 +101,10 @@ SWIN = {
 }
 RESNET = ('cascade_r50_coco', 'upernet_r50_ade20k')
 DRAWN = ('cascade_convnext_atto_shapes', 'upernet_convnext_atto_shapes')
-CONVNEXT = {**COCO, **ADE20K, **V2_COCO, **V2_ADE20K, **DINOV3_COCO, **DINOV3_ADE20K}
-ALL = {*CONVNEXT, *PROBES, *SWIN, *RESNET, *DRAWN}
-ON_COCO = sorted(name for name in ALL if name.endswith('_coco'))
-ON_ADE20K = sorted(name for name in ALL if name.endswith('_ade20k'))
+CONVNEXT = {**COCO, **BOXES_ALONE, **V2_COCO, **DINOV3_COCO, **ADE20K, **V2_ADE20K, **DINOV3_ADE20K}
+OF_THE_PAPERS = {*CONVNEXT, *PROBES, *SWIN, *RESNET}
+ON_COCO = sorted(name for name in OF_THE_PAPERS if name.endswith('_coco'))
+ON_ADE20K = sorted(name for name in OF_THE_PAPERS if name.endswith('_ade20k'))
 WITH_LARGE_JITTER = {name for name in V2_COCO if name.startswith('mask_rcnn')}
 CROPS_OF_640 = {
     *('upernet_convnext_b_in22k_ade20k', 'upernet_convnext_l_in22k_ade20k', 'upernet_convnext_xl_in22k_ade20k'),
@@ -115,16 +120,41 @@ DIMS = {
 }
 
 
+# upstream's heads; in the first two the backbone has one rate, a tenth of the others'
+DINO = {  # IDEA-Research/detrex, projects/dino/configs/dino-convnext
+    'dino_convnext_t_coco': Row('tiny', 'convnext://tiny_1k', 0.0, 1e-4, 0.1, False),
+    'dino_convnext_t_in22k_coco': Row('tiny', 'convnext://tiny_22k_1k_384', 0.0, 1e-4, 0.1, False),
+    'dino_convnext_b_in22k_coco': Row('base', 'convnext://base_22k_1k_384', 0.0, 1e-4, 0.1, False),
+}
+MASK2FORMER = {  # arXiv 2112.01527, Section 4.2; drop path of facebookresearch/Mask2Former for Swin
+    'mask2former_convnext_t_coco': Row('tiny', 'convnext://tiny_1k', 0.3, 1e-4, 0.1, False),
+    'mask2former_convnext_b_in22k_coco': Row('base', 'convnext://base_22k', 0.3, 1e-4, 0.1, False),
+    'mask2former_convnext_t_ade20k': Row('tiny', 'convnext://tiny_1k', 0.3, 1e-4, 0.1, False),
+    'mask2former_convnext_b_in22k_ade20k': Row('base', 'convnext://base_22k', 0.3, 1e-4, 0.1, False),
+}
+RTMDET = {  # open-mmlab/mmdetection, rtmdet_l_convnext_b_4xb32-100e_coco.py
+    'rtmdet_convnext_t_coco': Row('tiny', 'convnext://tiny_1k', 0.4, 1e-3, 0.8, False),
+    'rtmdet_convnext_b_in22k_coco': Row('base', 'convnext://base_22k_1k_384', 0.7, 1e-3, 0.8, False),
+}
+# PVT's RetinaNet (arXiv 2102.12122, Section 5.2), decayed as Mask R-CNN
+RETINANET = {'retinanet_convnext_t_coco': Row('tiny', 'convnext://tiny_1k', 0.2, 1e-4, 0.95, True)}
+MODERN = {**DINO, **MASK2FORMER, **RTMDET, **RETINANET}
+
+
 def file_of(name: str) -> Path:
-    return CONFIGS / ('seg' if 'upernet' in name or 'linear' in name else 'det') / f'{name}.py'
+    (file,) = CONFIGS.glob(f'*/{name}.py')
+    return file
 
 
+@cache
 def load(name: str) -> Config:
+    """Read a leaf once for all tests, which only look at it."""
     return Config.fromfile(file_of(name))
 
 
 def test_every_leaf_is_in_a_table():
-    assert {file.stem for folder in ('det', 'seg') for file in (CONFIGS / folder).glob('*.py')} == ALL
+    leaves = {file.stem for folder in ('det', 'seg') for file in (CONFIGS / folder).glob('*.py')}
+    assert leaves == {*OF_THE_PAPERS, *MODERN, *DRAWN}
 
 
 # --------------------------------------------------------------------------------- results
@@ -147,6 +177,11 @@ PUBLISHED_COCO = {
     'mask_rcnn_convnextv2_b_lsj_coco': '52.9 46.4',
     'mask_rcnn_convnextv2_l_coco': '54.4 47.7',
     'mask_rcnn_convnextv2_h_coco': '55.7 48.9',
+    # detrex: arXiv 2306.07265, and the model zoo of its repository
+    'dino_convnext_t_coco': '51.4 -',
+    'dino_convnext_t_in22k_coco': '52.4 -',
+    'dino_convnext_b_in22k_coco': '55.1 -',
+    'rtmdet_convnext_b_in22k_coco': '53.1 -',
 }
 PUBLISHED_ADE20K = {
     'upernet_convnext_t_ade20k': '46.0 46.7',
@@ -170,9 +205,9 @@ PUBLISHED_ADE20K = {
 }
 
 
-@pytest.mark.parametrize('name', [*ON_COCO, *ON_ADE20K])
+@pytest.mark.parametrize('name', [*ON_COCO, *ON_ADE20K, *MODERN])
 def test_published_results(name):
-    names = ('box AP', 'mask AP') if name in ON_COCO else ('mIoU (ss)', 'mIoU (ms)')
+    names = ('box AP', 'mask AP') if name.endswith('_coco') else ('mIoU (ss)', 'mIoU (ms)')
     values = {**PUBLISHED_COCO, **PUBLISHED_ADE20K}.get(name, '- -').split()
     header = read_header(file_of(name))
     expected = [f'{metric} {value}' for metric, value in zip(names, values, strict=True) if value != '-']
@@ -331,7 +366,7 @@ def optimized(name: str) -> dict[str, tuple[nn.Parameter, float, float]]:
     """Return each trainable parameter of a leaf's full-size model with its learning rate and weight decay, by name."""
     cfg = load(name)
     init_default_scope(cfg.default_scope)
-    model = build_on_meta(cfg.model)
+    model = build_on_meta(copy.deepcopy(cfg.model))  # some models change their config
     optimizer = build_optim_wrapper(model, Config(dict(cfg.optim_wrapper, type='OptimWrapper'))._cfg_dict).optimizer
     names = {id(param): full_name for full_name, param in model.named_parameters()}
     found = [
@@ -345,9 +380,9 @@ def optimized(name: str) -> dict[str, tuple[nn.Parameter, float, float]]:
     return dict(found)
 
 
-@pytest.mark.parametrize('name', CONVNEXT)
+@pytest.mark.parametrize('name', [*CONVNEXT, *RTMDET, *RETINANET])
 def test_rate_and_weight_decay_of_every_parameter(name):
-    row, parameters = CONVNEXT[name], optimized(name)
+    row, parameters = {**CONVNEXT, **MODERN}[name], optimized(name)
     kind = 'stage' if name.endswith('_ade20k') else 'layer'
     for full_name, (param, lr, weight_decay) in parameters.items():
         expected = row.lr * row.rate ** exponent(full_name, kind, NUM_LAYERS[row.arch])
@@ -361,6 +396,37 @@ def test_rate_and_weight_decay_of_every_parameter(name):
         for block in range(depth)
         for part in ('gamma', 'beta')
     }
+
+
+SCALES = re.compile(r'norm|gamma|\.downsample_layers\.(0\.1|[123]\.0)\.')  # and shifts of channels in a ConvNeXt
+NORMS = re.compile(r'norm|\.gn\.')
+EMBEDDINGS = re.compile(r'query_embed|query_feat|level_embed')
+
+
+@pytest.mark.parametrize('name', MASK2FORMER)
+def test_mask2former_decays_neither_norms_nor_embeddings(name):
+    """Norms and embeddings as in facebookresearch/Mask2Former, layer scale as in ConvNeXt's recipes."""
+    exempt = dict.fromkeys(('scales', 'norms', 'embeddings'), 0)
+    for full_name, (_, lr, weight_decay) in optimized(name).items():
+        in_backbone = full_name.startswith('backbone.')
+        rules = dict(scales=SCALES) if in_backbone else dict(norms=NORMS, embeddings=EMBEDDINGS)
+        found = [rule for rule, names in rules.items() if names.search(full_name)]
+        for rule in found:
+            exempt[rule] += 1
+        assert (lr, weight_decay) == (pytest.approx(1e-5 if in_backbone else 1e-4), 0.0 if found else 0.05), full_name
+    blocks = 18 if MASK2FORMER[name].arch == 'tiny' else 36
+    norms = 2 * 6 + 3 * 9 + 1 + 5  # of the encoder's and the decoder's layers, behind them, around the pixel decoder
+    assert exempt == dict(scales=3 * blocks + 2 * (4 + 4), norms=2 * norms, embeddings=3)
+
+
+@pytest.mark.parametrize('name', DINO)
+def test_dino_decays_all_but_the_norms_of_its_heads(name):
+    """In detrex ConvNeXt's norms are of a class of their own, which its rule for norms does not know."""
+    for full_name, (_, lr, weight_decay) in optimized(name).items():
+        if full_name.startswith('backbone.'):
+            assert (lr, weight_decay) == (pytest.approx(1e-5), 1e-4), full_name
+        else:
+            assert (lr, weight_decay) == (1e-4, 0.0 if NORMS.search(full_name) else 1e-4), full_name
 
 
 @pytest.mark.parametrize('name', PROBES)
@@ -478,20 +544,17 @@ def test_rates_of_a_probe():
 
 WIDE = [(side, 1333) for side in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)]
 RESIZE = dict(type='RandomChoiceResize', scales=WIDE, keep_ratio=True)
-MULTI_SCALE = [
-    dict(type='RandomFlip', prob=0.5),
-    dict(
-        type='RandomChoice',
-        transforms=[
-            [RESIZE],
-            [
-                dict(type='RandomChoiceResize', scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True),
-                dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
-                RESIZE,
-            ],
-        ],
-    ),
-]
+
+
+def multi_scale(longest: int) -> list[dict]:
+    """Return the augmentation of DETR; images are at most ``longest`` pixels long before they are cut."""
+    scales = [(side, longest) for side in (400, 500, 600)]
+    cut = [
+        dict(type='RandomChoiceResize', scales=scales, keep_ratio=True),
+        dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
+        RESIZE,
+    ]
+    return [dict(type='RandomFlip', prob=0.5), dict(type='RandomChoice', transforms=[[RESIZE], cut])]
 
 
 LARGE_JITTER = [
@@ -511,16 +574,17 @@ LARGE_JITTER = [
 @pytest.mark.parametrize('name', ON_COCO)
 def test_data_of_coco(name):
     cfg = load(name)
-    augmentation, batch_size, padding = MULTI_SCALE, 2, None
+    augmentation, batch_size, padding = multi_scale(1333), 2, None
     if name in WITH_LARGE_JITTER:
         augmentation, batch_size = LARGE_JITTER, 4
         padding = [dict(type='BatchFixedSizePad', size=(1024, 1024), pad_mask=True)]
     if name == 'mask_rcnn_convnextv2_b_lsj_coco':
         padding = None
     train, val = cfg.train_dataloader.to_dict(), cfg.val_dataloader.to_dict()
+    has_masks = name not in BOXES_ALONE
     load_both = [
         dict(type='LoadImageFromFile', backend_args=None),
-        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=has_masks),
     ]
     assert train['dataset']['pipeline'] == [*load_both, *augmentation, dict(type='PackDetInputs')]
     assert train['dataset']['type'] == val['dataset']['type'] == 'CocoDataset'
@@ -542,7 +606,7 @@ def test_data_of_coco(name):
     assert val['dataset']['ann_file'] == 'annotations/instances_val2017.json'
     assert val['batch_size'] == 1
     assert cfg.test_dataloader == cfg.val_dataloader
-    assert cfg.val_evaluator.metric == ['bbox', 'segm']
+    assert cfg.val_evaluator.metric == (['bbox', 'segm'] if has_masks else 'bbox')
 
 
 FLIPS = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
@@ -560,7 +624,7 @@ def test_several_sizes_on_coco(name):
         transforms=[
             [dict(type='Resize', scale=scale, keep_ratio=True) for scale in ((1000, 600), (1333, 800), (1666, 1000))],
             FLIPS,
-            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
+            [dict(type='LoadAnnotations', with_bbox=True, with_mask=name not in BOXES_ALONE)],
             [dict(type='PackDetInputs')],
         ],
     )
@@ -745,3 +809,239 @@ def test_upernet_heads(name):
         loss_decode=dict(loss, loss_weight=0.4),
         **shared,
     )
+
+
+# --------------------------------------------------------------------------------- modern heads
+
+
+def without_scopes(node):
+    """Return a piece of a config as plain dicts and lists, without the marks that upstream's files leave in it."""
+    if isinstance(node, dict):
+        return {key: without_scopes(child) for key, child in node.items() if key != '_scope_'}
+    return [without_scopes(child) for child in node] if isinstance(node, list) else node
+
+
+def method_of(name: str) -> str:
+    return name.split('_')[0] + ('_ade20k' if name.endswith('_ade20k') else '')
+
+
+STEPS = dict(type='MultiStepLR', begin=0, by_epoch=True, gamma=0.1)
+EPOCHS = dict(type='EpochBasedTrainLoop', val_interval=1)
+SCHEDULES = {
+    'dino': ([dict(STEPS, end=12, milestones=[11])], dict(EPOCHS, max_epochs=12)),
+    'retinanet': (
+        [
+            dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
+            dict(STEPS, end=12, milestones=[8, 11]),
+        ],
+        dict(EPOCHS, max_epochs=12),
+    ),
+    'rtmdet': (
+        [
+            dict(type='LinearLR', start_factor=1e-5, by_epoch=False, begin=0, end=1000),
+            dict(
+                type='CosineAnnealingLR',
+                eta_min=5e-5,  # 0.05 of the lr
+                begin=50,
+                end=100,
+                T_max=50,
+                by_epoch=True,
+                convert_to_iter_based=True,
+            ),
+        ],
+        dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=10, dynamic_intervals=[(90, 1)]),
+    ),
+    'mask2former': (  # 50 epochs
+        dict(STEPS, end=368750, by_epoch=False, milestones=[327778, 355092]),
+        dict(type='IterBasedTrainLoop', max_iters=368750, val_interval=5000, dynamic_intervals=[(365001, 368750)]),
+    ),
+    'mask2former_ade20k': (
+        [dict(type='PolyLR', eta_min=0, power=0.9, begin=0, end=160000, by_epoch=False)],
+        dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=5000),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', MODERN)
+def test_backbone_and_schedule_of_modern_heads(name):
+    row, cfg, method = MODERN[name], load(name), method_of(name)
+    coarse = 'mask2former' not in name  # the map at stride 4 is left out
+    assert cfg.model.backbone.to_dict() == dict(
+        type='ConvNeXt',
+        arch=row.arch,
+        drop_path_rate=row.drop_path,
+        init_cfg=dict(type='Pretrained', checkpoint=row.weights),
+        **(dict(out_indices=(1, 2, 3)) if coarse else {}),
+    )
+    head = cfg.model.get({'mask2former': 'panoptic_head', 'mask2former_ade20k': 'decode_head'}.get(method, 'neck'))
+    assert head.in_channels == DIMS[row.arch][coarse:]
+    schedule, loop = SCHEDULES[method]
+    assert without_scopes(cfg.param_scheduler) == schedule
+    assert without_scopes(cfg.train_cfg) == loop
+
+
+ADAMW = dict(type='AdamW', lr=1e-4, weight_decay=0.05, betas=(0.9, 0.999))
+OPTIMIZERS = {
+    'dino': dict(optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4), clip_grad=dict(max_norm=0.1, norm_type=2)),
+    'retinanet': dict(optimizer=ADAMW),
+    'rtmdet': dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05)),
+    'mask2former': dict(optimizer=dict(ADAMW, eps=1e-8), clip_grad=dict(max_norm=0.01, norm_type=2)),
+}
+
+
+@pytest.mark.parametrize('name', MODERN)
+def test_optimizer_of_modern_heads(name):
+    row, cfg, method = MODERN[name], load(name), method_of(name)
+    wrapper = without_scopes(cfg.optim_wrapper)
+    paramwise = wrapper.pop('paramwise_cfg')  # the tests of the rates say what it does
+    assert wrapper.pop('type') == ('AmpOptimWrapper' if row.amp else 'OptimWrapper')
+    if method in ('rtmdet', 'retinanet'):
+        assert wrapper.pop('constructor') == 'ConvNeXtLayerDecay'
+        assert paramwise == dict(decay_rate=row.rate)
+    assert wrapper == OPTIMIZERS[method.removesuffix('_ade20k')]
+    # 8 GPUs
+    assert cfg.auto_scale_lr.base_batch_size == 8 * cfg.train_dataloader.batch_size == (128 if name in RTMDET else 16)
+
+
+LOAD_COCO = [dict(type='LoadImageFromFile', backend_args=None), dict(type='LoadAnnotations', with_bbox=True)]
+LOAD_MASKS = [dict(LOAD_COCO[0], to_float32=True), dict(LOAD_COCO[1], with_mask=True)]
+LOAD_ADE = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)]
+PACK_COCO = [dict(type='PackDetInputs')]
+FLIP = dict(type='RandomFlip', prob=0.5)
+GREY = (114, 114, 114)
+PAD_640 = dict(type='Pad', size=(640, 640), pad_val=dict(img=GREY))
+JITTER_AND_CROP_640 = [
+    dict(type='RandomResize', scale=(1280, 1280), ratio_range=(0.1, 2.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(640, 640)),
+    dict(type='YOLOXHSVRandomAug'),
+    FLIP,
+    PAD_640,
+]
+
+
+def shortest_edges(crop: int) -> dict:
+    """Return the random sizes of ADE20K: 0.5 to 2 times the crop in steps of 0.1, at most 4 times as long."""
+    scales = [crop * tenths // 10 for tenths in range(5, 21)]
+    return dict(type='RandomChoiceResize', scales=scales, resize_type='ResizeShortestEdge', max_size=4 * crop)
+
+
+def training_pipeline(name: str) -> list[dict]:
+    crop = 640 if MODERN[name].arch == 'base' else 512
+    return {
+        'dino': [*LOAD_COCO, *multi_scale(4200), *PACK_COCO],
+        'retinanet': [*LOAD_COCO, dict(type='Resize', scale=(1333, 800), keep_ratio=True), FLIP, *PACK_COCO],
+        'rtmdet': [
+            *LOAD_COCO,
+            dict(type='CachedMosaic', img_scale=(640, 640), pad_val=114.0),
+            *JITTER_AND_CROP_640,
+            dict(type='CachedMixUp', img_scale=(640, 640), ratio_range=(1.0, 1.0), max_cached_images=20, pad_val=GREY),
+            *PACK_COCO,
+        ],
+        'mask2former': [
+            *LOAD_MASKS,
+            FLIP,
+            dict(LARGE_JITTER[0], resize_type='Resize'),
+            LARGE_JITTER[1],
+            dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-5, 1e-5), by_mask=True),
+            *PACK_COCO,
+        ],
+        'mask2former_ade20k': [
+            *LOAD_ADE,
+            shortest_edges(crop),
+            dict(type='RandomCrop', crop_size=(crop, crop), cat_max_ratio=0.75),
+            FLIP,
+            dict(type='PhotoMetricDistortion'),
+            dict(type='PackSegInputs'),
+        ],
+    }[method_of(name)]
+
+
+@pytest.mark.parametrize('name', MODERN)
+def test_data_of_modern_heads(name):
+    cfg, on_coco = load(name), name.endswith('_coco')
+    train, val = without_scopes(cfg.train_dataloader), without_scopes(cfg.val_dataloader)
+    assert train['dataset']['pipeline'] == training_pipeline(name)
+    assert train['dataset']['type'] == val['dataset']['type'] == ('CocoDataset' if on_coco else 'ADE20KDataset')
+    resize = next(step for step in val['dataset']['pipeline'] if step['type'] == 'Resize')
+    sizes = {'rtmdet': (640, 640), 'mask2former_ade20k': (2560, 640) if MODERN[name].arch == 'base' else (2048, 512)}
+    assert resize == dict(type='Resize', scale=sizes.get(method_of(name), (1333, 800)), keep_ratio=True)
+    if on_coco:
+        assert train['dataset']['ann_file'] == 'annotations/instances_train2017.json'
+        assert val['dataset']['ann_file'] == 'annotations/instances_val2017.json'
+        assert train['dataset']['filter_cfg'] == dict(filter_empty_gt=name not in DINO, min_size=32)
+        assert cfg.val_evaluator.metric == (['bbox', 'segm'] if name in MASK2FORMER else 'bbox')
+    else:
+        assert train['dataset']['data_prefix'] == dict(img_path='images/training', seg_map_path='annotations/training')
+        assert cfg.val_evaluator.iou_metrics == ['mIoU']
+    assert cfg.test_dataloader == cfg.val_dataloader
+    preprocessor = cfg.model.data_preprocessor
+    assert (preprocessor.mean, preprocessor.std) == ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    assert preprocessor.bgr_to_rgb  # what the initial weights saw
+
+
+@pytest.mark.parametrize('name', RTMDET)
+def test_last_epochs_of_rtmdet(name):
+    average, switch = without_scopes(load(name).custom_hooks)
+    assert average == dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.0002, update_buffers=True, priority=49)
+    jitter = dict(JITTER_AND_CROP_640[0], scale=(640, 640))
+    assert switch == dict(
+        type='PipelineSwitchHook',
+        switch_epoch=90,
+        switch_pipeline=[*LOAD_COCO, jitter, *JITTER_AND_CROP_640[1:], *PACK_COCO],
+    )
+
+
+def test_heads_of_dino():
+    model = load('dino_convnext_t_coco').model
+    assert (model.type, model.num_queries, model.with_box_refine, model.as_two_stage) == ('DINO', 900, True, True)
+    assert (model.encoder.num_layers, model.decoder.num_layers, model.neck.num_outs) == (6, 6, 4)
+    assert model.dn_cfg.group_cfg.to_dict() == dict(dynamic=True, num_groups=None, num_dn_queries=100)
+    losses = [model.bbox_head[f'loss_{kind}'] for kind in ('cls', 'bbox', 'iou')]
+    assert [(loss.type, loss.loss_weight) for loss in losses] == [('FocalLoss', 1), ('L1Loss', 5), ('GIoULoss', 2)]
+    assert (model.bbox_head.num_classes, model.test_cfg.max_per_img) == (80, 300)
+
+
+@pytest.mark.parametrize('name', MASK2FORMER)
+def test_heads_of_mask2former(name):
+    model = load(name).model
+    head = model.panoptic_head if name.endswith('_coco') else model.decode_head
+    assert (head.type, head.num_queries, head.transformer_decoder.num_layers) == ('Mask2FormerHead', 100, 9)
+    assert (head.pixel_decoder.type.split('.')[-1], head.pixel_decoder.encoder.num_layers) == (
+        'MSDeformAttnPixelDecoder',
+        6,
+    )
+    losses = [head[f'loss_{kind}'] for kind in ('cls', 'mask', 'dice')]
+    assert [loss.loss_weight for loss in losses] == [2, 5, 5]
+    num_classes = 80 if name.endswith('_coco') else 150
+    assert head.loss_cls.class_weight == [1.0] * num_classes + [0.1]
+    assert head.get('num_things_classes', 0) + head.get('num_stuff_classes', 0) + head.get('num_classes', 0) == (
+        num_classes
+    )
+    assert (head if name.endswith('_ade20k') else model).train_cfg.num_points == 112 * 112
+    if name.endswith('_coco'):
+        padding = dict(type='BatchFixedSizePad', size=(1024, 1024), img_pad_value=0, pad_mask=True, mask_pad_value=0)
+        assert without_scopes(model.data_preprocessor.batch_augments) == [dict(padding, pad_seg=False)]
+    else:
+        crop = 640 if MODERN[name].arch == 'base' else 512
+        assert model.data_preprocessor.size == (crop, crop)
+        assert model.test_cfg.mode == 'whole'
+
+
+@pytest.mark.parametrize('name', RTMDET)
+def test_heads_of_rtmdet(name):
+    model = load(name).model
+    assert (model.neck.type, model.bbox_head.type) == ('CSPNeXtPAFPN', 'RTMDetSepBNHead')
+    group_norm = dict(type='GN', num_groups=32)
+    assert model.neck.norm_cfg == model.bbox_head.norm_cfg == group_norm
+    assert (model.neck.num_csp_blocks, model.neck.expand_ratio, model.neck.out_channels) == (3, 0.5, 256)
+    assert (model.bbox_head.stacked_convs, model.bbox_head.num_classes) == (2, 80)
+
+
+def test_heads_of_retinanet():
+    model = load('retinanet_convnext_t_coco').model
+    pyramid = dict(type='FPN', start_level=0, add_extra_convs='on_input', out_channels=256, num_outs=5)
+    assert without_scopes(model.neck) == dict(pyramid, in_channels=DIMS['tiny'][1:])
+    head = model.bbox_head
+    assert (head.type, head.stacked_convs, head.num_classes) == ('RetinaHead', 4, 80)
+    focal = dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)
+    assert head.loss_cls.to_dict() == focal

@@ -407,7 +407,7 @@ def test_the_patches_of_masked_convolution_are_those_of_unfold():
 def test_a_mask_larger_than_the_output_is_refused():
     from mmcv.ops import MaskedConv2d
 
-    with pytest.raises(UserError, match=r'pixels up to row 5 and column 6, and the map is 4 x 5\. Pad by'):
+    with pytest.raises(UserError, match=r'pixels in rows 0 to 5 and columns 0 to 6, and the map is 4 x 5\. Pad by'):
         MaskedConv2d(3, 4, 3)(torch.randn(1, 3, 6, 7), torch.ones(1, 6, 7))
 
 

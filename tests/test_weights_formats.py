@@ -6,7 +6,7 @@ import re
 import pytest
 import timm
 import torch
-from timm.models import save_for_hf
+from timm.models._hub import save_for_hf
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt

@@ -13,4 +13,5 @@ if __name__ == '__main__':
     parser.add_argument('--in22k', action='store_true', help='start from ImageNet-22k weights')
     parser.add_argument('--weights', help="initial weights instead of the published ones; '' for none")
     parser.add_argument('-o', '--out', help='file to write (default: print the config)')
+    parser.add_argument('--no-proof', dest='proof', action='store_false', help='write it without trying it')
     call(write_swap, parser)

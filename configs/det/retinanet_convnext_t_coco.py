@@ -4,7 +4,7 @@ Command: torchrun --nproc_per_node 8 tools/train.py configs/det/retinanet_convne
 Expected: not published.
 Initial weights: convnext://tiny_1k, MIT.
 Note: schedule and lr of PVT's RetinaNet (arXiv 2102.12122, Section 5.2), weight decay and decay rate of ConvNeXt-T's
-    Mask R-CNN; drop path of Swin-T's 12 epochs (arXiv 2103.14030, Section A2.2).
+    Mask R-CNN; drop path of MMDetection's RetinaNet with Swin-T.
 """
 
 _base_ = ['_base_/retinanet.py']

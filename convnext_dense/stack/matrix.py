@@ -90,7 +90,7 @@ def run_matrix(names: Sequence[str], folder: Path, keep: bool, tests: Sequence[s
     for environment in ENVIRONMENTS:
         if environment.name in names:
             row = run_environment(environment, folder, tests or environment.tests)
-            write_page({**read_rows(), row.name: row})
+            PAGE.write_text(format_page({**read_rows(), row.name: row}))
             print(f'{row.name}: {row.outcome}', flush=True)
             all_passed &= row.outcome[0].isdigit() and ' failed' not in row.outcome
             if not keep:
@@ -237,19 +237,15 @@ or where two packages hold one module.
 """
 
 
-def write_page(rows: dict[str, Row]) -> None:
-    """Write the page, with a row for each environment."""
+def format_page(rows: dict[str, Row]) -> str:
+    """Return the text of the page, with a row for each environment."""
     listed = [rows.get(each.name, Row(each.name, each.what, each.python)) for each in ENVIRONMENTS]
     failing = [(describe_versions(each), each.why, f'`{each.cure}`', f'<{each.link}>') for each in KNOWN_TO_FAIL]
     instead = next(each.instead for each in ENVIRONMENTS if each.name == 'onedl')
-    PAGE.write_text(
-        HEAD
-        + format_table(TITLES, listed)
-        + DOCTOR.format(
-            originals=' '.join(name for name, _ in instead), forks=' '.join(f"'{fork}'" for _, fork in instead)
-        )
-        + format_table(('together', 'why', 'cure', 'source'), failing)
+    forks = DOCTOR.format(
+        originals=' '.join(name for name, _ in instead), forks=' '.join(f"'{fork}'" for _, fork in instead)
     )
+    return HEAD + format_table(TITLES, listed) + forks + format_table(('together', 'why', 'cure', 'source'), failing)
 
 
 def read_rows() -> dict[str, Row]:

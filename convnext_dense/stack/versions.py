@@ -54,6 +54,9 @@ PACKAGES = (
     Package('ftfy', ('ftfy',), ('mmseg',)),
     Package('regex', ('regex',), ('mmseg',)),
     Package('timm', ('timm',), (), 'weights by timm://NAME'),
+    # not used here, but mmdet imports them where they are installed
+    Package('mmpretrain', ('mmpretrain', 'onedl-mmpretrain'), ()),
+    Package('transformers', ('transformers',), ()),
 )
 BY_NAME = {name: package for package in PACKAGES for name in package.names}
 
@@ -89,6 +92,18 @@ KNOWN_TO_FAIL = (
         why='mmseg asserts mmcv < 2.2 when it is imported',
         cure="pip uninstall -y mmcv mmcv-lite; pip install 'mmcv-lite>=2.1,<2.2'",
         link='https://github.com/open-mmlab/mmcv/issues/3096',
+    ),
+    Failing(
+        {'mmpretrain': '<=1.2', 'transformers': '>=4.56'},
+        why='mmdet.models imports mmpretrain where it is installed, and that ends with a TypeError',
+        cure="pip uninstall -y mmpretrain, which nothing here needs; or pip install 'transformers<4.56'",
+        link='https://github.com/open-mmlab/mmpretrain/blob/v1.2.0/mmpretrain/models/multimodal/blip/language_model.py',
+    ),
+    Failing(
+        {'pycocotools': '<2.0.8', 'numpy': '>=2'},
+        why='these pycocotools were compiled for NumPy 1',
+        cure='pip install --upgrade pycocotools',
+        link='https://github.com/ppwwyyxx/cocoapi/releases',
     ),
 )
 
@@ -205,7 +220,9 @@ def _unmet_requirements(installed: Installed) -> list[Problem]:
                 there = installed.get(BY_NAME[other].module, {}).get(other) if other in BY_NAME else None
                 if there and _applies(needed) and not _contains(str(needed.specifier), there):
                     what = f'{name} {version} needs {other}{needed.specifier}, and {other} {there} is installed'
-                    problems.append(Problem(what, install_command(module, installed)))
+                    fits = f"pip install '{other}{needed.specifier}'"
+                    cure = install_command(module, installed) if module == 'torchvision' else fits
+                    problems.append(Problem(what, cure))
     return problems
 
 

@@ -130,6 +130,8 @@ def build_model(cfg: Config, device: str) -> nn.Module:
             node['drop_path_rate'] = 0.0  # a dropped block gets no gradient
         if isinstance(node.get('init_cfg'), Mapping) and node['init_cfg'].get('type') == 'Pretrained':
             node['init_cfg'] = None
+        if node.get('type') == 'MMSyncBN':  # which cannot be built outside of a distributed run
+            node['type'] = 'BN'
         if 'teacher_ckpt' in node:
             node['teacher_ckpt'] = None
         if 'mean' in node and 'std' in node:  # a data preprocessor
@@ -154,7 +156,8 @@ def take_step(model: nn.Module, cfg: Config) -> tuple[float, tuple[str, ...]]:
         UserError: The loss or a gradient of the backbone is not finite.
     """
     model.train()
-    MessageHub.get_current_instance().update_info('epoch', 0)  # a few heads ask for it
+    for name in ('epoch', 'iter'):  # a few heads ask for them
+        MessageHub.get_current_instance().update_info(name, 0)
     batch = model.data_preprocessor(draw_for(cfg, range(NUM_IMAGES)), training=True)
     loss, _ = model.parse_losses(model(**batch, mode='loss'))
     if not math.isfinite(loss.item()):

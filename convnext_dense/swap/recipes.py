@@ -17,6 +17,7 @@ TIMM = {  # V1 in sizes that only timm trained
     'pico': 'timm://convnext_pico.d1_in1k',
     'nano': 'timm://convnext_nano.in12k_ft_in1k',
 }
+SIDES = (384, 512)  # pixels, of weights that were not trained at 224
 
 
 class Recipe(NamedTuple):
@@ -102,13 +103,18 @@ def find_weights(arch: str, in22k: bool, v2: bool) -> str:
     family = 'v2_' if v2 else ''
     data = ('22k_1k' if v2 else '22k') if in22k else '1k'
     name = f'{family}{arch}_{data}'
-    if name in PUBLISHED:
-        return f'convnext://{name}'
-    kind = f'ConvNeXt {"V2 " * v2}{arch}'
-    published = [known for known, file in PUBLISHED.items() if file.size == arch and file.num_classes is not None]
+    sizes = (name, *(f'{name}_{side}' for side in SIDES))
+    if found := next((each for each in sizes if each in PUBLISHED), None):
+        return f'convnext://{found}'
+    others = [
+        f'convnext://{known}'
+        for known, file in PUBLISHED.items()
+        if file.size == arch and known.startswith('v2_') == v2 and file.num_classes is not None
+    ]
+    others += [TIMM[arch]] if arch in TIMM and not v2 else []
     raise UserError(
-        f'No {"ImageNet-22k" if in22k else "ImageNet-1k"} weights of {kind} were published. With --weights any other '
-        f'checkpoint serves, e.g. {", ".join(f"convnext://{known}" for known in published) or TIMM.get(arch)}.'
+        f'No {"ImageNet-22k" if in22k else "ImageNet-1k"} weights of ConvNeXt {"V2 " * v2}{arch} were published. '
+        f"Choose others with --weights: {', '.join(others) or 'a file of yours'}; or '' for random ones."
     )
 
 

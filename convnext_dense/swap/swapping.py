@@ -215,12 +215,15 @@ def describe(cfg: Config, owner: ConfigDict, pairs: Sequence[Pair], changes: Cha
 
 
 def relative_path(file: str | os.PathLike, folder: str | os.PathLike) -> str:
-    """Return the path from a folder to a file, past links; the absolute one where they are on two drives."""
-    file, folder = os.path.realpath(file), os.path.realpath(folder)
-    try:
-        return Path(os.path.relpath(file, folder)).as_posix()
-    except ValueError:
-        return Path(file).as_posix()
+    """Return the path from a folder to a file; the absolute one where they are on two drives, or behind links.
+
+    MMEngine follows `..` both as it is written and as the disk has it.
+    """
+    with contextlib.suppress(ValueError):
+        path = os.path.relpath(file, folder)
+        if path == os.path.relpath(os.path.realpath(file), os.path.realpath(folder)):
+            return Path(path).as_posix()
+    return Path(file).absolute().as_posix()
 
 
 def check_writable(out: Path) -> None:

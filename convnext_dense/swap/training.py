@@ -33,7 +33,9 @@ def optimizer_changes(cfg: Config, constructor: str, recipe: Recipe, other_names
     if given.get('type') == OPTIMIZER:
         optimizer.update({key: given[key] for key in ('lr', 'weight_decay') if key in given})
     else:
-        changes['auto_scale_lr',] = dict(_delete_=True, enable=False, base_batch_size=BATCH)
+        scaling = dict(enable=False, base_batch_size=BATCH)
+        # MMEngine deletes what is there, and takes the word for a setting where nothing is
+        changes['auto_scale_lr',] = dict(_delete_=True, **scaling) if 'auto_scale_lr' in cfg else scaling
     paramwise = dict(decay_rate=recipe.decay_rate)
     if keys := (old.get('paramwise_cfg') or {}).get('custom_keys'):
         names = list(other_names())

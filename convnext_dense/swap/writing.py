@@ -40,24 +40,25 @@ def write_config(docstring: str, base: str, changes: Changes) -> str:
         place = ''.join(f'[{key!r}]' for key in path[len(keys) :])
         edits.append(f'{name}{place} = {source(value)}')
     lines = [f'{key} = {source(value)}' for key, value in tree.items()]
-    code = '\n'.join([base_line(base), *edits, *lines])
-    formatted, _ = FormatCode(code, style_config=STYLE)
-    return f'"""{docstring}"""\n\n{formatted}'
+    formatted, _ = FormatCode('\n'.join([*edits, *lines]), style_config=STYLE)
+    return f'"""{docstring}"""\n\n{base_lines(base)}{formatted}'
 
 
-def base_line(base: str) -> str:
-    """Return the line that inherits a config.
+def base_lines(base: str) -> str:
+    """Return the lines that inherit a config.
 
-    A name of a package's is looked up by MMEngine, which needs ``pkg_resources`` for it up to 0.10; importing this
-    package mends that, also under the libraries' own tools.
+    Where it is a package's, MMEngine looks it up with ``pkg_resources`` up to version 0.10. Importing this package
+    mends that, also under the libraries' own tools.
 
-    >>> base_line('../faster-rcnn.py')
-    "_base_ = '../faster-rcnn.py'"
-    >>> base_line('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
-    "_base_ = __import__('convnext_dense') and 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'"
+    >>> base_lines('../faster-rcnn.py')
+    "_base_ = '../faster-rcnn.py'\\n"
     """
-    mend = f"__import__('{IMPORT}') and " if '::' in base else ''
-    return f'_base_ = {mend}{base!r}'
+    if '::' not in base:
+        return f'_base_ = {base!r}\n'
+    return (
+        "# the import lets MMEngine find another package's configs without pkg_resources\n"
+        f'_base_ = __import__({IMPORT!r}) and {base!r}\n'
+    )
 
 
 def insert(tree: dict, keys: tuple[str, ...], value: Any) -> None:

@@ -86,8 +86,8 @@ def _check(maps: Tensor, boxes: Tensor, pool_size: int, **pooled: Tensor) -> Non
     check_shape('border_align', **{name: (tensor.shape, expected) for name, tensor in pooled.items()})
     if channels % SIDES or pool_size < 1:
         raise UserError(
-            f'border_align got {channels} channels and pool_size={pool_size}. Allowed are a multiple of {SIDES} channels '
-            'and 1 part or more.'
+            f'border_align got {channels} channels and pool_size={pool_size}. Allowed are multiples of {SIDES} '
+            'channels and a pool_size of 1 or more.'
         )
 
 

@@ -34,11 +34,12 @@ def carafe_forward(
 
     ``routput`` and ``rmasks`` matter to the compiled op only.
     """
+    _prepare('carafe', features, masks, kernel_size, group_size, scale_factor).forward(output)
     num_images, channels, height, width = features.shape
     rfeatures.resize_(num_images, height, width, channels).copy_(features.permute(0, 2, 3, 1))
-    _prepare('carafe', features, masks, kernel_size, group_size, scale_factor).forward(output)
 
 
+@torch.no_grad()
 def carafe_backward(
     top_grad: Tensor,
     rfeatures: Tensor,
@@ -67,6 +68,7 @@ def carafe_naive_forward(
     _prepare('carafe_naive', features, masks, kernel_size, group_size, scale_factor).forward(output)
 
 
+@torch.no_grad()
 def carafe_naive_backward(
     top_grad: Tensor,
     features: Tensor,

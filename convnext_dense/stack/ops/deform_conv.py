@@ -214,6 +214,8 @@ class _Gradients(NamedTuple):
 class _Convolution(NamedTuple):
     """The arguments of torchvision's kernels, checked and of one type."""
 
+    op: str
+    output_shape: tuple[int, int, int, int]
     geometry: _Geometry
     input: Tensor
     weight: Tensor
@@ -224,15 +226,17 @@ class _Convolution(NamedTuple):
 
     def forward(self, output: Tensor) -> None:
         """Fill ``output``."""
-        for images in self._batches(output.shape):
+        check_shape(self.op, output=(output.shape, self.output_shape))
+        for images in self._batches():
             output[images] = torch.ops.torchvision.deform_conv2d(*self._arguments(images))
 
     def gradients(self, grad_output: Tensor) -> _Gradients:
         """Return the five gradients, given that of the output."""
+        check_shape(self.op, grad_output=(grad_output.shape, self.output_shape))
         grad_output = grad_output.to(self.input.dtype)
         by_image = [torch.empty_like(tensor) for tensor in (self.input, self.offset, self.mask)]
         totals = [torch.zeros_like(tensor) for tensor in (self.weight, self.bias)]
-        for images in self._batches(grad_output.shape):
+        for images in self._batches():
             found = torch.ops.torchvision._deform_conv2d_backward(grad_output[images], *self._arguments(images))
             for gradient, part in zip(by_image, (found[0], found[2], found[3]), strict=True):
                 gradient[images] = part
@@ -252,8 +256,8 @@ class _Convolution(NamedTuple):
             self.has_mask,
         )
 
-    def _batches(self, output_shape: torch.Size) -> Iterator[slice]:
-        samples = self.input.shape[1] * self.weight[0, 0].numel() * output_shape[2] * output_shape[3]
+    def _batches(self) -> Iterator[slice]:
+        samples = self.input.shape[1] * self.weight[0, 0].numel() * self.output_shape[2] * self.output_shape[3]
         step = max(1, numbers_at_once(self.input.device) // samples)
         for first in range(0, len(self.input), step):
             yield slice(first, first + step)
@@ -298,6 +302,8 @@ def _prepare(
     if mask is not None:
         offset, mask = _first_numbers(offset, size), _first_numbers(mask, size)
         shapes['mask'] = (mask.shape, (len(input), num_taps, *size))
+    if bias is not None:
+        shapes['bias'] = (bias.shape, (len(weight),))
     shapes['offset'] = (offset.shape, (len(input), 2 * num_taps, *size))
     check_shape(op, **shapes)
     # The kernel would read foreign memory at NaN. mmcv's samples nothing there.
@@ -305,7 +311,7 @@ def _prepare(
     has_mask = mask is not None
     mask = mask if has_mask else input.new_zeros(len(input), 1)
     bias = bias if bias is not None else input.new_zeros(len(weight))
-    return _Convolution(geometry, input, weight, offset, mask, bias, has_mask)
+    return _Convolution(op, (len(input), len(weight), *size), geometry, input, weight, offset, mask, bias, has_mask)
 
 
 def _first_numbers(maps: Tensor, size: tuple[int, int]) -> Tensor:

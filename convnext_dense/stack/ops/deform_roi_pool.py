@@ -127,7 +127,7 @@ def _parts(
     check_rois('deform_roi_pool', rois, shape[0])
     if offset.numel():
         check_shape('deform_roi_pool', offset=(offset.shape, (len(rois), 2, *cells)))
-    if len(rois) * shape[1] * cells[0] * cells[1] == 0:
+    if 0 in (shape[1], *cells):
         return
     image, x1, y1, x2, y2 = rois.unbind(dim=1)
     x1, y1, x2, y2 = (side * scale - 0.5 for side in (x1, y1, x2, y2))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .arguments import as_computable, check_one_device
+from .arguments import as_computable, check_integers, check_one_device, check_shape
 
 SMALLEST = torch.finfo(torch.float32).tiny  # of a probability before its logarithm, in float64 too
 
@@ -79,6 +79,7 @@ def softmax_focal_loss_forward(
     output.copy_(right.only(loss).squeeze(1))
 
 
+@torch.no_grad()
 def softmax_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
@@ -109,7 +110,7 @@ class _Right:
     def __init__(self, target: Tensor, scores: Tensor):
         num_classes = scores.shape[1]
         self.exists = ((target >= 0) & (target < num_classes))[:, None]
-        self.column = target.clamp(0, num_classes - 1)[:, None]
+        self.column = target.long().clamp(0, num_classes - 1)[:, None]
 
     def take(self, scores: Tensor) -> Tensor:
         """Return ``(N, 1)`` of ``(N, C)``; where no class is right, that of some class."""
@@ -132,9 +133,15 @@ def _checked(op: str, input: Tensor, target: Tensor, weight: Tensor, background:
     """Return ``input`` and ``weight`` to compute with. The check of the classes waits for the device, as in mmcv."""
     check_one_device(op, input=input, target=target, weight=weight)
     input, weight = as_computable(op, input=input, weight=weight)
+    check_integers(op, target=target)
+    check_shape(
+        op, input=(input.shape, (*target.shape[:1], *input.shape[1:2])), target=(target.shape, target.shape[:1])
+    )
     num_classes = input.shape[1]
     if weight.numel() not in (0, num_classes):
         raise UserError(f'{op} got {weight.numel()} class weights for {num_classes} classes.')
+    if num_classes == 0:
+        raise UserError(f'{op} needs numbers (N, C) of one class or more and got {tuple(input.shape)}.')
     if target.numel() == 0:
         return input, weight
     lowest, largest = (int(extreme) for extreme in target.aminmax())

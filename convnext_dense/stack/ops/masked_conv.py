@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import UserError
-from .arguments import check_one_device
+from .arguments import check_integers, check_one_device, check_shape
 
 
 def masked_im2col_forward(
@@ -23,9 +23,12 @@ def masked_im2col_forward(
     pad_w: int,
 ) -> None:
     """Fill ``col`` ``(C * KH * KW, M)`` with the patches around the ``M`` pixels; outside of the image is 0."""
-    op, (height, width) = 'masked_conv2d', im.shape[2:]
+    op = 'masked_conv2d'
     check_one_device(op, im=im, mask_h_idx=mask_h_idx, mask_w_idx=mask_w_idx, col=col)
+    check_shape(op, im=(im.shape, (1, *im.shape[1:4])))
+    _, channels, height, width = im.shape
     _check_pixels(op, mask_h_idx, mask_w_idx, height, width)
+    check_shape(op, col=(col.shape, (channels * kernel_h * kernel_w, len(mask_h_idx))))
     # Below and on the right the padding reaches as far as the patch of the last pixel.
     far_h, far_w = max(0, kernel_h - 1 - pad_h), max(0, kernel_w - 1 - pad_w)
     padded = F.pad(im[0], (pad_w, far_w, pad_h, far_h))
@@ -42,16 +45,19 @@ def masked_col2im_forward(
     op = 'masked_conv2d'
     check_one_device(op, im=im, mask_h_idx=mask_h_idx, mask_w_idx=mask_w_idx, col=col)
     _check_pixels(op, mask_h_idx, mask_w_idx, height, width)
+    check_shape(op, col=(col.shape, (channels, len(mask_h_idx))), im=(im.shape, (1, channels, height, width)))
     im[0][:, mask_h_idx, mask_w_idx] = col.to(im.dtype)
 
 
 def _check_pixels(op: str, rows: Tensor, columns: Tensor, height: int, width: int) -> None:
-    """Refuse pixels outside of the map: mmcv writes them to foreign memory."""
+    """Refuse pixels outside of the map: mmcv reads and writes foreign memory there."""
+    check_integers(op, mask_h_idx=rows, mask_w_idx=columns)
+    check_shape(op, mask_w_idx=(columns.shape, rows.shape[:1]), mask_h_idx=(rows.shape, rows.shape[:1]))
     if rows.numel() == 0:
         return
-    largest = int(rows.amax()), int(columns.amax())
-    if largest[0] >= height or largest[1] >= width:
+    (top, bottom), (left, right) = (map(int, places.aminmax()) for places in (rows, columns))
+    if min(top, left) < 0 or bottom >= height or right >= width:
         raise UserError(
-            f'{op}: the mask has pixels up to row {largest[0]} and column {largest[1]}, and the map is {height} x '
-            f'{width}. Pad by (kernel_size - 1) / 2, so that the output is as large as the mask.'
+            f'{op}: the mask has pixels in rows {top} to {bottom} and columns {left} to {right}, and the map is '
+            f'{height} x {width}. Pad by (kernel_size - 1) / 2, so that the output is as large as the mask.'
         )

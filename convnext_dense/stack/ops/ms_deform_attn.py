@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import UserError
-from .arguments import as_computable, check_one_device, check_shape, numbers_at_once
+from .arguments import as_computable, check_integers, check_one_device, check_shape, numbers_at_once
 
 OP = 'ms_deform_attn'
 PIXELS_AT_ONCE = 2**21
@@ -180,6 +180,7 @@ def _prepare(value: Tensor, sizes: Tensor, first_pixel: Tensor, points: Tensor, 
         attention_weights=weights,
     )
     value, points, weights = as_computable(OP, value=value, sampling_locations=points, attention_weights=weights)
+    check_integers(OP, value_spatial_shapes=sizes, value_level_start_index=first_pixel)
     if value.ndim != 4 or points.ndim != 6 or sizes.ndim != 2 or 0 in (*points.shape[2:], *value.shape[1:]):
         raise UserError(
             f'{OP} needs values (B, K, M, D), sizes (L, 2) and sampling points (B, Q, M, L, P, 2), none of K to P 0, '

@@ -11,11 +11,12 @@ view of a buffer ``(N, MH, W + MW - 1, W)``, which is all that is held beside in
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .arguments import check_one_device, check_shape
+from .arguments import check_choice, check_one_device, check_shape
 
-COLLECT = 0
+COLLECT, DISTRIBUTE = range(2)
 
 
 def psamask_forward(
@@ -31,7 +32,7 @@ def psamask_forward(
     half_w_mask: int,
 ) -> None:
     """Fill ``output`` ``(N, H * W, H, W)``, which comes filled with 0."""
-    _check(input, output, num_, h_feature, w_feature, h_mask, w_mask)
+    _check(psa_type, input, output, num_, h_feature, w_feature, h_mask, w_mask)
     masks = input.unflatten(1, (h_mask, w_mask))
     attention = _seen_first(output.view(num_, h_feature, w_feature, h_feature, w_feature), psa_type)
     buffer = _Buffer.like(masks, half_w_mask)
@@ -40,6 +41,7 @@ def psamask_forward(
         attention[:, seen, :, row] = buffer.maps[:, taps]
 
 
+@torch.no_grad()
 def psamask_backward(
     grad_output: Tensor,
     grad_input: Tensor,
@@ -53,7 +55,7 @@ def psamask_backward(
     half_w_mask: int,
 ) -> None:
     """Fill ``grad_input`` ``(N, MH * MW, H, W)``, which comes filled with 0."""
-    _check(grad_input, grad_output, num_, h_feature, w_feature, h_mask, w_mask)
+    _check(psa_type, grad_input, grad_output, num_, h_feature, w_feature, h_mask, w_mask)
     masks = grad_input.view(num_, h_mask, w_mask, h_feature, w_feature)
     attention = _seen_first(grad_output.unflatten(1, (h_feature, w_feature)), psa_type)
     buffer = _Buffer.like(masks, half_w_mask)
@@ -91,7 +93,10 @@ def _seen_first(attention: Tensor, psa_type: int) -> Tensor:
     return attention if psa_type == COLLECT else attention.permute(0, 3, 4, 1, 2)
 
 
-def _check(masks: Tensor, attention: Tensor, num: int, height: int, width: int, h_mask: int, w_mask: int) -> None:
+def _check(
+    psa_type: int, masks: Tensor, attention: Tensor, num: int, height: int, width: int, h_mask: int, w_mask: int
+) -> None:
+    check_choice('psa_mask', (COLLECT, DISTRIBUTE), psa_type=psa_type)
     check_one_device('psa_mask', masks=masks, attention=attention)
     check_shape(
         'psa_mask',

@@ -66,9 +66,9 @@ def roi_align_forward(
     check_choice('roi_align', (MAX, AVERAGE), pool_mode=pool_mode)
     cells = (aligned_height, aligned_width)
     scale = check_pooling('roi_align', features, rois, cells, spatial_scale, output=output)
-    if pool_mode == AVERAGE and not rois.is_cpu and len(features):
+    if pool_mode == AVERAGE and not rois.is_cpu:
         rois, lost = _without_lost(rois, len(features))
-        pooled = _average(features, rois, scale, cells, sampling_ratio, aligned)
+        pooled = _average(features, rois, cells, scale, sampling_ratio, aligned)
         output.copy_(pooled.masked_fill_(lost[:, None, None, None], math.nan))
         return
     _, x1, y1, x2, y2 = rois.unbind(dim=1)
@@ -79,7 +79,7 @@ def roi_align_forward(
     grid = _grid(rois, cells, scale, sampling_ratio, aligned)
     if pool_mode == AVERAGE:
         check_samples('roi_align', grid.count_y, grid.count_x, cells, MOST_SAMPLES)
-        output.copy_(_average(features, rois, scale, cells, sampling_ratio, aligned))
+        output.copy_(_average(features, rois, cells, scale, sampling_ratio, aligned))
         return
     for some, best in _max_pool(features, grid, cells):
         for buffer, values in zip((output, argmax_y, argmax_x), best, strict=True):
@@ -101,12 +101,12 @@ def roi_align_backward(
 ) -> None:
     """Add the gradient of the feature maps to ``grad_input`` ``(N, C, H, W)``; arguments as in the forward op."""
     gradient, rois = as_computable('roi_align', grad_output=grad_output, rois=rois)
+    check_choice('roi_align', (MAX, AVERAGE), pool_mode=pool_mode)
     cells = (aligned_height, aligned_width)
     scale = check_pooling('roi_align', grad_input, rois, cells, spatial_scale, grad_output=gradient)
     if rois.is_cpu:
         check_rois('roi_align', rois, len(grad_input))
-    else:
-        rois, _ = _without_lost(rois, len(grad_input))
+    rois, _ = _without_lost(rois, len(grad_input))
     if gradient.numel() == 0:
         return
     if pool_mode == MAX:
@@ -121,7 +121,13 @@ def roi_align_backward(
 
 
 def _without_lost(rois: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
-    """Return the RoIs with 0 for those of no image, where a kernel would reach foreign memory, and which these are."""
+    """Return the RoIs with 0 for those of no image, where a kernel would reach foreign memory, and which these are.
+
+    Raises:
+        UserError: There are no images at all.
+    """
+    if num_images == 0:
+        check_rois('roi_align', rois, num_images)
     lost = ~((rois[:, 0] >= 0) & (rois[:, 0] < num_images))
     return rois.masked_fill(lost[:, None], 0), lost
 
@@ -131,7 +137,7 @@ def _load_torchvision() -> None:
 
 
 def _average(
-    features: Tensor, rois: Tensor, scale: float, cells: tuple[int, int], sampling_ratio: int, aligned: bool
+    features: Tensor, rois: Tensor, cells: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     _load_torchvision()
     return torch.ops.torchvision.roi_align(features, rois, scale, *cells, sampling_ratio, aligned)

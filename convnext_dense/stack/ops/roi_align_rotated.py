@@ -86,7 +86,7 @@ def _parts(
     """Yield some RoIs at a time: which, their samples, and the pixels and weights of the cells' means."""
     rule = {'no negative size': (rois[:, 3:5] >= 0).all(dim=1)} if aligned else {}
     check_rois('roi_align_rotated', rois, shape[0], FORM, **rule)
-    if len(rois) * shape[1] * cells[0] * cells[1] == 0:
+    if 0 in (shape[1], *cells):
         return
     image, x, y, width, height, angle = rois.unbind(dim=1)
     x, y = x * scale - 0.5 * aligned, y * scale - 0.5 * aligned

@@ -173,7 +173,7 @@ def check_rois(op: str, rois: Tensor, num_images: int, form: str = CORNERS, **ru
     for kept in rules.values():
         bad |= ~kept
     if bad.any():
-        allowed = ', '.join(['finite numbers', *rules])
+        allowed = ', '.join([f'numbers up to {FARTHEST:g}', *rules])
         raise UserError(
             f'{op} got {int(bad.sum())} of {len(rois)} RoIs ({form}) that it cannot pool, '
             f'for example {rois[bad][0].tolist()}. Allowed are {allowed} and an image index '

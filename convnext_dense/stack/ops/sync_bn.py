@@ -3,8 +3,32 @@
 In: activations ``(N, C, S)`` and statistics of the channels ``(C,)`` in float32. Out: written into the buffers.
 """
 
+from types import ModuleType
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from ...errors import UserError
+from .arguments import check_shape
+
+
+def stand_alone(module: ModuleType) -> None:
+    """Let ``mmcv.ops.sync_bn`` work without a process group: its layer is then the batch norm of this process.
+
+    Upstream's layer asks for the number of processes when it is built, and without a group there is no answer.
+    """
+    module.dist = _Distributed()
+
+
+class _Distributed:
+    """``torch.distributed``, but a process without a group is the only one."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.distributed, name)
+
+    def get_world_size(self, group: Any = None) -> int:
+        return torch.distributed.get_world_size(group) if torch.distributed.is_initialized() else 1
 
 
 def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
@@ -36,7 +60,16 @@ def sync_bn_forward_output(
     """Fill ``norm`` with the normalized activations, ``std`` ``(C,)`` and ``output``; move the running statistics.
 
     ``momentum`` is the share of this batch in the running statistics, ``group_size`` the number of processes.
+
+    Raises:
+        UserError: The layer has another number of channels, or no weight and bias, which the wrapper cannot train.
     """
+    if weight is None:
+        raise UserError(
+            "sync_bn: weight is None. mmcv's SyncBatchNorm trains with affine=True only; else use type='BN'."
+        )
+    channels = (input.shape[1],)
+    check_shape('sync_bn', weight=(weight.shape, channels), bias=(bias.shape, channels))
     std.copy_((var + eps).sqrt())
     torch.sub(input, mean[:, None], out=norm).div_(std[:, None])
     output.copy_(norm * weight[:, None] + bias[:, None])

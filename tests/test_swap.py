@@ -1,0 +1,913 @@
+"""The backbone of upstream's and of users' configs is exchanged by rule; what cannot be is answered in words."""
+
+import gc
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config, ConfigDict
+
+from convnext_dense import UserError
+from convnext_dense.run_config import load_config
+from convnext_dense.swap import channels, swapping, training, upstream, writing
+from convnext_dense.swap.changes import apply
+from convnext_dense.swap.channels import Pair
+from convnext_dense.swap.maps import Map, backbone_maps, stages_for
+from convnext_dense.swap.recipes import BATCH, OPTIMIZER, OPTIMIZER_OPTIONS, TASKS, find_recipe, find_weights
+from convnext_dense.swap.swapping import swap_backbone, write_swap
+
+ROOT = Path(__file__).parent.parent
+RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+R50 = (256, 512, 1024, 2048)
+ATTO = (40, 80, 160, 320)
+
+RETINANET_WITH_ATTO = '''"""retinanet_r50_fpn_1x_coco with ConvNeXt-atto.
+
+Data, schedule, neck and heads are those of mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
+"""
+
+# the import lets MMEngine find another package's configs without pkg_resources
+_base_ = __import__('convnext_dense') and 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+custom_imports = dict(imports=['convnext_dense'], allow_failed_imports=False)
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ConvNeXt',
+        arch='atto',
+        out_indices=(1, 2, 3),
+        drop_path_rate=0.4,
+        init_cfg=dict(type='Pretrained', checkpoint='timm://convnext_atto.d2_in1k')
+    ),
+    neck=dict(in_channels=[80, 160, 320], start_level=0)
+)
+auto_scale_lr = dict(_delete_=True, enable=False, base_batch_size=16)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    constructor='ConvNeXtLayerDecay',
+    paramwise_cfg=dict(decay_rate=0.7),
+    optimizer=dict(type='AdamW', lr=0.0002, betas=(0.9, 0.999), weight_decay=0.05)
+)
+custom_hooks = [dict(type='CheckWeightsHook')]
+'''
+
+DEEPLAB_WITH_BASE = '''"""deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512 with ConvNeXt-base.
+
+Data, schedule, neck and heads are those of mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py.
+"""
+
+# the import lets MMEngine find another package's configs without pkg_resources
+_base_ = __import__('convnext_dense') and 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py'
+param_scheduler = _base_.param_scheduler
+param_scheduler[0] = dict(type='PolyLR', power=0.9, begin=0, end=80000, by_epoch=False, eta_min=0.0)
+custom_imports = dict(imports=['convnext_dense'], allow_failed_imports=False)
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ConvNeXt',
+        arch='base',
+        out_indices=(0, 2, 3),
+        drop_path_rate=0.4,
+        init_cfg=dict(type='Pretrained', checkpoint='convnext://base_22k')
+    ),
+    pretrained=None,
+    decode_head=dict(in_channels=1024, c1_in_channels=128, in_index=2),
+    auxiliary_head=dict(in_channels=512, in_index=1)
+)
+auto_scale_lr = dict(enable=False, base_batch_size=16)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    constructor='ConvNeXtStageDecay',
+    paramwise_cfg=dict(decay_rate=0.9),
+    optimizer=dict(type='AdamW', lr=0.0001, betas=(0.9, 0.999), weight_decay=0.05)
+)
+custom_hooks = [dict(type='CheckWeightsHook')]
+'''
+
+USERS = """
+_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+num_classes = 3
+model = dict(bbox_head=dict(num_classes=num_classes))
+load_from = 'of_another_backbone.pth'
+"""
+
+
+@pytest.fixture
+def users(tmp_path):
+    """A user's config: `users('text')` writes it and returns the file."""
+
+    def write(text, name='users.py'):
+        file = tmp_path / name
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def pairs(stages, widths=R50):
+    return [
+        Pair(Map(width, 4 * 2**place), stage) for place, (width, stage) in enumerate(zip(widths, stages, strict=True))
+    ]
+
+
+# the recipes
+
+
+def recipe_leaves():
+    for task, pattern in (('mmdet', 'det/cascade_convnext*_coco.py'), ('mmseg', 'seg/upernet_convnext*_ade20k.py')):
+        for file in sorted((ROOT / 'configs').glob(pattern)):
+            if 'dinov3' not in file.stem and file.stem != 'upernet_convnextv2_h_in22k_ade20k':
+                yield task, Config.fromfile(file)
+
+
+def test_the_recipes_are_those_of_the_leaf_configs():
+    rows = {scope: {} for scope in TASKS}
+    for scope, cfg in recipe_leaves():
+        backbone, wrapper = cfg.model.backbone, cfg.optim_wrapper
+        data = '22k' if backbone.init_cfg.checkpoint.endswith('22k') else '1k'
+        optimizer = dict(wrapper.optimizer)
+        row = (backbone.drop_path_rate, wrapper.paramwise_cfg.decay_rate, optimizer.pop('lr'))
+        rows[scope][f'{"v2_" if backbone.get("grn") else ""}{backbone.arch}_{data}'] = row
+        assert optimizer == {'type': OPTIMIZER, **OPTIMIZER_OPTIONS}
+        assert wrapper.constructor == TASKS[scope].constructor
+        assert cfg.auto_scale_lr.base_batch_size == BATCH
+    assert rows == {
+        scope: {name: tuple(recipe) for name, recipe in task.recipes.items()} for scope, task in TASKS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ('asked', 'row'),
+    [
+        (dict(arch='nano', in22k=False, v2=False), 'tiny_1k'),
+        (dict(arch='large', in22k=False, v2=False), 'large_22k'),
+        (dict(arch='base', in22k=False, v2=False), 'base_1k'),
+        (dict(arch='base', in22k=True, v2=False), 'base_22k'),
+        (dict(arch='huge', in22k=True, v2=True), 'v2_huge_1k'),
+        (dict(arch='atto', in22k=False, v2=True), 'v2_tiny_1k'),
+    ],
+)
+def test_a_size_without_a_recipe_has_that_of_the_nearest(asked, row):
+    assert find_recipe('mmdet', **asked) is TASKS['mmdet'].recipes[row]
+
+
+def test_initial_weights():
+    assert find_weights('tiny', in22k=False, v2=False) == 'convnext://tiny_1k'
+    assert find_weights('large', in22k=True, v2=False) == 'convnext://large_22k'
+    assert find_weights('huge', in22k=False, v2=True) == 'convnext://v2_huge_1k'
+    assert find_weights('base', in22k=True, v2=True) == 'convnext://v2_base_22k_1k'
+    assert find_weights('huge', in22k=True, v2=True) == 'convnext://v2_huge_22k_1k_384'
+    assert find_weights('atto', in22k=False, v2=False) == 'timm://convnext_atto.d2_in1k'
+
+
+@pytest.mark.parametrize(
+    ('asked', 'message'),
+    [
+        (
+            ('xlarge', False, False),
+            'No ImageNet-1k weights of ConvNeXt xlarge were published. Choose others with --weights: '
+            "convnext://xlarge_22k, convnext://xlarge_22k_1k, convnext://xlarge_22k_1k_384; or '' for random ones.",
+        ),
+        (
+            ('pico', True, True),
+            'No ImageNet-22k weights of ConvNeXt V2 pico were published. Choose others with --weights: '
+            "convnext://v2_pico_fcmae, convnext://v2_pico_1k; or '' for random ones.",
+        ),
+        (
+            ('atto', True, False),
+            'No ImageNet-22k weights of ConvNeXt atto were published. Choose others with --weights: '
+            "timm://convnext_atto.d2_in1k; or '' for random ones.",
+        ),
+        (
+            ('small', False, True),
+            'No ImageNet-1k weights of ConvNeXt V2 small were published. Choose others with --weights: a file of '
+            "yours; or '' for random ones.",
+        ),
+    ],
+)
+def test_initial_weights_that_were_not_published(asked, message):
+    with pytest.raises(UserError) as error:
+        find_weights(*asked)
+    assert str(error.value) == message
+
+
+# the text
+
+
+def test_the_text_of_a_detector():
+    """The FPN looks at three of four maps; the others' norms would wait for gradients."""
+    assert swap_backbone(RETINANET, 'atto').text() == RETINANET_WITH_ATTO
+
+
+def test_the_text_of_a_segmentor():
+    swap = swap_backbone('deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py', 'b', in22k=True)
+    assert swap.text() == DEEPLAB_WITH_BASE
+    assert swap.notes == [
+        'backbone: ResNetV1c -> ConvNeXt, maps at strides 4, 16, 32',
+        'model.decode_head.in_channels: 2048 -> 1024',
+        'model.decode_head.c1_in_channels: 256 -> 128',
+        'model.auxiliary_head.in_channels: 1024 -> 512',
+        'the old backbone was dilated: its last map had stride 8, now 32; heads without a pyramid (UPerNet has one) '
+        'see coarser maps',
+        'optimizer: SGD, lr 0.01 -> AdamW, lr 0.0001, ConvNeXtStageDecay 0.9',
+    ]
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        'libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py',  # a list of necks
+        'mmseg::ocrnet/ocrnet_hr18_4xb4-80k_ade20k-512x512.py',  # a list of heads, and one of schedules
+        'yolox/yolox_tiny_8xb8-300e_coco.py',  # a list of hooks, other pixel values
+        'mmseg::knet/knet-s3_r50-d8_upernet_8xb2-adamw-80k_ade20k-512x512.py',  # a head in a head
+    ],
+)
+def test_the_written_config_says_what_was_to_change(config, tmp_path):
+    swap = swap_backbone(config, 'atto', weights='')
+    file = tmp_path / 'written.py'
+    file.write_text(swap.text(tmp_path))
+    written, expected = load_config(file), apply(upstream.read_config(upstream.find_config(config)[1]), swap.changes)
+    added = {path[0] for path in swap.changes}
+    assert {*written} - {*expected} <= {'neck', 'decode_head', 'param_scheduler'}
+    assert added <= {*written}
+    for key in expected:
+        assert without_scope(written[key]) == without_scope(expected[key]), key
+
+
+def without_scope(node):
+    """Leave out what MMEngine notes where a config quotes its base."""
+    if isinstance(node, dict):
+        return {key: without_scope(child) for key, child in node.items() if key != '_scope_'}
+    return type(node)(map(without_scope, node)) if isinstance(node, (list, tuple)) else node
+
+
+def test_values_are_written_as_a_config_has_them():
+    value = {'type': 'A', 'sizes': (1,), 'nested': [{'a-b': None, 'lambda': 1.5}, "it's"], 'is_on': True}
+    text = writing.source(value)
+    assert text == "dict(type='A', sizes=(1,), nested=[{'a-b': None, 'lambda': 1.5}, \"it's\"], is_on=True)"
+    assert eval(text) == value
+
+
+# neck and heads
+
+
+@pytest.mark.parametrize(
+    ('model', 'stages', 'changed'),
+    [
+        (dict(neck=dict(type='FPN', in_channels=[*R50])), (0, 1, 2, 3), {'neck.in_channels': [*ATTO]}),
+        (
+            dict(neck=dict(type='FPN', in_channels=[*R50], start_level=1)),
+            (None, 1, 2, 3),
+            {'neck.in_channels': [80, 160, 320], 'neck.start_level': 0},
+        ),
+        (
+            dict(neck=dict(type='FPN', in_channels=[*R50], start_level=1, end_level=2)),
+            (None, 1, 2, 3),
+            {'neck.in_channels': [80, 160, 320], 'neck.start_level': 0, 'neck.end_level': 1},
+        ),
+        (
+            dict(neck=dict(type='NASFCOS_FPN', in_channels=[*R50], start_level=1)),
+            (0, 1, 2, 3),
+            {'neck.in_channels': [*ATTO]},
+        ),
+        (
+            dict(neck=[dict(type='FPN', in_channels=R50), dict(type='BFP', in_channels=256)]),
+            (0, 1, 2, 3),
+            {'neck.0.in_channels': ATTO},
+        ),
+        (dict(neck=dict(type='DilatedEncoder', in_channels=2048)), (None, None, None, 3), {'neck.in_channels': 320}),
+        (
+            dict(neck=dict(type='YOLOV3Neck', in_channels=[*R50[::-1]])),
+            (0, 1, 2, 3),
+            {'neck.in_channels': [*ATTO[::-1]]},
+        ),
+        (
+            dict(neck=dict(type='JPU', in_channels=R50), auxiliary_head=dict(in_channels=1024, in_index=2)),
+            (0, 1, 2, 3),
+            {'neck.in_channels': ATTO, 'auxiliary_head.in_channels': 160},
+        ),
+        (
+            dict(
+                decode_head=dict(in_channels=2048, in_index=3, c1_in_channels=256),
+                auxiliary_head=dict(in_channels=1024, in_index=-2),
+            ),
+            (0, None, 2, 3),
+            {
+                'decode_head.in_channels': 320,
+                'decode_head.c1_in_channels': 40,
+                'decode_head.in_index': 2,
+                'auxiliary_head.in_channels': 160,
+                'auxiliary_head.in_index': 1,
+            },
+        ),
+        (
+            dict(decode_head=[dict(in_channels=[*R50[1:]], in_index=(1, 2, 3)) for _ in range(2)]),
+            (None, 1, 2, 3),
+            {
+                'decode_head.0.in_channels': [80, 160, 320],
+                'decode_head.0.in_index': [0, 1, 2],
+                'decode_head.1.in_channels': [80, 160, 320],
+                'decode_head.1.in_index': [0, 1, 2],
+            },
+        ),
+        (
+            dict(decode_head=dict(kernel_generate_head=dict(in_channels=[*R50], in_index=[0, 1, 2, 3]))),
+            (0, 1, 2, 3),
+            {'decode_head.kernel_generate_head.in_channels': [*ATTO]},
+        ),
+        (
+            dict(panoptic_head=dict(in_channels=[*R50]), panoptic_fusion_head={}),
+            (0, 1, 2, 3),
+            {'panoptic_head.in_channels': [*ATTO]},
+        ),
+    ],
+)  # fmt: skip
+def test_what_takes_the_maps_is_fitted(model, stages, changed):
+    owner = ConfigDict(type='Model', backbone=dict(type='ResNet'), **model)
+    used = channels.used_places(owner, 4)
+    assert used == {place for place, stage in enumerate(stages) if stage is not None}
+    changes = channels.channel_changes(owner, ('model',), pairs(stages), ATTO)
+    assert {'.'.join(map(str, path[1:])): value for path, value in changes.items()} == changed
+
+
+def test_maps_of_equal_channels_are_told_apart_by_their_order():
+    owner = ConfigDict(type='Model', backbone=dict(type='Net'), neck=dict(type='FPN', in_channels=[64, 64, 64, 64]))
+    changes = channels.channel_changes(owner, ('model',), pairs((0, 1, 2, 3), widths=[64] * 4), ATTO)
+    assert changes == {('model', 'neck', 'in_channels'): [*ATTO]}
+
+
+def test_channels_that_no_map_has_are_refused():
+    owner = ConfigDict(type='Model', backbone=dict(type='ResNet'), neck=dict(type='FPN', in_channels=[256, 512, 999]))
+    with pytest.raises(UserError) as error:
+        channels.channel_changes(owner, ('model',), pairs((0, 1, 2, 3)), ATTO)
+    assert str(error.value) == (
+        'model.neck.in_channels is [256, 512, 999], but the backbone gives no maps of 999 channels. This config is too '
+        'special to be changed by rule.'
+    )
+
+
+@pytest.mark.parametrize(
+    ('preprocessor', 'changed'),
+    [
+        (dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True), []),
+        (dict(type='DetDataPreprocessor', pad_size_divisor=32), ['mean', 'std', 'bgr_to_rgb']),  # YOLOX
+        (dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False), ['mean', 'std', 'bgr_to_rgb']),
+        (dict(mean=[123.675, 116.28, 103.53], std=[1.0, 1.0, 1.0], bgr_to_rgb=True), ['std']),
+    ],
+)
+@pytest.mark.parametrize('place', [(), ('model',), ('model', 'detector'), ('model', 'data_preprocessor')])
+def test_images_are_normalized_as_the_weights_expect(preprocessor, changed, place):
+    cfg = ConfigDict(model=dict(detector=dict(backbone={})))
+    if place == ('model', 'data_preprocessor'):
+        cfg.model.data_preprocessor = dict(type='MultiBranchDataPreprocessor')
+    owner = cfg
+    for key in place:
+        owner = owner[key]
+    owner.data_preprocessor = preprocessor
+    changes = channels.normalization_changes(cfg, ('model', 'detector'))
+    assert [path[-1] for path in changes] == changed
+    assert all(path[:-1] == (*place, 'data_preprocessor') for path in changes)
+    assert all(value == channels.NORMALIZATION[path[-1]] for path, value in changes.items())
+
+
+# the old backbone
+
+
+def test_the_maps_of_a_backbone_that_is_not_installed():
+    assert backbone_maps(dict(type='mmpretrain.ConvNeXt', arch='small', out_indices=[1, -1])) == [(192, 8), (768, 32)]
+    assert backbone_maps(dict(type='mmpretrain.ConvNeXt')) == [(768, 32)]
+
+
+def test_the_maps_of_our_own():
+    assert backbone_maps(dict(type='ConvNeXt', arch='atto', out_indices=(0, 2))) == [(40, 4), (160, 16)]
+
+
+@pytest.mark.parametrize(
+    ('maps', 'stages'),
+    [
+        ([(256, 4), (512, 8), (1024, 16), (2048, 32)], (0, 1, 2, 3)),
+        ([(2048, 32)], (3,)),
+        ([(512, 8), (1024, 8), (2048, 8)], (1, 2, 3)),  # dilated
+        ([(256, 4), (512, 8), (1024, 16), (2048, 16)], (0, 1, 2, 3)),
+    ],
+)
+def test_stages_that_take_the_place_of_maps(maps, stages):
+    assert stages_for([Map(*each) for each in maps], 'Net') == stages
+
+
+@pytest.mark.parametrize(
+    'maps',
+    [
+        [(768, 16)] * 4,  # ViT
+        [(1024, 16), (512, 8), (256, 4)],  # U-Net
+        [(16, 2), (32, 4)],
+        [(256, 8), (512, 16), (1024, 32), (2048, 64)],
+        [(64, 4), (128, 8), (256, 16), (512, 32), (512, 32)],
+    ],
+)
+def test_maps_without_a_pyramid_are_refused(maps):
+    with pytest.raises(
+        UserError, match=r"^Net gives maps of .* at strides .*; ConvNeXt's have the strides 4, 8, 16, 32"
+    ):
+        stages_for([Map(*each) for each in maps], 'Net')
+
+
+# the run
+
+
+def fit_optimizer(names=(), **wrapper):
+    recipe = TASKS['mmdet'].recipes['base_22k']
+    cfg = Config(dict(optim_wrapper=wrapper))
+    return training.optimizer_changes(cfg, 'ConvNeXtLayerDecay', recipe, lambda: names)
+
+
+def test_an_sgd_is_replaced_and_its_batch_size_with_it():
+    changes = fit_optimizer(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9), clip_grad=None)
+    assert changes == {
+        ('auto_scale_lr',): dict(enable=False, base_batch_size=16),
+        ('optim_wrapper',): dict(
+            _delete_=True,
+            type='OptimWrapper',
+            constructor='ConvNeXtLayerDecay',
+            paramwise_cfg=dict(decay_rate=0.8),
+            optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+        ),
+    }
+
+
+def test_an_adamw_keeps_its_rate_and_the_wrapper_what_it_does():
+    kept = dict(clip_grad=dict(max_norm=0.1), accumulative_counts=2, loss_scale='dynamic')
+    optimizer = dict(type='AdamW', lr=3e-5, weight_decay=1e-4, eps=1e-8, betas=(0.9, 0.99))
+    changes = fit_optimizer(type='AmpOptimWrapper', optimizer=optimizer, constructor='Other', **kept)
+    assert ('auto_scale_lr',) not in changes
+    wrapper = changes['optim_wrapper',]
+    assert wrapper['type'] == 'AmpOptimWrapper'
+    assert wrapper['optimizer'] == dict(type='AdamW', lr=3e-5, betas=(0.9, 0.999), weight_decay=1e-4)
+    assert {key: wrapper[key] for key in kept} == kept
+
+
+def test_factors_of_single_parameters_are_kept_but_for_the_backbone():
+    keys = {
+        'backbone': dict(lr_mult=0.1, decay_mult=1.0),
+        'absolute_pos_embed': dict(decay_mult=0.0),
+        'query_embed': dict(lr_mult=0.5, decay_mult=0.0, bias_lr_mult=2.0),
+        'norm': dict(decay_mult=0.0),
+    }
+    names = ['transformer.query_embed.weight', 'neck.convs.0.norm.weight']
+    optimizer = dict(type='AdamW', lr=1e-4)
+    changes = fit_optimizer(names, optimizer=optimizer, paramwise_cfg=dict(custom_keys=keys, norm_decay_mult=0.0))
+    assert changes['optim_wrapper',]['paramwise_cfg'] == {
+        'decay_rate': 0.8,
+        'custom_keys': {'query_embed': dict(lr_mult=0.5, decay_mult=0.0), 'norm': dict(decay_mult=0.0)},
+    }
+    changes = fit_optimizer([], optimizer=optimizer, paramwise_cfg=dict(custom_keys=keys))
+    assert changes['optim_wrapper',]['paramwise_cfg'] == {'decay_rate': 0.8}
+
+
+def test_a_model_is_built_for_its_names_only_where_they_matter():
+    def fail():
+        raise AssertionError('built')
+
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), paramwise_cfg=dict(norm_decay_mult=0.0))))
+    training.optimizer_changes(cfg, 'ConvNeXtLayerDecay', TASKS['mmdet'].recipes['tiny_1k'], fail)
+
+
+def test_the_names_outside_of_the_backbone():
+    cfg = ConfigDict(type='ToyWrapper')
+    from mmengine.registry import MODELS
+    from torch import nn
+
+    def build():
+        return nn.ModuleDict(dict(detector=nn.ModuleDict(dict(backbone=nn.Linear(1, 1), backbones=nn.Linear(1, 1)))))
+
+    MODELS.register_module('ToyWrapper', module=build)
+    try:
+        names = swapping.names_outside(cfg, ('model', 'detector'))
+    finally:
+        del MODELS.module_dict['ToyWrapper']
+    assert names == ['detector.backbones.weight', 'detector.backbones.bias']
+
+
+def test_a_config_without_an_optimizer_has_none_afterwards():
+    assert training.optimizer_changes(Config({}), 'ConvNeXtLayerDecay', TASKS['mmdet'].recipes['tiny_1k'], list) == {}
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'changed'),
+    [
+        (None, {}),
+        ([], {}),
+        ([dict(type='LinearLR', start_factor=0.1), dict(type='MultiStepLR', milestones=[8])], {}),
+        ([dict(type='PolyLR', eta_min=0)], {}),
+        ([dict(type='CosineAnnealingMomentum', eta_min=0.8)], {}),
+        (dict(type='PolyLR', eta_min=1e-4), {(): dict(_delete_=True, type='PolyLR', eta_min=0.0)}),
+        (
+            [dict(type='LinearLR', start_factor=0.1), dict(type='CosineAnnealingLR', T_max=9, eta_min=0.0002)],
+            {(1,): dict(type='CosineAnnealingLR', T_max=9, eta_min_ratio=0.05)},
+        ),
+        ([dict(type='PolyLR', eta_min=1e-4)] * 2, {(place,): dict(type='PolyLR', eta_min=0.0) for place in (0, 1)}),
+    ],
+)  # fmt: skip
+def test_the_lowest_rate_is_a_share_of_the_highest(schedule, changed):
+    cfg = Config(dict(param_scheduler=schedule, optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.004))))
+    assert training.schedule_changes(cfg) == {('param_scheduler', *path): value for path, value in changed.items()}
+
+
+@pytest.mark.parametrize(
+    ('given', 'imports'),
+    [
+        (None, ['convnext_dense']),
+        ('my_module', ['my_module', 'convnext_dense']),
+        (['my_module', 'convnext_dense'], ['my_module', 'convnext_dense']),
+        (['mmpretrain.models', 'my_module'], ['my_module', 'convnext_dense']),
+    ],
+)
+def test_imports(given, imports, monkeypatch):
+    monkeypatch.setattr(training.importlib.util, 'find_spec', lambda name: None)
+    cfg = Config(dict(custom_imports=dict(imports=given, allow_failed_imports=True)) if given else {})
+    changed = {('custom_imports',): dict(imports=imports, allow_failed_imports=False)}
+    assert training.import_changes(cfg, 'mmpretrain.ConvNeXt') == changed
+
+
+def test_imports_of_the_old_backbone_that_are_there_stay(monkeypatch):
+    monkeypatch.setattr(training.importlib.util, 'find_spec', lambda name: 'found')
+    changes = training.import_changes(Config(dict(custom_imports=dict(imports='mmpretrain.models'))), 'mmpretrain.Net')
+    assert changes['custom_imports',]['imports'] == ['mmpretrain.models', 'convnext_dense']
+
+
+def test_hooks_and_checkpoints():
+    ours, other = dict(type='CheckWeightsHook'), dict(type='EMAHook')
+    assert training.checkpoint_changes(Config({})) == {('custom_hooks',): [ours]}
+    assert training.checkpoint_changes(Config(dict(custom_hooks=[other]))) == {('custom_hooks',): [other, ours]}
+    assert training.checkpoint_changes(Config(dict(custom_hooks=[ours, other]))) == {}
+    changes = training.checkpoint_changes(Config(dict(custom_hooks=[ours], load_from='resnet.pth')))
+    assert changes == {('load_from',): None}
+
+
+# users' own configs
+
+
+def test_a_users_config_is_inherited_by_its_path_from_the_new_ones_folder(users, tmp_path):
+    (tmp_path / 'mine').mkdir()
+    file = users(USERS, 'mine/users.py')
+    swap = swap_backbone(file, 'atto', weights='')
+    assert "_base_ = '../mine/users.py'\n" in swap.text(tmp_path / 'others')
+    assert 'users with ConvNeXt-atto.' in swap.text(tmp_path)
+    assert 'load_from: of_another_backbone.pth holds another backbone, and is not loaded' in swap.notes
+    out = tmp_path / 'others/new/written.py'
+    write_swap(file, 'atto', weights='', out=out, proof=False)
+    cfg = load_config(out)
+    assert cfg.model.bbox_head.num_classes == 3
+    assert cfg.model.backbone == dict(type='ConvNeXt', arch='atto', out_indices=(1, 2, 3), drop_path_rate=0.4)
+    assert cfg.load_from is None
+
+
+def test_a_folder_behind_a_link_is_resolved(users, tmp_path):
+    (tmp_path / 'a/b').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'a/b')
+    write_swap(users(USERS), 'atto', weights='', out=tmp_path / 'link/written.py', proof=False)
+    assert load_config(tmp_path / 'link/written.py').model.backbone.type == 'ConvNeXt'
+
+
+def test_paths_on_two_drives(monkeypatch):
+    def relpath(file, folder):
+        raise ValueError('path is on mount C:, start on mount D:')
+
+    monkeypatch.setattr(swapping.os.path, 'relpath', relpath)
+    assert swapping.relative_path('/a/b.py', '/c') == '/a/b.py'
+
+
+def test_a_config_with_our_backbone_changes_its_size(tmp_path):
+    out = tmp_path / 'written.py'
+    write_swap(ROOT / 'configs/det/cascade_convnext_t_coco.py', 's', out=out, proof=False)
+    cfg = load_config(out)
+    leaf = load_config(ROOT / 'configs/det/cascade_convnext_s_coco.py')
+    del leaf.model.backbone.layer_scale_init_value  # the checkpoint has the values
+    assert cfg.model == leaf.model
+    assert cfg.optim_wrapper == leaf.optim_wrapper
+    assert cfg.custom_hooks == leaf.custom_hooks
+
+
+def test_a_config_for_tests_alone(users, tmp_path):
+    nothing = '\n'.join(
+        f'{key} = None' for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
+    )
+    write_swap(users(USERS + nothing), 'atto', weights='', out=tmp_path / 'written.py')
+    assert load_config(tmp_path / 'written.py').optim_wrapper is None
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'expected'),
+    [(None, None), (dict(type='PolyLR', power=0.9, eta_min=1e-4), dict(type='PolyLR', power=0.9, eta_min=0.0))],
+)
+def test_one_schedule_or_none(schedule, expected, users, tmp_path):
+    users(USERS)
+    text = f"_base_ = 'users.py'\nparam_scheduler = {schedule and dict(schedule, _delete_=True)}\n"
+    write_swap(users(text, 'one.py'), 'atto', weights='', out=tmp_path / 'written.py', proof=False)
+    assert load_config(tmp_path / 'written.py').param_scheduler == expected
+
+
+WRAPPER = """
+_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+detector = _base_.model
+model = dict(
+    _delete_=True,
+    type='SemiBaseDetector',
+    detector=detector,
+    data_preprocessor=dict(type='MultiBranchDataPreprocessor', data_preprocessor=_base_.model.data_preprocessor),
+)
+"""
+
+
+def test_a_detector_in_a_wrapper(users, tmp_path):
+    write_swap(users(WRAPPER), 'atto', weights='', out=tmp_path / 'written.py', proof=False)
+    model = load_config(tmp_path / 'written.py').model
+    assert model.detector.backbone.type == 'ConvNeXt'
+    assert model.detector.neck.in_channels == [80, 160, 320]
+    assert model.type == 'SemiBaseDetector'
+
+
+OWN_CODE = """
+from mmengine.registry import MODELS
+from torch import nn
+
+@MODELS.register_module()
+class OwnBackbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 1, stride=8), nn.Conv2d(8, 16, 1, 2), nn.Conv2d(16, 32, 1, 2)])
+
+    def forward(self, x):
+        maps = []
+        for layer in self.layers:
+            x = layer(x)
+            maps.append(x)
+        return maps
+"""
+OWN = """
+_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+custom_imports = dict(imports=['own_backbone_of_a_user'])
+model = dict(
+    backbone=dict(_delete_=True, type='OwnBackbone'),
+    neck=dict(in_channels=[8, 16, 32], start_level=0),
+    bbox_head=dict(num_classes=2),
+)
+"""
+
+
+def test_a_backbone_of_the_users_own(users, tmp_path, monkeypatch):
+    users(OWN_CODE, 'own_backbone_of_a_user.py')
+    monkeypatch.syspath_prepend(tmp_path)
+    write_swap(users(OWN), 'atto', weights='', out=tmp_path / 'written.py')
+    cfg = load_config(tmp_path / 'written.py')
+    assert cfg.model.neck.in_channels == [80, 160, 320]
+    assert cfg.custom_imports.imports == ['own_backbone_of_a_user', 'convnext_dense']
+
+
+# mistakes
+
+
+def refused(*arguments, **options) -> str:
+    with pytest.raises(UserError) as error:
+        write_swap(*arguments, **{'weights': '', **options})
+    return str(error.value)
+
+
+def test_a_size_that_does_not_exist():
+    assert refused(RETINANET, 'giant') == (
+        "--arch 'giant' is no size of ConvNeXt. Allowed: atto, femto, pico, nano, tiny, small, base, large, xlarge, "
+        'huge, t (tiny), s (small), b (base), l (large), xl (xlarge), h (huge).'
+    )
+
+
+@pytest.mark.parametrize(
+    'name', ['faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py', 'mmdet::faster_rcnn/faster-rcnn_r50.py']
+)
+def test_a_config_that_does_not_exist(name):
+    message = refused(name)
+    assert message.startswith(
+        f'There is no config {name}. Give a file, or one of the configs that MMDetection and MMSegmentation are '
+        'installed with: mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py. Did you mean faster_rcnn/faster-rcnn_r50'
+    )
+
+
+@pytest.mark.parametrize('name', ['mmpretrain::convnext/a.py', '::a.py', 'a.b::c', '', 'configs'])
+def test_a_config_of_nobody(name):
+    assert refused(name).startswith(f'There is no config {name}. Give a file, or one of')
+
+
+DET, SEG = "default_scope = 'mmdet'\n", "default_scope = 'mmseg'\n"
+NO_TASK = 'users.py is no config of a detector or a segmentor: it needs a model, and default_scope mmdet or mmseg.'
+C4 = "model = dict(type='C4', backbone=dict(type='ResNet', depth=18), bbox_head=dict(in_channels=512))"
+VIT = """
+vit = dict(type='VisionTransformer', img_size=256, embed_dims=12, num_heads=2, num_layers=2, out_indices=(0, 1))
+model = dict(type='Net', backbone=vit, decode_head=dict(in_channels=12))
+"""
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('model = dict(', "users.py cannot be read: SyntaxError: '(' was never closed"),
+        (DET, NO_TASK),
+        (DET + "model = 'FCOS'", NO_TASK),
+        ("model = dict(type='FCOS', backbone=dict(type='ResNet'))", NO_TASK),
+        (DET + "model = dict(type='Net')", 'Net has no `backbone` in its config: there is nothing to exchange.'),
+        (
+            DET + "model = dict(type='Two', a=dict(backbone=dict(type='A')), b=[dict(backbone=dict(type='B'))])",
+            'Two has several backbones, in model.a, model.b.0: exchange them by hand, as the README shows.',
+        ),
+        (
+            DET + C4,
+            'C4 has no neck, and its heads are made for the maps of ResNet. Choose a config of the same method with an '
+            'FPN.',
+        ),
+        (
+            SEG + VIT,
+            "VisionTransformer gives maps of 12, 12 channels at strides 16, 16; ConvNeXt's have the strides 4, 8, 16, "
+            '32, one each. Choose the config of the same method with a ResNet or a Swin Transformer.',
+        ),
+        (
+            DET + "model = dict(type='FCOS', backbone=dict(type='ResNet', depth=7), neck=dict(type='FPN'))",
+            "The backbone ResNet does not run (KeyError: 'invalid depth 7 for resnet'), and what the neck and the "
+            'heads expect of it is unknown. Install what it needs, or swap the backbone of another config.',
+        ),
+    ],
+)
+def test_a_config_whose_backbone_cannot_be_exchanged(text, message, users, tmp_path):
+    out = tmp_path / 'written.py'
+    assert message in refused(users(text), out=out)
+    assert not out.exists()
+
+
+@pytest.mark.filterwarnings('ignore::ResourceWarning')  # MMEngine leaves a file open
+def test_a_config_whose_base_is_not_there(users):
+    file = users("_base_ = 'no.py'")
+    assert refused(file).startswith(f'The config {file} cannot be read: FileNotFoundError: ')
+    gc.collect()
+
+
+def test_a_config_of_the_pure_python_style(users):
+    file = users('from mmengine.config import read_base\nwith read_base():\n    from .users2 import *\n')
+    users("default_scope = 'mmdet'\nmodel = dict(type='FCOS')", 'users2.py')
+    assert refused(file) == (
+        f'{file} is a config of the pure Python style, which other configs cannot inherit by `_base_`. Give the text '
+        'config of the same model.'
+    )
+
+
+def test_a_file_that_is_there_is_not_lost(users, tmp_path):
+    out = tmp_path / 'written.py'
+    out.write_text('precious')
+    assert refused(users(USERS), out=out) == f'{out} exists already. Choose another name with -o, or remove it.'
+    assert out.read_text() == 'precious'
+
+
+def test_a_name_that_no_config_may_have(users, tmp_path):
+    out = tmp_path / 'written'
+    assert refused(users(USERS), out=out) == f'-o {out}: a config needs a name that ends in .py.'
+
+
+def test_a_folder_that_cannot_be_written(users, tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    out = tmp_path / 'file/deep/written.py'
+    assert refused(users(USERS), out=out) == f'{out} cannot be written (Not a directory). Choose another place with -o.'
+
+    def deny(**_):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(swapping.tempfile, 'TemporaryFile', deny)
+    out = tmp_path / 'written.py'
+    assert (
+        refused(users(USERS), out=out) == f'{out} cannot be written (Permission denied). Choose another place with -o.'
+    )
+
+
+def test_nothing_is_written_where_the_proof_fails(users, tmp_path):
+    """SSD's neck ties its channels to those of its maps."""
+    out = tmp_path / 'new/written.py'
+    message = refused('ssd/ssd300_coco.py', 'atto', out=out)
+    assert message == (
+        'SingleStageDetector does not run with this backbone: AssertionError: assert in_channels == '
+        'out_channels[:len(in_channels)] (ssd_neck.py, line 54)'
+    )
+    assert not out.parent.exists()
+
+
+def test_a_loss_that_is_not_finite(users, tmp_path):
+    text = USERS + "model['bbox_head']['loss_bbox'] = dict(type='L1Loss', loss_weight=float('inf'))\n"
+    assert refused(users(text), 'atto', out=tmp_path / 'written.py') == (
+        'The loss of RetinaNet on drawn images is inf.'
+    )
+
+
+def test_a_parameter_without_a_gradient_is_told_and_allowed(tmp_path, capsys):
+    """EncNet is given three maps and looks at two."""
+    out = tmp_path / 'written.py'
+    write_swap('encnet/encnet_r50-d8_4xb4-80k_ade20k-512x512.py', 'atto', weights='', out=out)
+    assert load_config(out).find_unused_parameters
+    assert (
+        'no gradient reaches backbone.norm1.weight, backbone.norm1.bias, hence find_unused_p' in capsys.readouterr().err
+    )
+
+
+def test_without_a_name_the_config_is_printed(capsys):
+    write_swap(RETINANET, 'atto', proof=False)
+    printed = capsys.readouterr()
+    assert printed.out == RETINANET_WITH_ATTO
+    assert printed.err == (
+        'note: backbone: ResNet -> ConvNeXt, maps at strides 8, 16, 32\n'
+        'note: model.neck.in_channels: [256, 512, 1024, 2048] -> [80, 160, 320]\n'
+        'note: optimizer: SGD, lr 0.01 -> AdamW, lr 0.0002, ConvNeXtLayerDecay 0.7\n'
+    )
+
+
+# under the libraries' own tools
+
+DRAWN = {
+    'mmdet': """
+_base_ = 'written.py'
+load, annotate, pack = (
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True), dict(type='PackDetInputs')
+)
+sampler, dataset = dict(type='DefaultSampler', shuffle=False), dict(type='ShapesInstances')
+model = dict(bbox_head=dict(num_classes=5), test_cfg=dict(score_thr=0.0))
+val_evaluator = dict(ann_file='shapes/annotations/instances_val.json')
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs=1)
+""",
+    'mmseg': """
+_base_ = 'written.py'
+load, annotate, pack = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')
+sampler, dataset = dict(type='InfiniteSampler', shuffle=False), dict(type='ShapesLabels')
+model = dict(data_preprocessor=dict(size=(96, 96)), decode_head=dict(num_classes=8))
+train_cfg = dict(max_iters=2, val_interval=2)
+""",
+}
+DRAWN_LOADERS = """
+dataset.update(data_root='shapes', size=64, num_train=4, num_val=2)
+train_dataloader = dict(
+    _delete_=True, batch_size=2, num_workers=0, sampler=sampler,
+    dataset=dict(**dataset, split='train', pipeline=[load, annotate, pack]),
+)
+val_dataloader = dict(
+    _delete_=True, batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        **dataset, split='val', test_mode=True, pipeline=[load, dict(type='Resize', scale_factor=1.0), annotate, pack]
+    ),
+)
+test_dataloader = val_dataloader
+default_hooks = dict(logger=dict(interval=1))
+"""
+METHODS = {
+    'mmdet': 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+    'mmseg': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+}
+
+
+@pytest.fixture(params=['mmdet', 'mmseg'])
+def drawn_run(request, tmp_path):
+    """A config of drawn data that inherits the written one."""
+    package = request.param
+    write_swap(METHODS[package], 'atto', weights='', out=tmp_path / 'written.py', proof=False)
+    (tmp_path / 'run.py').write_text(DRAWN[package] + DRAWN_LOADERS)
+    return package, tmp_path
+
+
+def run_in(folder, tool):
+    command = [sys.executable, str(tool), 'run.py']
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    scalars = next(folder.glob('work_dirs/run/*/vis_data/scalars.json')).read_text()
+    steps = [json.loads(line) for line in scalars.splitlines()]
+    return [step['loss'] for step in steps if 'loss' in step], steps[-1]
+
+
+def test_the_libraries_own_tools_train_with_it(drawn_run):
+    """They import nothing of this package by themselves."""
+    package, folder = drawn_run
+    losses, metrics = run_in(folder, upstream.config_folder(package).parent / 'tools/train.py')
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
+    assert {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}[package] in metrics
+
+
+@pytest.mark.slow
+def test_our_tool_trains_with_it(drawn_run):
+    _, folder = drawn_run
+    losses, _ = run_in(folder, ROOT / 'tools/train.py')
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
+
+
+def test_the_tool_answers_a_mistake_with_one_message(tmp_path):
+    command = [sys.executable, str(ROOT / 'tools/swap_backbone.py'), RETINANET, '--arch', 'huge', '-o', 'written.py']
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 2
+    assert run.stderr.startswith('error: No ImageNet-1k weights of ConvNeXt huge were published.')
+    assert run.stderr.count('\n') == 1
+    assert list(tmp_path.iterdir()) == []
