@@ -114,8 +114,13 @@ TRIALS = (
     Trial('segmentors', 'mmseg', partial(import_library, 'mmseg'), needs=('mmcv',)),
 )
 
-# What an error says -> its cure, in which {name} is the package that failed, {module} its module, and {missing} what the
-# error names
+# Modules that pip knows by another name
+PIP_NAMES = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml'} | {
+    each.module: each.names[0] for each in PACKAGES
+}
+
+# What an error says -> its cure, in which {name} is the package that failed, {module} its module, and {missing} the
+# package that the error names
 CURES = {
     r'operator torchvision::\w+ does not exist|torchvision\S*: undefined symbol|(?i:load custom c\+\+ ops)': (
         '{install_torchvision}'
@@ -172,11 +177,11 @@ def describe(failure: Failure) -> str:
 def find_cure(failure: Failure, installed: Installed) -> str:
     """Return what to do."""
     pattern = next(pattern for pattern in CURES if re.search(pattern, failure.error))
-    package = next((each for each in PACKAGES if each.module == failure.module), None)
+    missing = re.search(pattern, failure.error).groupdict().get('missing')
     return CURES[pattern].format(
-        **re.search(pattern, failure.error).groupdict(),
         module=failure.module,
-        name=package.names[0] if package else {'cv2': 'opencv-python'}.get(failure.module, failure.module),
+        name=PIP_NAMES.get(failure.module, failure.module),
+        missing=PIP_NAMES.get(missing, missing),
         install_torchvision=versions.install_command('torchvision', installed),
         install_mmcv=versions.install_command('mmcv', installed),
     )
@@ -191,7 +196,10 @@ def version_lines(installed: Installed) -> list[str]:
             rows.append((name or package.module, version or '?', verdict + remark(package.module, version)))
         if package.module not in installed and package.used_for:
             rows.append((package.names[0], '-', f'not installed: no {package.used_for}'))
-    return [f'{name:22}{version:18}{verdict}' for name, version, verdict in rows]
+    lines = [f'{name:22}{version:18}{verdict}' for name, version, verdict in rows]
+    if versions.supported_range('torch') is None:
+        lines.append('The supported ranges are unknown, since pip does not know convnext-dense: pip install -e .')
+    return lines
 
 
 def remark(module: str, version: str) -> str:

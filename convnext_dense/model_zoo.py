@@ -22,6 +22,7 @@ SECTIONS = {
 }
 OF_THE_PAPERS = ('Cascade Mask R-CNN', 'Mask R-CNN', 'UperNet', 'Linear probe')  # of ConvNeXt, V2 and DINOv3
 DECAYS = {'ConvNeXtLayerDecay': 'by layer', 'ConvNeXtStageDecay': 'by stage'}
+ANY_WEIGHT = 'backbone.stages.0.0.pwconv1.weight'
 HEAD = """# Model zoo
 
 Made from the configs by `python tools/model_zoo.py`; `--check` tells whether it is up to date. Results on COCO and
@@ -140,7 +141,9 @@ def describe_decay(wrapper: Mapping) -> str:
     if decay:
         rate = paramwise.get('decay_rate', 1.0)
     else:
-        rate, decay = (paramwise.get('custom_keys') or {}).get('backbone', {}).get('lr_mult', 1.0), 'for all'
+        keys, decay = paramwise.get('custom_keys') or {}, 'for all'
+        key = max((key for key in keys if key in ANY_WEIGHT), key=len, default=None)
+        rate = keys[key].get('lr_mult', 1.0) if key else 1.0
     return f'{rate:g} {decay}' if rate != 1 else '-'
 
 

@@ -159,7 +159,7 @@ def test_maps_of_the_full_size_fit_the_heads(leaf):
 )
 def test_leaf_survives_a_dump(name, tmp_path):
     cfg = load_config(ROOT / f'configs/{name}.py')
-    assert not {'channels', 'resolve_variant', 'scales_of'} & {*cfg}  # MMEngine drops what a config imports or defines
+    assert 'channels' not in cfg  # MMEngine drops what a config imports
     cfg.dump(tmp_path / 'dumped.py')
     dumped = Config.fromfile(tmp_path / 'dumped.py')
     for key in ('model', 'train_dataloader', 'optim_wrapper', 'tta_pipeline'):

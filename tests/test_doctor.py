@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import warnings
+from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,6 +172,7 @@ def test_what_needs_a_failure_is_not_tried(monkeypatch):
             'pip install --upgrade pycocotools',
         ),
         ('mmdet', "ModuleNotFoundError: No module named 'scipy.optimize'", 'pip install scipy'),
+        ('mmengine', "ModuleNotFoundError: No module named 'cv2'", 'pip install opencv-python'),
         (
             'mmseg',
             'SyntaxError: invalid syntax',
@@ -208,6 +210,13 @@ def test_an_old_pytorch_reads_files_of_strangers_at_a_risk():
     assert line.split(maxsplit=2)[2] == 'supported; before 2.10 a .pth file of a stranger can attack it'
     (line,) = [line for line in doctor.version_lines({'torch': {'': ''}}) if line.startswith('torch ')]
     assert line.split() == ['torch', '?', 'untested']
+
+
+def test_a_clone_that_was_never_installed(monkeypatch):
+    monkeypatch.setattr(doctor.versions, '_our_metadata', Message)
+    *rows, note = doctor.version_lines({'torch': {'torch': '2.14.1'}})
+    assert rows[1].split() == ['torch', '2.14.1', 'untested']
+    assert note == 'The supported ranges are unknown, since pip does not know convnext-dense: pip install -e .'
 
 
 def test_patches_are_wrapped(monkeypatch):

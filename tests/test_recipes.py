@@ -875,6 +875,7 @@ def test_backbone_and_schedule_of_modern_heads(name):
     )
     head = cfg.model.get({'mask2former': 'panoptic_head', 'mask2former_ade20k': 'decode_head'}.get(method, 'neck'))
     assert head.in_channels == DIMS[row.arch][coarse:]
+    assert cfg.default_hooks.checkpoint.max_keep_ckpts == 3
     schedule, loop = SCHEDULES[method]
     assert without_scopes(cfg.param_scheduler) == schedule
     assert without_scopes(cfg.train_cfg) == loop

@@ -212,6 +212,80 @@ def test_segmentor_trains_and_tests_with_the_same_tools(shapes, tmp_path):
     assert not (ROOT / 'drawn').exists()
 
 
+RUN_HOOKS = ['CheckWeightsHook', 'ProgressBarHook', 'RunSummaryHook']
+
+
+@pytest.mark.parametrize(
+    ('given', 'hooks', 'processor'),
+    [
+        ({}, RUN_HOOKS, dict(type='OneLineLogProcessor')),
+        (  # the end of a config of MMDetection's
+            dict(
+                custom_hooks=[dict(type='EMAHook', momentum=0.1), dict(type='RunSummaryHook')],
+                log_processor=dict(type='LogProcessor', window_size=5, _scope_='mmdet'),
+            ),
+            ['EMAHook', 'RunSummaryHook', 'CheckWeightsHook', 'ProgressBarHook'],
+            dict(type='OneLineLogProcessor', window_size=5, _scope_='mmdet'),
+        ),
+        (dict(custom_hooks=None, log_processor=dict(type='Theirs')), RUN_HOOKS, dict(type='Theirs')),
+        (dict(runner_type='OneLineRunner'), RUN_HOOKS, dict(type='OneLineLogProcessor')),
+        (dict(runner_type='Runner', custom_hooks=[]), [], None),
+    ],
+)
+def test_a_config_of_any_origin_is_watched(given, hooks, processor, tmp_path):
+    cfg = Config(given)
+    for _ in range(2):  # what is there is not added again
+        runs.prepare(cfg, 'config.py', str(tmp_path), 'none', ())
+        assert [hook['type'] for hook in cfg.custom_hooks] == hooks
+        assert cfg.get('log_processor') == processor
+
+
+MASK2FORMER = """
+_base_ = '{root}/configs/seg/mask2former_convnext_t_ade20k.py'
+data = dict(_delete_=True, type='ShapesLabels', data_root='{shapes}', num_train=16, num_val=6, size=64)
+crop = dict(type='RandomCrop', crop_size=(64, 64))
+small = dict(type='Resize', scale=(256, 64), keep_ratio=True)
+load, _, _, _, *others = _base_.train_pipeline
+annotate = dict(type='LoadAnnotations')
+test = dict(data, split='val', pipeline=[load, small, annotate, _base_.test_pipeline[-1]])
+train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
+    data, split='train', pipeline=[load, annotate, small, crop, *others]
+))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=test)
+test_dataloader = val_dataloader
+layers = dict(num_layers=1)
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(arch='atto', init_cfg=None),
+    decode_head=dict(
+        in_channels=[40, 80, 160, 320],
+        num_classes=8,
+        loss_cls=dict(class_weight=[1.0] * 8 + [0.1]),
+        pixel_decoder=dict(encoder=layers),
+        transformer_decoder=layers,
+    ),
+)
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, save_best=None))
+"""
+
+
+@SEVERAL_RUNNERS
+@pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention:DeprecationWarning')
+def test_a_config_with_upstreams_runtime_trains_and_tests(shapes, tmp_path, capfd):
+    config, run = tmp_path / 'config.py', tmp_path / 'run'
+    config.write_text(MASK2FORMER.format(root=ROOT, shapes=shapes))
+    runs.train(config, str(run))
+    shown = capfd.readouterr().out
+    assert 'Iter(train) [2/2]  loss ' in shown
+    assert '(1.0e-05 to 1.0e-04)' in shown  # the backbone's rate is a tenth
+    assert '2 iterations in ' in shown
+    assert (run / 'predictions.png').stat().st_size > 0
+    metrics = runs.test(config, str(run / 'iter_2.pth'), str(tmp_path / 'test'))
+    (trained,) = [row['mIoU'] for row in logged_rows(run) if 'mIoU' in row]
+    assert metrics['mIoU'] == trained
+
+
 @pytest.mark.parametrize('backends', [None, ['TensorboardVisBackend'], ['LocalVisBackend', 'TensorboardVisBackend']])
 def test_pictures_are_drawn_below_the_log(backends):
     given = {} if backends is None else {'vis_backends': [dict(type=name) for name in backends]}

@@ -258,6 +258,24 @@ def test_a_psa_mask_that_does_not_fit_says_why():
         find_op('psamask_forward')(torch.zeros(1, 9, 4, 2), torch.zeros(1, 8, 2, 4), 0, 1, 4, 2, 3, 3, 1, 1)
 
 
+@pytest.mark.parametrize(('mode', 'dim', 'ahead'), [('top', 1, 1), ('bottom', 1, -1), ('left', 2, 1), ('right', 2, -1)])
+def test_corner_pool_takes_the_largest_from_here_to_the_side(mode, dim, ahead, device):
+    """It has no compiled part in mmcv 2."""
+    from mmcv.ops import CornerPool
+
+    x = torch.randn(2, 3, 5, 6, device=device, requires_grad=True)
+    expected = x.detach().clone()
+    for c, i, j in np.ndindex(3, 5, 6):
+        rows = slice(i, None) if ahead > 0 else slice(None, i + 1)
+        columns = slice(j, None) if ahead > 0 else slice(None, j + 1)
+        run = x[:, c, rows, j] if dim == 1 else x[:, c, i, columns]
+        expected[:, c, i, j] = run.detach().amax(1)
+    pooled = CornerPool(mode)(x)
+    assert torch.equal(pooled, expected)
+    pooled.sum().backward()
+    assert x.grad.sum() == x.numel()
+
+
 def test_criss_cross_attention_sees_its_row_and_column_once(device):
     """It is plain torch in mmcv: no op is asked for it."""
     from mmcv.ops import CrissCrossAttention

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from convnext_dense import stack
 from convnext_dense.errors import UserError
-from convnext_dense.stack.ops import carafe, deform_conv, find_op
+from convnext_dense.stack.ops import carafe, deform_conv, find_op, sync_bn
 
 NAN = float('nan')
 
@@ -536,6 +536,68 @@ def one_process():
 
 
 def test_sync_batch_norm_of_one_process_is_batch_norm(one_process):
+    check_that_it_is_batch_norm()
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """``mmcv.ops.sync_bn``, patched for a process without a group; upstream's layer cannot be built there."""
+    from mmcv.ops import sync_bn as module
+
+    monkeypatch.setattr(module, 'dist', torch.distributed)
+    with pytest.raises(ValueError, match='process group has not been initialized'):
+        module.SyncBatchNorm(5)
+    sync_bn.stand_alone(module)
+    return module
+
+
+def test_sync_batch_norm_without_a_process_group_is_batch_norm(alone):
+    check_that_it_is_batch_norm()
+
+
+def test_sync_batch_norm_that_stands_alone_still_asks_a_group(alone, one_process, monkeypatch):
+    monkeypatch.setattr(
+        torch.distributed, 'get_world_size', lambda group: 3 if group is torch.distributed.group.WORLD else 0
+    )
+    assert alone.SyncBatchNorm(5).group_size == 3
+    assert alone.dist.all_reduce is torch.distributed.all_reduce
+
+
+def test_a_strong_baseline_of_mmdet_trains_in_one_process(alone):
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+    from mmengine.utils import get_installed_path
+
+    name = 'strong_baselines/mask-rcnn_r50_fpn_rpn-2conv_4conv1fc_syncbn-all_lsj-100e_coco.py'
+    head = Config.fromfile(f'{get_installed_path("mmdet")}/.mim/configs/{name}').model.roi_head.bbox_head
+    assert head.norm_cfg.type == 'MMSyncBN'
+    head.update(in_channels=4, conv_out_channels=4, fc_out_channels=8)
+    head = MODELS.build(head)
+    scores, _ = head(torch.randn(3, 4, 7, 7))
+    scores.sum().backward()
+    assert head.shared_convs[0].bn.weight.grad.isfinite().all()
+    assert head(torch.zeros(0, 4, 7, 7))[0].shape == (0, 81)  # no RoIs
+    assert head.eval()(torch.randn(3, 4, 7, 7))[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ('layer', 'message'),
+    [(dict(affine=False), 'weight is None.* affine=True'), (dict(num_features=4), r'weight has shape \(4,\)')],
+)
+def test_a_sync_batch_norm_that_does_not_fit_says_why(layer, message, alone):
+    """mmcv would read foreign memory."""
+    norm = alone.SyncBatchNorm(**dict(num_features=5) | layer)
+    with pytest.raises(UserError, match=f'sync_bn: {message}'):
+        norm(torch.randn(3, 5, 4, 6))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_sync_batch_norm_of_mmcv_takes_half_and_float_alone(dtype, alone):
+    with pytest.raises(AssertionError, match='only support Half or Float'):
+        alone.SyncBatchNorm(5)(torch.zeros(3, 5, 4, 6, dtype=dtype))
+
+
+def check_that_it_is_batch_norm():
     from mmcv.ops import SyncBatchNorm
 
     ours, plain = SyncBatchNorm(5), nn.BatchNorm2d(5)
@@ -544,16 +606,17 @@ def test_sync_batch_norm_of_one_process_is_batch_norm(one_process):
     plain.load_state_dict(ours.state_dict())
     x = torch.randn(3, 5, 4, 6) * 3 + 1
     inputs = [x.clone().requires_grad_() for _ in range(2)]
-    gradient = torch.randn_like(x)
-    for norm, given in zip((ours, plain), inputs, strict=True):
-        output = norm(given)
-        output.backward(gradient)
-        torch.testing.assert_close(output, plain.train()(x) if norm is plain else output)
-    torch.testing.assert_close(ours(x), plain(x))
+    outputs = [norm(given) for norm, given in zip((ours, plain), inputs, strict=True)]
+    torch.testing.assert_close(*outputs)
+    for output in outputs:
+        output.backward(torch.linspace(-1, 1, x.numel()).view_as(x))
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-5)
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(getattr(ours, name).grad, parameter.grad, rtol=1e-4, atol=1e-4)
-    ours(torch.zeros(0, 5, 4, 6))  # a head without RoIs
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(getattr(ours, name), buffer)
+    torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
+    ours.train()(torch.zeros(0, 5, 4, 6))  # a head without RoIs
 
 
 def test_the_parts_of_sync_batch_norm_add_up_over_processes():

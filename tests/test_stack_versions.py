@@ -37,7 +37,7 @@ def pip_knows(tmp_path, monkeypatch):
     def know(*packages):
         write_metadata(tmp_path, *packages)
         monkeypatch.setattr(versions, '_our_metadata', lambda: ours)
-        monkeypatch.setattr(versions, 'find_spec', lambda module: None)
+        monkeypatch.setattr(versions, '_is_there', lambda module: False)
         monkeypatch.setattr(sys, 'path', [str(tmp_path)])
         return find_installed()
 
@@ -108,11 +108,20 @@ def test_pythons(monkeypatch):
 
 def test_a_module_on_the_path_alone_is_there(pip_knows, monkeypatch):
     pip_knows('torch 2.14.1')
-    monkeypatch.setattr(versions, 'find_spec', lambda module: 'found' if module == 'mmdet' else None)
+    monkeypatch.setattr(versions, '_is_there', lambda module: module == 'mmdet')
     installed = find_installed()
     assert installed == {'torch': {'torch': '2.14.1'}, 'mmdet': {'': ''}}
     assert judge('mmdet', installed) == 'untested'
     assert 'mmdet' in find_problems(installed)[-2].what  # which needs mmcv and pycocotools
+
+
+def test_odd_metadata_stops_no_import(pip_knows, tmp_path):
+    """What pip leaves when it is stopped, a version that is none, and a requirement of an earlier time."""
+    (tmp_path / 'timm-1.0.31.dist-info').mkdir()
+    installed = pip_knows(*CORE, 'mmdet special', 'mmsegmentation 1.2.2 numpy>=1.*', *MM[3:], 'mmcv 2.1.0')
+    assert installed['timm'] == {'timm': ''}
+    assert {module for module in installed if judge(module, installed) == 'untested'} == {'timm', 'mmdet'}
+    assert find_problems(installed) == []
 
 
 @pytest.mark.parametrize(

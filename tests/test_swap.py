@@ -577,8 +577,8 @@ def test_paths_on_two_drives(monkeypatch):
     def relpath(file, folder):
         raise ValueError('path is on mount C:, start on mount D:')
 
-    monkeypatch.setattr(swapping.os.path, 'relpath', relpath)
-    assert swapping.relative_path('/a/b.py', '/c') == '/a/b.py'
+    monkeypatch.setattr(writing.os.path, 'relpath', relpath)
+    assert writing.relative_path('/a/b.py', '/c') == '/a/b.py'
 
 
 def test_a_config_with_our_backbone_changes_its_size(tmp_path):
@@ -614,6 +614,7 @@ def test_one_schedule_or_none(schedule, expected, users, tmp_path):
 WRAPPER = """
 _base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 detector = _base_.model
+detector.init_cfg = dict(type='Pretrained', checkpoint='old.pth')
 model = dict(
     _delete_=True,
     type='SemiBaseDetector',
@@ -623,9 +624,11 @@ model = dict(
 """
 
 
-def test_a_detector_in_a_wrapper(users, tmp_path):
+def test_a_detector_in_a_wrapper(users, tmp_path, capsys):
     write_swap(users(WRAPPER), 'atto', weights='', out=tmp_path / 'written.py', proof=False)
+    assert 'note: model.detector.init_cfg: old.pth holds another backbone, and is not loaded' in capsys.readouterr().err
     model = load_config(tmp_path / 'written.py').model
+    assert model.detector.init_cfg is None
     assert model.detector.backbone.type == 'ConvNeXt'
     assert model.detector.neck.in_channels == [80, 160, 320]
     assert model.type == 'SemiBaseDetector'
@@ -780,7 +783,7 @@ def test_a_folder_that_cannot_be_written(users, tmp_path, monkeypatch):
     def deny(**_):
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(swapping.tempfile, 'TemporaryFile', deny)
+    monkeypatch.setattr(writing.tempfile, 'TemporaryFile', deny)
     out = tmp_path / 'written.py'
     assert (
         refused(users(USERS), out=out) == f'{out} cannot be written (Permission denied). Choose another place with -o.'

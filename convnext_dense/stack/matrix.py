@@ -18,11 +18,12 @@ from xml.etree import ElementTree
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from .versions import BY_NAME, FORKS, KNOWN_TO_FAIL, MMCV, MMDET, MMENGINE, MMSEG, OURS, Failing
+from .versions import FORKS, KNOWN_TO_FAIL, MMCV, MMDET, MMENGINE, MMSEG, OURS, PACKAGES, Failing
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'docs/versions.md'
 FOLDER = ROOT / '.matrix'
+SHOWN = ('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmseg')  # modules whose versions the page has
 
 
 class Environment(NamedTuple):
@@ -165,7 +166,8 @@ def installed_versions(python: Path) -> str:
     """Return the versions of the packages of the stack, ``torch 2.14.1, numpy 2.4.6``."""
     listed = json.loads(run_pip(python, ['list', '--format=json']))
     versions = {canonicalize_name(each['name']): each['version'] for each in listed}
-    return ', '.join(f'{name} {versions[name]}' for name in BY_NAME if name in versions)
+    names = [name for package in PACKAGES if package.module in SHOWN for name in package.names if name in versions]
+    return ', '.join(f'{name} {versions[name]}' for name in names)
 
 
 def run_python(python: Path, code: str) -> str:

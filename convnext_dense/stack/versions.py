@@ -7,15 +7,17 @@ with their cures. The ranges are those of ``setup.py``; ``FORKS`` and ``KNOWN_TO
 import contextlib
 import logging
 import platform
+import sys
+from collections.abc import Iterator, Sequence
 from email.message import Message
 from importlib import metadata
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 OURS = 'convnext-dense'
 # The names under which pip may have installed a module, the one in setup.py first
@@ -112,7 +114,7 @@ def find_installed() -> Installed:
     """Return the modules of ``PACKAGES`` that are there."""
     found = {package.module: _versions(package.names) for package in PACKAGES}
     for module, versions in found.items():
-        if not versions and find_spec(module) is not None:
+        if not versions and _is_there(module):
             versions[''] = ''
     return {module: versions for module, versions in found.items() if versions}
 
@@ -140,7 +142,7 @@ def supported_range(name: str) -> str | None:
     if name in FORKS:
         return FORKS[name]
     first = BY_NAME[name].names[0] if name in BY_NAME else name
-    asked = map(Requirement, _our_metadata().get_all('Requires-Dist') or ())
+    asked = _requirements(_our_metadata().get_all('Requires-Dist'))
     return next((str(each.specifier) for each in asked if canonicalize_name(each.name) == first), None)
 
 
@@ -215,7 +217,7 @@ def _unmet_requirements(installed: Installed) -> list[Problem]:
     problems = []
     for module, versions in installed.items():
         for name, version in versions.items():
-            for needed in map(Requirement, metadata.requires(name) or ()) if version else ():
+            for needed in _requirements(metadata.requires(name)) if version else ():
                 other = canonicalize_name(needed.name)
                 there = installed.get(BY_NAME[other].module, {}).get(other) if other in BY_NAME else None
                 if there and _applies(needed) and not _contains(str(needed.specifier), there):
@@ -232,18 +234,28 @@ def _applies(requirement: Requirement) -> bool:
 
 def _contains(versions: str | None, version: str) -> bool:
     """Tell whether a range has a version, for which a build from source, 2.14.0a0+git, counts as 2.14.0."""
-    if versions is None or not version:
-        return False
-    either = (version, Version(version).base_version)
-    return any(SpecifierSet(versions).contains(each, prereleases=True) for each in either)
+    with contextlib.suppress(InvalidVersion):
+        either = (version, Version(version).base_version)
+        return versions is not None and any(SpecifierSet(versions).contains(each, prereleases=True) for each in either)
+    return False
 
 
 def _versions(names: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+        with contextlib.suppress(metadata.PackageNotFoundError, KeyError):
+            found[name] = metadata.version(name) or ''  # nothing or KeyError where pip was stopped half-way
     return found
+
+
+def _is_there(module: str) -> bool:
+    return sys.modules.get(module) is not None or find_spec(module) is not None
+
+
+def _requirements(lines: Sequence[str] | None) -> Iterator[Requirement]:
+    for line in lines or ():
+        with contextlib.suppress(InvalidRequirement):  # old packages have some
+            yield Requirement(line)
 
 
 def _our_metadata() -> Message:

@@ -10,11 +10,11 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-Path = tuple[str | int, ...]
-Changes = dict[Path, Any]
+Place = tuple[str | int, ...]
+Changes = dict[Place, Any]
 
 
-def at(cfg: Config, path: Path) -> Any:
+def at(cfg: Config, path: Place) -> Any:
     """Return what is at a path of a config."""
     node = cfg
     for key in path:
@@ -32,7 +32,7 @@ def apply(cfg: Config, changes: Changes) -> Config:
     return cfg
 
 
-def dotted(path: Path) -> str:
+def dotted(path: Place) -> str:
     """Return a path as ``--cfg-options`` has it.
 
     >>> dotted(('model', 'decode_head', 0, 'in_channels'))

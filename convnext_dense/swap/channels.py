@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from convnext_dense.errors import UserError
-from convnext_dense.swap.changes import Changes, Path, at, dotted, kind
-from convnext_dense.swap.maps import Map, backbone_maps, stages_for
+from convnext_dense.swap.changes import Changes, Place, at, dotted, kind
+from convnext_dense.swap.maps import Map, stages_for
 
 CHANNEL_KEYS = ('in_channels', 'c1_in_channels')  # of necks and heads, for maps that come from the backbone
 GENERATE_HEAD = 'kernel_generate_head'  # K-Net's head within a head, which sees the backbone's maps
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
     stage: int | None
 
 
-def find_backbone(model: Mapping, path: Path = ('model',)) -> Path:
+def find_backbone(model: Mapping, path: Place = ('model',)) -> Place:
     """Return the path of the model that has the backbone: the model itself, or the detector inside of a wrapper.
 
     Raises:
@@ -41,7 +41,7 @@ def find_backbone(model: Mapping, path: Path = ('model',)) -> Path:
     )
 
 
-def backbone_owners(node: Any, path: Path) -> Iterator[Path]:
+def backbone_owners(node: Any, path: Place) -> Iterator[Place]:
     """Yield the paths of all dicts with a backbone."""
     if isinstance(node, Mapping):
         if isinstance(node.get('backbone'), Mapping) and 'type' in node['backbone']:
@@ -53,18 +53,18 @@ def backbone_owners(node: Any, path: Path) -> Iterator[Path]:
         yield from backbone_owners(child, (*path, key))
 
 
-def pair_maps(owner: Mapping) -> list[Pair]:
+def pair_maps(owner: Mapping, maps: Sequence[Map]) -> list[Pair]:
     """Return the maps of a model's backbone with what takes their place.
 
     A map that nothing looks at is left out: its norm would get no gradient, and training on several GPUs would stop.
 
     Args:
-        owner: The model that has the backbone, in the current default scope.
+        owner: The model that has the backbone.
+        maps: What the backbone gives.
 
     Raises:
-        UserError: The backbone does not run, or its maps are no pyramid like ConvNeXt's.
+        UserError: They are no pyramid like ConvNeXt's.
     """
-    maps = backbone_maps(owner['backbone'])
     stages, used = stages_for(maps, kind(owner['backbone'])), used_places(owner, len(maps))
     return [Pair(maps[place], stages[place] if place in used else None) for place in range(len(maps))]
 
@@ -84,7 +84,7 @@ def used_places(owner: Mapping, num_maps: int) -> set[int]:
     return used
 
 
-def channel_changes(owner: Mapping, path: Path, pairs: Sequence[Pair], widths: Sequence[int]) -> Changes:
+def channel_changes(owner: Mapping, path: Place, pairs: Sequence[Pair], widths: Sequence[int]) -> Changes:
     """Return the channels that the neck takes, or where there is none, the heads; and where they find their maps.
 
     Args:
@@ -158,7 +158,7 @@ def place_changes(taker: Mapping, pairs: Sequence[Pair]) -> dict[str, Any]:
     return {'in_index': [used.index(place % len(pairs)) for place in index]}
 
 
-def channel_takers(owner: Mapping) -> Iterator[tuple[Path, Mapping]]:
+def channel_takers(owner: Mapping) -> Iterator[tuple[Place, Mapping]]:
     """Yield path and config of everything that sees the backbone's maps, relative to the model that has it."""
     neck = owner.get('neck')
     if neck:
@@ -180,7 +180,7 @@ def first(node: Any) -> Any:
     return node[0] if isinstance(node, (list, tuple)) else node
 
 
-def normalization_changes(cfg: Config, path: Path) -> Changes:
+def normalization_changes(cfg: Config, path: Place) -> Changes:
     """Return the mean and deviation of images that the weights of ConvNeXt expect, where upstream has others.
 
     Args:

@@ -11,6 +11,7 @@ from convnext_dense.errors import UserError
 from convnext_dense.model_stats import model_scope
 from convnext_dense.swap.changes import at
 from convnext_dense.swap.channels import find_backbone, pair_maps
+from convnext_dense.swap.maps import Map, backbone_maps
 from convnext_dense.swap.proof import quiet
 from convnext_dense.swap.swapping import backbone_config, check_task, model_changes
 from convnext_dense.swap.upstream import all_configs, find_config, read_config
@@ -22,8 +23,8 @@ REASONS = {  # a piece of the message -> what it means
     'no `backbone` in its config': 'no backbone of MMDetection or MMSegmentation (Detectron2, CLIP)',
     'has several backbones': 'several backbones (tracking)',
     'The backbone mmpretrain.': 'the old backbone needs mmpretrain',
-    'does not run (': 'the old backbone does not run on small images (BEiT, MAE)',
-    'gives more than feature maps': 'a vision transformer with tokens (DPT, Segmenter)',
+    'does not run (': 'the old backbone does not run on 256 pixels, or needs more packages (BEiT, MAE, VPD)',
+    'gives more than feature maps': 'made for the tokens of a vision transformer (DPT)',
     'one each.': "the old backbone's maps have other strides: ViT, U-Net, real-time networks, P6, recursive FPN",
     'has no neck': 'heads made for one map of a ResNet or an hourglass (C4, TridentNet, CornerNet)',
     'too special': 'channels that no map has',
@@ -46,18 +47,22 @@ def survey(names: Sequence[str] | None = None, tell: Callable[[str], None] = pri
         tell: Is given a line for each config for which that is impossible.
     """
     names = all_configs() if names is None else names
-    reasons = Counter()
+    reasons, known = Counter(), {}
     for name in names:
         try:
-            compute_changes(name)
+            compute_changes(name, known)
         except UserError as error:
             reasons[find_reason(str(error))] += 1
             tell(f'{name}: {error}')
     return Survey(len(names), len(names) - sum(reasons.values()), dict(reasons.most_common()))
 
 
-def compute_changes(name: str) -> None:
+def compute_changes(name: str, known: dict[str, list[Map]]) -> None:
     """Find out what the model of a config must change.
+
+    Args:
+        name: Of the config.
+        known: Backbones that were asked already, and their maps; this one is added.
 
     Raises:
         UserError: Its backbone cannot be exchanged by rule.
@@ -66,8 +71,11 @@ def compute_changes(name: str) -> None:
     cfg = read_config(file)
     check_task(cfg, name)
     path = find_backbone(cfg.model)
+    owner = at(cfg, path)
     with model_scope(cfg), quiet():
-        pairs = pair_maps(at(cfg, path))
+        backbone = f'{cfg.default_scope} {owner.backbone}'
+        maps = known[backbone] if backbone in known else known.setdefault(backbone, backbone_maps(owner.backbone))
+        pairs = pair_maps(owner, maps)
         model_changes(cfg, path, pairs, backbone_config(ARCH, False, pairs, 0.0, ''))
 
 

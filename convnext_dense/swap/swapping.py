@@ -1,9 +1,8 @@
 """The name of an upstream config and a size go in, a config with ConvNeXt comes out."""
 
-import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +12,15 @@ from mmengine.registry import MODELS
 from convnext_dense import runs
 from convnext_dense.errors import UserError
 from convnext_dense.model_stats import model_scope
-from convnext_dense.swap.changes import Changes, apply, at, dotted, kind
-from convnext_dense.swap.changes import Path as Place
+from convnext_dense.swap.changes import Changes, Place, apply, at, dotted, kind
 from convnext_dense.swap.channels import Pair, channel_changes, find_backbone, normalization_changes, pair_maps
-from convnext_dense.swap.maps import STRIDES
+from convnext_dense.swap.maps import STRIDES, backbone_maps
 from convnext_dense.swap.proof import in_words, prove, quiet
 from convnext_dense.swap.recipes import TASKS, find_arch, find_recipe, find_weights
 from convnext_dense.swap.training import checkpoint_changes, import_changes, optimizer_changes, schedule_changes
 from convnext_dense.swap.upstream import find_config, read_config
-from convnext_dense.swap.writing import write_config
+from convnext_dense.swap.writing import check_writable, relative_path, save, write_config
 from convnext_dense.variants import channels
-
-SUFFIX = '.py'
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,8 @@ def write_swap(
     notes = list(swap.notes)
     if proof:
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, f'config{SUFFIX}')
-            file.write_text(swap.text(folder), encoding='utf-8')
+            file = Path(folder, 'config.py')
+            save(swap.text(folder), file)
             proven = prove(file)
         if proven.without_gradient:
             swap.changes['find_unused_parameters',] = True
@@ -90,9 +86,7 @@ def write_swap(
     if out is None:
         print(swap.text(), end='')
     else:
-        with write_errors(out):
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
-            Path(out).write_text(swap.text(Path(out).parent), encoding='utf-8')
+        save(swap.text(Path(out).parent), Path(out))
         notes.append(f'written: {out}')
     runs.tell(*notes)
 
@@ -127,7 +121,7 @@ def swap_backbone(
     path = find_backbone(cfg.model)
     owner = at(cfg, path)
     with model_scope(cfg), quiet():
-        pairs = pair_maps(owner)
+        pairs = pair_maps(owner, backbone_maps(owner.backbone))
         backbone = backbone_config(arch, v2, pairs, recipe.drop_path_rate, weights)
         changes = import_changes(cfg, kind(owner.backbone)) | model_changes(cfg, path, pairs, backbone)
         model = apply(cfg, changes).model
@@ -163,6 +157,9 @@ def model_changes(cfg: Config, path: Place, pairs: Sequence[Pair], backbone: dic
     changes = {(*path, 'backbone'): backbone}
     if owner.get('pretrained'):
         changes[(*path, 'pretrained')] = None
+    for place in (path[:length] for length in range(1, len(path) + 1)):
+        if holds_checkpoint(at(cfg, place)):
+            changes[(*place, 'init_cfg')] = None
     return changes | channel_changes(owner, path, pairs, channels(backbone['arch'])) | normalization_changes(cfg, path)
 
 
@@ -172,6 +169,12 @@ def names_outside(model_cfg: ConfigDict, path: Place) -> Iterable[str]:
         model = MODELS.build(model_cfg)
     backbone = dotted((*path[1:], 'backbone', ''))
     return [name for name, _ in model.named_parameters() if not name.startswith(backbone)]
+
+
+def holds_checkpoint(model_cfg: ConfigDict) -> bool:
+    """Tell whether a whole model, and with it the old backbone, starts from a checkpoint."""
+    init_cfg = model_cfg.get('init_cfg') if isinstance(model_cfg, dict) else None
+    return isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained'
 
 
 def backbone_config(arch: str, v2: bool, pairs: Sequence[Pair], drop_path_rate: float, weights: str) -> dict:
@@ -209,37 +212,8 @@ def describe(cfg: Config, owner: ConfigDict, pairs: Sequence[Pair], changes: Cha
             f'lr {new["optimizer"]["lr"]:g}, {new["constructor"]} {rate:g}'
         )
     notes += [f'{dotted(path[-2:])}: {value}' for path, value in changes.items() if 'data_preprocessor' in path]
-    if ('load_from',) in changes:
-        notes.append(f'load_from: {cfg.load_from} holds another backbone, and is not loaded')
+    for path in changes:
+        if path[-1] in ('load_from', 'init_cfg'):
+            file = at(cfg, path) if path[-1] == 'load_from' else at(cfg, path).checkpoint
+            notes.append(f'{dotted(path)}: {file} holds another backbone, and is not loaded')
     return notes
-
-
-def relative_path(file: str | os.PathLike, folder: str | os.PathLike) -> str:
-    """Return the path from a folder to a file; the absolute one where they are on two drives, or behind links.
-
-    MMEngine follows `..` both as it is written and as the disk has it.
-    """
-    with contextlib.suppress(ValueError):
-        path = os.path.relpath(file, folder)
-        if path == os.path.relpath(os.path.realpath(file), os.path.realpath(folder)):
-            return Path(path).as_posix()
-    return Path(file).absolute().as_posix()
-
-
-def check_writable(out: Path) -> None:
-    """Raise a :class:`UserError` where a config cannot be written to a file, or something is there already."""
-    if out.suffix != SUFFIX:
-        raise UserError(f'-o {out}: a config needs a name that ends in {SUFFIX}.')
-    if os.path.lexists(out):
-        raise UserError(f'{out} exists already. Choose another name with -o, or remove it.')
-    with write_errors(out), tempfile.TemporaryFile(dir=next(folder for folder in out.parents if folder.exists())):
-        pass
-
-
-@contextlib.contextmanager
-def write_errors(out: str | os.PathLike) -> Iterator[None]:
-    """Turn what the disk refuses into a :class:`UserError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f'{out} cannot be written ({error.strerror}). Choose another place with -o.') from error

@@ -1,14 +1,20 @@
-"""Changes to a config go in, the text of a config file that makes them comes out."""
+"""Changes to a config go in, the text of a config file that makes them comes out, and the file."""
 
+import contextlib
 import keyword
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from yapf.yapflib.yapf_api import FormatCode
 
+from convnext_dense.errors import UserError
 from convnext_dense.swap.changes import Changes
 from convnext_dense.swap.training import IMPORT
 
+SUFFIX = '.py'
 STYLE = dict(based_on_style='facebook', column_limit=119)
 
 
@@ -88,3 +94,45 @@ def source(value: Any) -> str:
     if isinstance(value, tuple):
         return f'({", ".join(map(source, value))}{"," * (len(value) == 1)})'
     return repr(value)
+
+
+def relative_path(file: str | os.PathLike, folder: str | os.PathLike) -> str:
+    """Return the path from a folder to a file; the absolute one where they are on two drives, or behind links.
+
+    MMEngine follows `..` both as it is written and as the disk has it.
+    """
+    with contextlib.suppress(ValueError):
+        path = os.path.relpath(file, folder)
+        if path == os.path.relpath(os.path.realpath(file), os.path.realpath(folder)):
+            return Path(path).as_posix()
+    return Path(file).absolute().as_posix()
+
+
+def check_writable(out: Path) -> None:
+    """Raise a :class:`UserError` where a config cannot be written to a file, or something is there already."""
+    if out.suffix != SUFFIX:
+        raise UserError(f'-o {out}: a config needs a name that ends in {SUFFIX}.')
+    if os.path.lexists(out):
+        raise UserError(f'{out} exists already. Choose another name with -o, or remove it.')
+    with write_errors(out), tempfile.TemporaryFile(dir=next(folder for folder in out.parents if folder.exists())):
+        pass
+
+
+def save(text: str, out: Path) -> None:
+    """Write a config, and the folders in which it is.
+
+    Raises:
+        UserError: The disk refuses.
+    """
+    with write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding='utf-8')
+
+
+@contextlib.contextmanager
+def write_errors(out: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a :class:`UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'{out} cannot be written ({error.strerror}). Choose another place with -o.') from error

@@ -8,3 +8,4 @@ optim_wrapper = dict(
     constructor='ConvNeXtLayerDecay',
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
 )
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))  # as elsewhere here; upstream keeps all

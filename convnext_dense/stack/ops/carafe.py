@@ -88,6 +88,8 @@ def carafe_naive_backward(
 class _Reassembly(NamedTuple):
     """The arguments, checked, of one type and seen pixel by pixel."""
 
+    op: str
+    output_shape: tuple[int, int, int, int]
     padded: Tensor  # (N, H + k - 1, W + k - 1, C): the channels of a pixel lie together
     masks: Tensor  # (N, H, W, G, S, S, k * k)
     kernel_size: int
@@ -102,7 +104,9 @@ class _Reassembly(NamedTuple):
         """Return the gradients of the features and of the weights, given that of the output."""
         num_images, height, width, groups, scale, _, _ = self.masks.shape
         k = self.kernel_size
-        gradient = self._by_pixel(gradient.to(self.padded.dtype).contiguous())
+        _, gradient = as_computable(self.op, features=self.padded, top_grad=gradient)
+        check_shape(self.op, top_grad=(gradient.shape, self.output_shape))
+        gradient = self._by_pixel(gradient.contiguous())
         grad_padded = torch.zeros_like(self.padded)
         grad_masks = self.masks.new_empty(num_images, groups * k * k, height * scale, width * scale)
         for here, masks, around in self._parts():
@@ -162,6 +166,8 @@ def _prepare(op: str, features: Tensor, masks: Tensor, kernel_size: int, groups:
     check_shape(op, masks=(masks.shape, expected))
     margin = kernel_size // 2
     return _Reassembly(
+        op=op,
+        output_shape=(num_images, channels, height * scale, width * scale),
         padded=F.pad(features.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin)),
         masks=_by_pixel(masks.contiguous(), height, width, groups, scale),
         kernel_size=kernel_size,

@@ -233,7 +233,7 @@ class _Convolution(NamedTuple):
     def gradients(self, grad_output: Tensor) -> _Gradients:
         """Return the five gradients, given that of the output."""
         check_shape(self.op, grad_output=(grad_output.shape, self.output_shape))
-        grad_output = grad_output.to(self.input.dtype)
+        _, grad_output = as_computable(self.op, input=self.input, grad_output=grad_output)
         by_image = [torch.empty_like(tensor) for tensor in (self.input, self.offset, self.mask)]
         totals = [torch.zeros_like(tensor) for tensor in (self.weight, self.bias)]
         for images in self._batches():

@@ -144,7 +144,7 @@ def _checked(op: str, input: Tensor, target: Tensor, weight: Tensor, background:
         raise UserError(f'{op} needs numbers (N, C) of one class or more and got {tuple(input.shape)}.')
     if target.numel() == 0:
         return input, weight
-    lowest, largest = (int(extreme) for extreme in target.aminmax())
+    lowest, largest = torch.stack(target.aminmax()).tolist()
     highest = num_classes if background else num_classes - 1
     if largest > highest:
         raise UserError(

@@ -55,7 +55,7 @@ def _check_pixels(op: str, rows: Tensor, columns: Tensor, height: int, width: in
     check_shape(op, mask_w_idx=(columns.shape, rows.shape[:1]), mask_h_idx=(rows.shape, rows.shape[:1]))
     if rows.numel() == 0:
         return
-    (top, bottom), (left, right) = (map(int, places.aminmax()) for places in (rows, columns))
+    top, bottom, left, right = torch.stack([*rows.aminmax(), *columns.aminmax()]).tolist()
     if min(top, left) < 0 or bottom >= height or right >= width:
         raise UserError(
             f'{op}: the mask has pixels in rows {top} to {bottom} and columns {left} to {right}, and the map is '

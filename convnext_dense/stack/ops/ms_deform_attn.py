@@ -57,7 +57,9 @@ def ms_deform_attn_backward(
 ) -> None:
     """Add to ``grad_value``; fill ``grad_sampling_loc`` and ``grad_attn_weight``."""
     attention = _prepare(value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights)
-    gradient = grad_output.to(attention.rows.dtype).reshape(len(attention.points), *value.shape[2:])
+    _, gradient = as_computable(OP, value=attention.rows, grad_output=grad_output)
+    check_shape(OP, grad_output=(gradient.shape, (*sampling_locations.shape[:2], value.shape[2] * value.shape[3])))
+    gradient = gradient.reshape(len(attention.points), *value.shape[2:])
     grad_rows = torch.zeros_like(attention.rows)
     grad_points, grad_weights = torch.empty_like(attention.points), torch.empty_like(attention.weights)
     for queries in attention.chunks():

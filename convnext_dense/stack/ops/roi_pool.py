@@ -80,6 +80,8 @@ def roi_pool_backward(
     gradient, rois = as_computable('roi_pool', grad_output=grad_output, rois=rois)
     cells = (pooled_height, pooled_width)
     check_pooling('roi_pool', grad_input, rois, cells, spatial_scale, grad_output=gradient, argmax=argmax)
+    if rois.is_cpu:  # elsewhere it would have to wait, and PyTorch looks at where it adds
+        check_rois('roi_pool', rois, len(grad_input))
     _, channels, height, width = grad_input.shape
     planes = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)  # (K, C)
     places = argmax + (planes * (height * width))[:, :, None, None]

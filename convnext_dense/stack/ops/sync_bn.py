@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from .arguments import check_shape
+from .arguments import check_one_device, check_shape
 
 
 def stand_alone(module: ModuleType) -> None:
@@ -68,6 +68,7 @@ def sync_bn_forward_output(
         raise UserError(
             "sync_bn: weight is None. mmcv's SyncBatchNorm trains with affine=True only; else use type='BN'."
         )
+    check_one_device('sync_bn', input=input, weight=weight, bias=bias)
     channels = (input.shape[1],)
     check_shape('sync_bn', weight=(weight.shape, channels), bias=(bias.shape, channels))
     std.copy_((var + eps).sqrt())
