@@ -240,50 +240,43 @@ def test_a_config_of_any_origin_is_watched(given, hooks, processor, tmp_path):
         assert cfg.get('log_processor') == processor
 
 
-MASK2FORMER = """
-_base_ = '{root}/configs/seg/mask2former_convnext_t_ade20k.py'
-data = dict(_delete_=True, type='ShapesLabels', data_root='{shapes}', num_train=16, num_val=6, size=64)
-crop = dict(type='RandomCrop', crop_size=(64, 64))
-small = dict(type='Resize', scale=(256, 64), keep_ratio=True)
-load, _, _, _, *others = _base_.train_pipeline
-annotate = dict(type='LoadAnnotations')
-test = dict(data, split='val', pipeline=[load, small, annotate, _base_.test_pipeline[-1]])
-train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
-    data, split='train', pipeline=[load, annotate, small, crop, *others]
-))
+RETINANET = """
+_base_ = '{root}/configs/det/retinanet_convnext_t_coco.py'
+data = dict(_delete_=True, type='ShapesInstances', data_root='{shapes}', num_train=16, num_val=6, size=64)
+small = dict(type='Resize', scale=(64, 64), keep_ratio=True)
+load, annotate, _, *others = _base_.train_pipeline
+train = dict(data, split='train', pipeline=[load, annotate, small, *others])
+test = dict(data, split='val', test_mode=True, pipeline=[load, small, *_base_.test_pipeline[2:]])
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=train)
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=test)
 test_dataloader = val_dataloader
-layers = dict(num_layers=1)
+val_evaluator = dict(ann_file='{shapes}/annotations/instances_val.json')
+test_evaluator = val_evaluator
 model = dict(
-    data_preprocessor=dict(size=(64, 64)),
     backbone=dict(arch='atto', init_cfg=None),
-    decode_head=dict(
-        in_channels=[40, 80, 160, 320],
-        num_classes=8,
-        loss_cls=dict(class_weight=[1.0] * 8 + [0.1]),
-        pixel_decoder=dict(encoder=layers),
-        transformer_decoder=layers,
-    ),
+    neck=dict(in_channels=[80, 160, 320]),
+    bbox_head=dict(num_classes=5),
+    test_cfg=dict(score_thr=0.0),
 )
-train_cfg = dict(max_iters=2, val_interval=2)
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, save_best=None))
+train_cfg = dict(max_epochs=1)
+default_hooks = dict(logger=dict(interval=1))
 """
 
 
 @SEVERAL_RUNNERS
-@pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention:DeprecationWarning')
+@pytest.mark.filterwarnings('ignore:__array_:DeprecationWarning')  # NumPy's, of pycocotools and mmdet's visualizer
 def test_a_config_with_upstreams_runtime_trains_and_tests(shapes, tmp_path, capfd):
     config, run = tmp_path / 'config.py', tmp_path / 'run'
-    config.write_text(MASK2FORMER.format(root=ROOT, shapes=shapes))
+    config.write_text(RETINANET.format(root=ROOT, shapes=shapes))
     runs.train(config, str(run))
     shown = capfd.readouterr().out
-    assert 'Iter(train) [2/2]  loss ' in shown
-    assert '(1.0e-05 to 1.0e-04)' in shown  # the backbone's rate is a tenth
-    assert '2 iterations in ' in shown
+    assert 'Epoch(train) [1][4/4]  loss ' in shown
+    assert '4 iterations in ' in shown
+    assert [row[0] for row in ap_rows(shown)] == ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl']
     assert (run / 'predictions.png').stat().st_size > 0
-    metrics = runs.test(config, str(run / 'iter_2.pth'), str(tmp_path / 'test'))
-    (trained,) = [row['mIoU'] for row in logged_rows(run) if 'mIoU' in row]
-    assert metrics['mIoU'] == trained
+    metrics = runs.test(config, str(run / 'epoch_1.pth'), str(tmp_path / 'test'))
+    (trained,) = [row for row in logged_rows(run) if 'coco/bbox_mAP' in row]
+    assert metrics == {name: value for name, value in trained.items() if name.startswith('coco/')}
 
 
 @pytest.mark.parametrize('backends', [None, ['TensorboardVisBackend'], ['LocalVisBackend', 'TensorboardVisBackend']])

@@ -1,9 +1,9 @@
 """What Mask2Former's configs share: ConvNeXt with the drop path of Swin, and the rates (arXiv 2112.01527, Section 4.2).
 
-The backbone learns at a tenth of the heads' rate; norms and embeddings are not decayed. In MMEngine custom keys override
-`norm_decay_mult`: a key 'backbone' would decay the norms there, by 15 % on COCO. They have keys of their own, as Swin's
-have upstream, and so have layer scale and GRN, which ConvNeXt's own recipes do not decay. Biases are decayed, as in the
-paper.
+The backbone learns at a tenth of the heads' rate; norms and embeddings are not decayed. In MMEngine custom keys
+override `norm_decay_mult`: a key 'backbone' would decay the norms there, by 15 % on COCO. They have keys of their own,
+as Swin's have upstream, and so have layer scale and GRN, which ConvNeXt's own recipes do not decay. Biases are decayed,
+as in the paper.
 """
 
 # of the keys in a parameter's name the longest counts, among equals the first in the alphabet
