@@ -21,6 +21,7 @@ NOISE = (
     'Evaluating ',
     'bbox_mAP_copypaste',
     'segm_mAP_copypaste',
+    'paramwise_options -- ',
 )
 TABLE_ATTRIBUTE = 'show_table'  # a record with this attribute is shown however many lines it has
 

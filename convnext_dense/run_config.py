@@ -225,11 +225,27 @@ def fit_classes(cfg: Config) -> list[str]:
     classes = read_classes(dataset)
     if not classes:
         return []
-    heads = [node for node in walk(cfg.model, CLASS_AGNOSTIC) if node.get('num_classes', len(classes)) != len(classes)]
-    for head in heads:
-        head['num_classes'] = len(classes)
+    heads = [node for node in walk(cfg.model, CLASS_AGNOSTIC) if set_classes(node, len(classes))]
     names = ', '.join(classes[:5]) + (', ...' if len(classes) > 5 else '')
     return [f'{len(heads)} heads set to {len(classes)} classes ({names})'] if heads else []
+
+
+def set_classes(head: dict, num_classes: int) -> bool:
+    """Give a head another number of classes, if it has one; tell whether it changed.
+
+    Mask2Former's and MaskFormer's weigh each class, and "nothing" as the last. Panoptic heads are left alone: they
+    count things and stuff apart.
+    """
+    key = 'num_things_classes' if 'num_things_classes' in head else 'num_classes'
+    old = head.get(key, num_classes)
+    if old == num_classes or head.get('num_stuff_classes'):
+        return False
+    head[key] = num_classes
+    for loss in walk(head):
+        weights = loss.get('class_weight')
+        if isinstance(weights, (list, tuple)) and len(weights) == old + 1:
+            loss['class_weight'] = [weights[0]] * num_classes + [weights[-1]]
+    return True
 
 
 def walk(node, skip: tuple[str, ...] = ()) -> Iterator[dict]:

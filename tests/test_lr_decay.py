@@ -1,14 +1,18 @@
 """The decay rules against the published table, written out here a second time by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from convnext_dense import ConvNeXt
+from convnext_dense import ConvNeXt, UserError
 from convnext_dense.lr_decay import layer_index
+from convnext_dense.runs import describe_rates
 
+CONFIGS = Path(__file__).parent.parent / 'configs'
 # exponent of the decay rate, from the published table; the third stage's blocks by threes
 LAYER_WISE = {
     6: dict(down=(7, 5, 4, 1), stages=(6, 5, (4, 3, 2), 1)),
@@ -164,6 +168,27 @@ def test_table_of_the_groups():
     counts = [int(row.split()[2].replace(',', '')) for row in table[2:]]
     assert sum(counts) == sum(p.numel() for p in model.parameters())
     assert {int(row.split()[0]) for row in table[2:]} == set(range(8))
+
+
+@pytest.mark.parametrize(
+    ('name', 'rates'),
+    [
+        ('det/faster_rcnn_convnext_t_coco', 'decay rate 0.95, base lr 0.0001, lr 6.98e-05 to 0.0001'),
+        ('det/retinanet_convnext_t_coco', 'decay rate 0.95, base lr 0.0001, lr 6.98e-05 to 0.0001'),
+        ('det/rtmdet_convnext_t_coco', 'decay rate 0.8, base lr 0.001, lr 0.00021 to 0.001'),
+        ('det/rtmdet_convnext_b_in22k_coco', 'decay rate 0.8, base lr 0.001, lr 5.5e-05 to 0.001'),
+    ],
+)
+def test_table_of_modern_heads(name, rates):
+    assert describe_rates(CONFIGS / f'{name}.py').startswith(f'ConvNeXtLayerDecay: {rates}\n')
+
+
+@pytest.mark.parametrize(
+    'name', ['det/dino_convnext_t_coco', 'det/mask2former_convnext_t_coco', 'seg/mask2former_convnext_t_ade20k']
+)
+def test_configs_without_decay_have_no_table(name):
+    with pytest.raises(UserError, match=r'constructor must be ConvNeXtLayerDecay or .* to show its rates; .* has None'):
+        describe_rates(CONFIGS / f'{name}.py')
 
 
 @pytest.mark.parametrize(

@@ -362,11 +362,12 @@ def exponent(name: str, kind: str, num_layers: int) -> int:
     return value[int(rest[1]) // 3] if isinstance(value, tuple) else value
 
 
-def optimized(name: str) -> dict[str, tuple[nn.Parameter, float, float]]:
+def optimized(name: str, **backbone) -> dict[str, tuple[nn.Parameter, float, float]]:
     """Return each trainable parameter of a leaf's full-size model with its learning rate and weight decay, by name."""
-    cfg = load(name)
+    cfg = copy.deepcopy(load(name))  # some models change their config
+    cfg.model.backbone.update(backbone)
     init_default_scope(cfg.default_scope)
-    model = build_on_meta(copy.deepcopy(cfg.model))  # some models change their config
+    model = build_on_meta(cfg.model)
     optimizer = build_optim_wrapper(model, Config(dict(cfg.optim_wrapper, type='OptimWrapper'))._cfg_dict).optimizer
     names = {id(param): full_name for full_name, param in model.named_parameters()}
     found = [
@@ -417,6 +418,13 @@ def test_mask2former_decays_neither_norms_nor_embeddings(name):
     blocks = 18 if MASK2FORMER[name].arch == 'tiny' else 36
     norms = 2 * 6 + 3 * 9 + 1 + 5  # of the encoder's and the decoder's layers, behind them, around the pixel decoder
     assert exempt == dict(scales=3 * blocks + 2 * (4 + 4), norms=2 * norms, embeddings=3)
+
+
+def test_mask2former_with_convnext_v2_does_not_decay_its_grn():
+    found = [
+        values[1:] for name, values in optimized('mask2former_convnext_t_coco', grn=True).items() if '.grn.' in name
+    ]
+    assert found == [(pytest.approx(1e-5), 0.0)] * 2 * 18
 
 
 @pytest.mark.parametrize('name', DINO)

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
 from convnext_dense import UserError, command_line, run_config, runs
 from convnext_dense.data.writer import write_shapes
 from convnext_dense.stack import read_checkpoint
+from convnext_dense.swap.upstream import find_config
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
@@ -536,3 +538,26 @@ def test_heads_follow_the_classes_of_the_data():
     assert [head.num_classes for head in cfg.model.roi_head.bbox_head] == [3, 3, 3]
     assert cfg.model.roi_head.mask_head.num_classes == 3
     assert cfg.model.roi_head.semantic_head.num_classes == 183
+
+
+@pytest.mark.parametrize('leaf', ['det/mask2former_convnext_t_coco.py', 'seg/mask2former_convnext_t_ade20k.py'])
+def test_heads_that_weigh_their_classes_follow_them(leaf):
+    cfg = Config.fromfile(ROOT / 'configs' / leaf)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('date', 'fig', 'hazelnut'))
+    assert run_config.fit_classes(cfg)[0].endswith('heads set to 3 classes (date, fig, hazelnut)')
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    head = model.panoptic_head if cfg.default_scope == 'mmdet' else model.decode_head
+    assert head.num_classes == 3
+    assert head.cls_embed.out_features == 4
+    assert head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
+    if cfg.default_scope == 'mmdet':
+        assert model.panoptic_fusion_head.num_classes == 3
+
+
+def test_panoptic_heads_keep_their_classes():
+    _, file = find_config('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py')
+    cfg = Config.fromfile(file)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('date', 'fig', 'hazelnut'))
+    assert run_config.fit_classes(cfg) == []
+    assert cfg.model.panoptic_head.num_things_classes == 80

@@ -36,6 +36,12 @@ SAMPLES = {
     'torch.autograd.graph': (UserWarning, 'Grad strides do not match bucket view strides. This may indicate'),
     'mmengine.model.wrappers.distributed': (FutureWarning, '`broadcast_buffers` is deprecated. Use `forward_sync'),
     'torch.utils.checkpoint': (FutureWarning, '`torch.cpu.amp.autocast(args...)` is deprecated. Please use'),
+    'mmseg.datasets.transforms.loading': (UserWarning, '`reduce_zero_label` will be deprecated, if you would like to'),
+    'mmengine.structures.pixel_data': (UserWarning, 'The shape of value will convert from torch.Size([4, 4]) to'),
+    'torch.utils.data.dataloader': (
+        UserWarning,
+        "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory",
+    ),
     'mmengine.utils.misc': (DeprecationWarning, "'maxsplit' is passed as positional argument"),
     'mmengine.visualization.visualizer': (
         UserWarning,

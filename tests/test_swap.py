@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.structures import InstanceData
 
 from convnext_dense import UserError
 from convnext_dense.run_config import load_config
-from convnext_dense.swap import channels, swapping, training, upstream, writing
+from convnext_dense.swap import channels, proof, swapping, training, upstream, writing
 from convnext_dense.swap.changes import apply
 from convnext_dense.swap.channels import Pair
 from convnext_dense.swap.maps import Map, backbone_maps, stages_for
@@ -827,6 +829,65 @@ def test_without_a_name_the_config_is_printed(capsys):
         'note: model.neck.in_channels: [256, 512, 1024, 2048] -> [80, 160, 320]\n'
         'note: optimizer: SGD, lr 0.01 -> AdamW, lr 0.0002, ConvNeXtLayerDecay 0.7\n'
     )
+
+
+# the proof
+
+
+@pytest.fixture
+def written(users, tmp_path):
+    write_swap(users(USERS), 'atto', weights='', out=tmp_path / 'written.py', proof=False)
+    return tmp_path / 'written.py'
+
+
+def test_a_proof_trains_and_predicts(written, monkeypatch):
+    """Without training no score would pass upstream's threshold."""
+    models = []
+
+    def build(cfg, device):
+        models.append((model := build_model(cfg, device), {k: v.clone() for k, v in model.state_dict().items()}))
+        return model
+
+    build_model = proof.build_model
+    monkeypatch.setattr(proof, 'build_model', build)
+    proven = proof.prove(written, 'cpu', reload=True)
+    assert (proven.num_predictions, proven.without_gradient) == (proof.NUM_BOXES, ())
+    (model, before), (other, _) = models
+    assert proven.num_params == sum(parameter.numel() for parameter in model.parameters())
+    trained = model.backbone.named_parameters('backbone')
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in trained)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_that_predict_something_else(written, monkeypatch):
+    monkeypatch.setattr(proof, 'save_and_load', lambda model, other: other)
+    with pytest.raises(UserError, match='^The model predicts something else after its weights were saved and loaded.$'):
+        proof.prove(written, 'cpu', reload=True)
+
+
+def test_a_gradient_that_is_not_finite(written, monkeypatch):
+    def build(cfg, device):
+        model = build_model(cfg, device)
+        model.backbone.norm2.weight.register_hook(lambda gradient: gradient * math.nan)
+        return model
+
+    build_model = proof.build_model
+    monkeypatch.setattr(proof, 'build_model', build)
+    with pytest.raises(UserError, match=r'^The gradient of backbone.norm2.weight on drawn images is not finite.$'):
+        proof.prove(written, 'cpu')
+
+
+def test_predictions_are_compared_to_the_bit():
+    from mmdet.structures.bbox import HorizontalBoxes
+
+    def prediction(score=0.5):
+        bboxes = HorizontalBoxes([[1.0, 2, 3, 4]])
+        return InstanceData(scores=torch.tensor([score]), bboxes=bboxes, masks=[torch.ones(2)])
+
+    proof.check_same(prediction(), prediction())
+    assert len(list(proof.tensors(prediction()))) == 3
+    with pytest.raises(UserError, match='something else'):
+        proof.check_same(prediction(), prediction(0.5 + 1e-7))
 
 
 # under the libraries' own tools

@@ -17,7 +17,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convnext_dense import run_config, runs
+from convnext_dense import UserError, run_config, runs
 from convnext_dense.data import write_shapes
 from convnext_dense.tta import InstanceTTA, WholeImageTTA, unflip_boxes
 
@@ -355,6 +355,28 @@ def test_joined_and_wrapped_data_sets_are_augmented(config, shapes):
     for i in (0, 8):
         assert torch.is_tensor(plain[i]['inputs'])
         assert len(dataset[i]['inputs']) == len(dataset[i]['data_samples']) >= 2
+
+
+@pytest.mark.parametrize(
+    ('name', 'model'),
+    [
+        ('det/retinanet_convnext_t_coco', 'DetTTAModel'),
+        ('det/rtmdet_convnext_t_coco', 'DetTTAModel'),
+        ('seg/mask2former_convnext_t_ade20k', 'SegTTAModel'),
+        ('det/dino_convnext_t_coco', None),
+        ('det/mask2former_convnext_t_coco', None),
+    ],
+)
+def test_modern_heads_have_what_upstream_has(name, model):
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    if model is None:
+        with pytest.raises(UserError, match='--tta needs tta_model in the config; this one has none'):
+            run_config.enable_tta(cfg)
+        return
+    inner = cfg.model
+    run_config.enable_tta(cfg)
+    assert (cfg.model.type, cfg.model.module) == (model, inner)
+    assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
 
 
 def test_the_tool_hands_the_option_on(monkeypatch):

@@ -91,6 +91,24 @@ WARNINGS = (
         'not to draw is the default of every mmseg config',
     ),
     Warned(
+        r'`reduce_zero_label` will be deprecated',
+        UserWarning,
+        r'mmseg\.datasets\.transforms\.loading',
+        "the pipelines of mmseg's own configs set it; it works",
+    ),
+    Warned(
+        r'The shape of value will convert from',
+        UserWarning,
+        r'mmengine\.structures\.pixel_data',
+        "mmseg's SegTTAModel hands labels without a channel to mmengine, once an image, and mmengine adds it",
+    ),
+    Warned(
+        r"'pin_memory' argument is set as true but no accelerator is found",
+        UserWarning,
+        r'torch\.utils\.data\.dataloader',
+        "upstream's configs ask for pinned memory, which without a GPU changes nothing",
+    ),
+    Warned(
         r"'maxsplit' is passed as positional argument",
         DeprecationWarning,
         r'mmengine\.utils\.misc',
