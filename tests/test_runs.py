@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 
 from convnext_dense import UserError, command_line, run_config, runs
 from convnext_dense.data.writer import write_shapes
+from convnext_dense.model_stats import build, model_scope
 from convnext_dense.stack import read_checkpoint
 from convnext_dense.swap.upstream import find_config
 
@@ -545,8 +545,8 @@ def test_heads_that_weigh_their_classes_follow_them(leaf):
     cfg = Config.fromfile(ROOT / 'configs' / leaf)
     cfg.train_dataloader.dataset.metainfo = dict(classes=('date', 'fig', 'hazelnut'))
     assert run_config.fit_classes(cfg)[0].endswith('heads set to 3 classes (date, fig, hazelnut)')
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
+    with model_scope(cfg):
+        model = build(cfg.model)
     head = model.panoptic_head if cfg.default_scope == 'mmdet' else model.decode_head
     assert head.num_classes == 3
     assert head.cls_embed.out_features == 4

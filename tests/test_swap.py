@@ -851,7 +851,8 @@ def test_a_proof_trains_and_predicts(written, monkeypatch):
     build_model = proof.build_model
     monkeypatch.setattr(proof, 'build_model', build)
     proven = proof.prove(written, 'cpu', reload=True)
-    assert (proven.num_predictions, proven.without_gradient) == (proof.NUM_BOXES, ())
+    assert 0 < proven.num_predictions <= proof.NUM_BOXES
+    assert proven.without_gradient == ()
     (model, before), (other, _) = models
     assert proven.num_params == sum(parameter.numel() for parameter in model.parameters())
     trained = model.backbone.named_parameters('backbone')
