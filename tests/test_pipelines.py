@@ -102,6 +102,11 @@ def test_a_row_that_differs_is_told(row, outcome, difference, monkeypatch):
     assert told == [difference or 'net.py: as in the table']
 
 
+def test_a_config_that_is_not_in_the_table():
+    with pytest.raises(UserError, match=r'^The table has no net.py; docs/pipelines.md lists what it has.$'):
+        check_table(['net.py'])
+
+
 # the page
 
 

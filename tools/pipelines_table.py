@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from convnext_dense.command_line import user_errors
 from convnext_dense.swap import pipelines, pipelines_page
 from convnext_dense.swap.survey import survey
 
@@ -16,7 +17,8 @@ if __name__ == '__main__':
     if options.survey:
         print(survey())
     elif options.run is not None:
-        sys.exit(not pipelines.check_table(options.run))
+        with user_errors():
+            sys.exit(not pipelines.check_table(options.run))
     elif not options.check:
         print(f'written: {pipelines_page.write_page()}')
     elif not pipelines_page.is_current():

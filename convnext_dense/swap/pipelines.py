@@ -278,7 +278,7 @@ GAPS = (
     Gap(
         'LD',
         'ld/ld_r18-gflv1-r101_fpn_1x_coco.py',
-        "looks for its teacher in the folder of MMDetection's sources",
+        "looks for its teacher below the current folder; in that of MMDetection's configs it runs",
         "No such file or directory: 'configs/gfl/gfl_r101_fpn_ms-2x_coco.py'",
     ),
     Gap(
@@ -427,7 +427,13 @@ def check_gap(gap: Gap) -> str:
 
 
 def check_table(configs: Collection[str] = (), tell: Callable[[str], None] = print) -> bool:
-    """Try rows and gaps, by default all; tell how each differs from what the table says, and whether none does."""
+    """Try rows and gaps, by default all; tell how each differs from what the table says, and whether none does.
+
+    Raises:
+        UserError: A config is not in the table.
+    """
+    if unknown := sorted(set(configs) - {row.config for row in (*ROWS, *GAPS)}):
+        raise UserError(f'The table has no {", ".join(unknown)}; docs/pipelines.md lists what it has.')
     chosen = [row for row in (*ROWS, *GAPS) if not configs or row.config in configs]
     is_true = True
     for row in chosen:

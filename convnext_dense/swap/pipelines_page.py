@@ -5,6 +5,7 @@ from pathlib import Path
 from convnext_dense.swap.pipelines import DETECTION, GAPS, ROWS, SEGMENTATION, SURVEY, Row
 
 FILE = Path(__file__).parents[2] / 'docs/pipelines.md'
+PIP_NAMES = {'sklearn': 'scikit-learn', 'skimage': 'scikit-image'}
 SECTIONS = {'Detection': DETECTION, 'Segmentation': SEGMENTATION}
 HEAD = """# Pipelines: the backbone in configs of MMDetection and MMSegmentation
 
@@ -51,7 +52,7 @@ def describe_pipelines() -> str:
 def describe_counts() -> str:
     """Return how many rows run."""
     needing = [row for row in ROWS if row.needs]
-    names = ', '.join(f'{row.method} ({row.needs})' for row in needing)
+    names = ', '.join(f'{row.method} ({PIP_NAMES[row.needs]})' for row in needing)
     return (
         f'**{len(ROWS) - len(needing)} of {len(ROWS) + len(GAPS)} run**, and {len(needing)} more where a package is '
         f'installed that upstream asks for:\n{names}. {len(GAPS)} do not, for the reasons that stand below.\n'
@@ -79,7 +80,7 @@ def describe_rows(rows: tuple[Row, ...]) -> str:
 def describe_outcome(row: Row) -> str:
     """Return what became of a row."""
     if row.needs:
-        return f'run, with {row.needs} installed'
+        return f'run, with {PIP_NAMES[row.needs]} installed'
     unused = ', '.join(row.unused)
     return f'run; no gradient reaches {unused}: `find_unused_parameters = True`' if unused else 'run'
 
