@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from convnext_dense import stack
 from convnext_dense.errors import UserError
-from convnext_dense.stack.ops import carafe, deform_conv, find_op, sync_bn
+from convnext_dense.stack import upstream_heads
+from convnext_dense.stack.ops import carafe, deform_conv, find_op
 
 NAN = float('nan')
 
@@ -547,7 +548,7 @@ def alone(monkeypatch):
     monkeypatch.setattr(module, 'dist', torch.distributed)
     with pytest.raises(ValueError, match='process group has not been initialized'):
         module.SyncBatchNorm(5)
-    sync_bn.stand_alone(module)
+    upstream_heads.let_sync_bn_stand_alone(module)
     return module
 
 
@@ -564,15 +565,16 @@ def test_sync_batch_norm_that_stands_alone_still_asks_a_group(alone, one_process
 
 
 def test_a_strong_baseline_of_mmdet_trains_in_one_process(alone):
-    from mmdet.registry import MODELS
     from mmengine.config import Config
+    from mmengine.registry import MODELS, DefaultScope
     from mmengine.utils import get_installed_path
 
     name = 'strong_baselines/mask-rcnn_r50_fpn_rpn-2conv_4conv1fc_syncbn-all_lsj-100e_coco.py'
     head = Config.fromfile(f'{get_installed_path("mmdet")}/.mim/configs/{name}').model.roi_head.bbox_head
     assert head.norm_cfg.type == 'MMSyncBN'
     head.update(in_channels=4, conv_out_channels=4, fc_out_channels=8)
-    head = MODELS.build(head)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = MODELS.build(head)
     scores, _ = head(torch.randn(3, 4, 7, 7))
     scores.sum().backward()
     assert head.shared_convs[0].bn.weight.grad.isfinite().all()

@@ -80,12 +80,6 @@ def _collect_env_without_distutils(module: ModuleType) -> None:
     replace_function(module, 'collect_env', collect_env)
 
 
-def _let_sync_bn_stand_alone(module: ModuleType) -> None:
-    from .ops import sync_bn  # imports torch
-
-    sync_bn.stand_alone(module)
-
-
 PATCHES = (
     Patch(
         name='pkg_resources',
@@ -186,7 +180,7 @@ PATCHES = (
         link='https://github.com/open-mmlab/mmcv/blob/v2.1.0/mmcv/ops/sync_bn.py',
         why='SyncBatchNorm asks torch.distributed for the number of processes, so that the strong baselines of mmdet '
         'cannot be built in a process without a group',
-        apply=_let_sync_bn_stand_alone,
+        apply=upstream_heads.let_sync_bn_stand_alone,
     ),
     Patch(
         name='masks outside of the image',

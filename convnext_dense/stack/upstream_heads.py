@@ -1,13 +1,34 @@
-"""Cures for heads of MMDetection and MMSegmentation; :mod:`~convnext_dense.stack.patches` says of which defects."""
+"""Cures for layers and heads of mmcv, MMDetection and MMSegmentation; ``patches`` says of which defects."""
 
 from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # preparing the stack imports none of it
     from torch import Tensor, nn
+
+
+def let_sync_bn_stand_alone(module: ModuleType) -> None:
+    """Let ``mmcv.ops.sync_bn`` work without a process group: its layer is then the batch norm of this process.
+
+    Upstream's layer asks for the number of processes when it is built, and without a group there is no answer.
+    """
+    module.dist = _Distributed(module.dist)
+
+
+class _Distributed:
+    """``torch.distributed``, but a process without a group is the only one."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def get_world_size(self, group: Any = None) -> int:
+        return self._module.get_world_size(group) if self._module.is_initialized() else 1
 
 
 def paste_masks_anywhere(module: ModuleType) -> None:

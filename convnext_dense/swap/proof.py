@@ -130,8 +130,6 @@ def build_model(cfg: Config, device: str) -> nn.Module:
             node['drop_path_rate'] = 0.0  # a dropped block gets no gradient
         if isinstance(node.get('init_cfg'), Mapping) and node['init_cfg'].get('type') == 'Pretrained':
             node['init_cfg'] = None
-        if node.get('type') == 'MMSyncBN':  # which cannot be built outside of a distributed run
-            node['type'] = 'BN'
         if 'teacher_ckpt' in node:
             node['teacher_ckpt'] = None
         if 'mean' in node and 'std' in node:  # a data preprocessor

@@ -3,32 +3,11 @@
 In: activations ``(N, C, S)`` and statistics of the channels ``(C,)`` in float32. Out: written into the buffers.
 """
 
-from types import ModuleType
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ...errors import UserError
 from .arguments import check_one_device, check_shape
-
-
-def stand_alone(module: ModuleType) -> None:
-    """Let ``mmcv.ops.sync_bn`` work without a process group: its layer is then the batch norm of this process.
-
-    Upstream's layer asks for the number of processes when it is built, and without a group there is no answer.
-    """
-    module.dist = _Distributed()
-
-
-class _Distributed:
-    """``torch.distributed``, but a process without a group is the only one."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch.distributed, name)
-
-    def get_world_size(self, group: Any = None) -> int:
-        return torch.distributed.get_world_size(group) if torch.distributed.is_initialized() else 1
 
 
 def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
