@@ -18,6 +18,8 @@ def pytest_configure(config):
         message = warned.message.replace(':', '.')  # a colon separates the fields of pytest's filter
         line = f'ignore:{message}:{warned.category.__name__}:{warned.module}'
         config.addinivalue_line('filterwarnings', line)
+    # torch.hub leaves the connection of a download that fails to the garbage collector, in whatever test it works
+    config.addinivalue_line('filterwarnings', 'ignore:unclosed <socket:ResourceWarning')
     if torch.__version__ < SAFE_TORCH:  # every test that downloads a .pth file would fail
         config.addinivalue_line('filterwarnings', 'ignore:PyTorch .* can be attacked by a .pth file:UserWarning')
 

@@ -299,6 +299,7 @@ def test_export(grn):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings('ignore:Guards may run slower on Python 3.13.0:RuntimeWarning')
 @pytest.mark.parametrize('grn', [False, True], ids=['v1', 'v2'])
 def test_compile_without_graph_breaks(grn):
     model = ConvNeXt(SMALL, grn=grn)

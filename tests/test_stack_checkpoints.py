@@ -405,6 +405,7 @@ def test_a_tar_archive_is_refused_before_torch_sees_it(tmp_path, monkeypatch):
     assert loaded == [tmp_path / 'old.pth']
 
 
+@pytest.mark.filterwarnings('ignore:Python 3.14 will, by default, filter extracted tar archives:DeprecationWarning')
 def test_a_tar_archive_of_the_user_is_read_where_it_is_trusted(tmp_path):
     legacy_tar(tmp_path / 'old.pth')
     with trust_checkpoints(), pytest.raises(UserError):  # which holds no storages

@@ -58,7 +58,7 @@ ENVIRONMENTS = (
         '3.11',
         extras='',
         requirements=('pytest', 'timm'),
-        tests=('tests/test_backbone.py', 'tests/test_lr_decay.py', 'tests/test_doctor.py'),
+        tests=('tests/test_backbone.py', 'tests/test_doctor.py', 'tests/test_stack_versions.py'),
     ),
 )
 
