@@ -1,6 +1,7 @@
 """What several rooms' tests share."""
 
 import http.server
+import os
 import re
 import threading
 from functools import cache, partial
@@ -13,7 +14,13 @@ from convnext_dense.stack.quiet import WARNINGS
 
 
 def pytest_configure(config):
-    """Warnings are errors here, but for the third-party ones that the package silences."""
+    """Set up a test run.
+
+    Warnings are errors here, but for the third-party ones that the package silences. One thread each: the tensors are
+    small, and threads that wait for each other on a busy machine take twice the time.
+    """
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # of the programs that tests start
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     for warned in WARNINGS:
         message = warned.message.replace(':', '.')  # a colon separates the fields of pytest's filter
         line = f'ignore:{message}:{warned.category.__name__}:{warned.module}'

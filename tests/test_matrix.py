@@ -184,5 +184,6 @@ def test_the_tool_knows_its_names(monkeypatch, capsys):
 
 
 def test_make_matrix_is_the_tool():
-    made = subprocess.run(['make', '-n', 'matrix', 'PYTHON=python'], cwd=matrix.ROOT, capture_output=True, text=True)
+    command = ['make', '--dry-run', '--no-print-directory', 'matrix', 'PYTHON=python']
+    made = subprocess.run(command, cwd=matrix.ROOT, capture_output=True, text=True)
     assert made.stdout.strip() == 'python tools/matrix.py'
