@@ -9,6 +9,8 @@ from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.weights import Checkpoint, Report, fit, load_weights
+from convnext_dense.weights.architecture import OtherSize
+from convnext_dense.weights.reading import find_state_dict
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 
@@ -153,7 +155,7 @@ def facebook_isotropic():
         (torchvision.models.mobilenet_v2, 'it is a MobileNetV2 of torchvision;'),
         (facebook_isotropic, 'it is an isotropic ConvNeXt, which has one resolution and no stages;'),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_other_models_are_refused_by_name(model, what):
     if model is facebook_isotropic:
@@ -326,7 +328,7 @@ def test_a_whole_model_fits_its_own_weights():
     tensors, report = fit(Detector(), own, need='all')
     assert tensors.keys() == own.keys()
     assert (report.missing, report.unexpected, report.from_scratch, report.left_out) == ([], [], [], {})
-    assert report.licence == ''  # a model of the user's own
+    assert report.licence.startswith('not told by the file')  # a model of the user's own
     tensors, _ = fit(Detector(), {f'module.{key}': value for key, value in own.items()}, need='all')
     assert tensors.keys() == own.keys()
 
@@ -480,7 +482,10 @@ def test_a_licence_is_that_of_the_makers_own_weights_alone(grn):
     assert load_weights(own, Checkpoint(own.state_dict(), 'x.pth', 'Beerware')).licence == 'Beerware'
     whole = nn.ModuleDict(dict(backbone=own, neck=nn.Linear(2, 2)))
     for model in (whole, own):
-        assert load_weights(model, whole.state_dict()).licence == ''
+        assert load_weights(model, whole.state_dict()).licence.startswith('not told by the file')
+    config = "model = dict(pretrained='convnext://v2_base_1k')"
+    given = {'meta': {'config': config}, 'state_dict': whole.state_dict()}  # as mmcv wrote it
+    assert load_weights(whole, given).licence == 'trained from convnext://v2_base_1k (CC-BY-NC 4.0)'
 
 
 def test_weights_beside_the_weights_are_named():
@@ -492,6 +497,54 @@ def test_weights_beside_the_weights_are_named():
     assert load_weights(ConvNeXt(SMALL), given).left_out == {'other weights': ['student']}
     given = {'state_dict': weights, 'ema_state_dict': {f'module.{key}': value for key, value in average.items()}}
     assert load_weights(ConvNeXt(SMALL), given).left_out == {}  # which EMAHook loads
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda weights: {'module': weights, 'epoch': 3},
+        lambda weights: {'model': {'state_dict': weights}},
+        lambda weights: {'net': {'module': weights}, 'optimizer': {'state': {0: {'exp_avg': torch.ones(1)}}}},
+        lambda weights: {'model_ema': weights, 'args': {'lr': 1}},
+        lambda weights: {'state_dict': {'model': weights}},
+    ],
+)
+def test_wrappers_around_the_weights(wrap):
+    source = randomize(ConvNeXt(SMALL))
+    model = ConvNeXt(SMALL)
+    assert load_weights(model, wrap(source.state_dict())).left_out == {}
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_wrappers_between_which_nothing_decides():
+    weights = ConvNeXt(SMALL).state_dict()
+    with pytest.raises(UserError, match=r'holds several sets of weights, in student, ema\. Save the one'):
+        load_weights(ConvNeXt(SMALL), {'student': weights, 'ema': weights, 'epoch': 3})
+    endless = {}
+    endless['model'] = endless
+    assert find_state_dict(endless) is endless
+    with pytest.raises(UserError, match='holds no weights; its entries are model'):
+        load_weights(ConvNeXt(SMALL), endless)
+
+
+@pytest.mark.parametrize('given', [None, 3, ConvNeXt(SMALL)])
+def test_what_is_neither_a_source_nor_weights(given):
+    with pytest.raises(
+        UserError, match=rf'from a file, an address or a state dict; got {type(given).__name__}\. Of a model give its'
+    ):
+        load_weights(ConvNeXt(SMALL), given)
+
+
+def test_a_size_of_timm_under_other_names_is_no_certain_refusal(monkeypatch):
+    """They may be timm's, converted, which were trained with another epsilon; or from a training with ours."""
+    monkeypatch.setattr(
+        'convnext_dense.weights.architecture.OTHER_SIZES', {tuple(SMALL.values()): OtherSize('odd', 1e-5, 'exact')}
+    )
+    own = ConvNeXt(SMALL).state_dict()
+    line = str(load_weights(ConvNeXt(SMALL), own)).splitlines()[1]
+    eps = 'whose LayerNorm has epsilon 1e-05, where ours has 1e-06 (build it with norm_eps=1e-05)'
+    assert line.endswith(f'(if it is that of timm, {eps})')
+    assert 'epsilon' not in str(load_weights(ConvNeXt(SMALL, norm_eps=1e-5), own))
 
 
 def test_the_report():
@@ -515,11 +568,13 @@ def test_the_report():
 
 
 def test_the_report_has_a_dozen_lines_at_most():
-    keys = [f'key{i}' for i in range(1000)]
+    keys = ['key0', 'key1', *(f'\x1b[31mred\nline{i}' for i in range(998))]  # which must not steer the terminal
     report = Report('x.pth', 'a', 'b', 'c', keys, keys, {'float16': 1, 'float64': 2}, {}, keys, keys, keys)
     report.leave_out('one reason', *keys)
     report.leave_out('another', *keys)
     lines = str(report).splitlines()
     assert len(lines) == 10
+    assert str(report).replace('\n', '').isprintable()
+    assert lines[4] == '  reshaped      key0, key1, ?[31mred?line0, ?[31mred?line1, ... (1000)'
     assert max(map(len, lines)) <= 120
     assert lines[6] == '  left out      one reason: key0, key1, ... (1000); another: key0, key1, ... (1000)'

@@ -414,7 +414,7 @@ def test_backbone_alone(tmp_path):
     result = translate(model.state_dict(), 'fb', backbone_only=True)
     assert_same(result.tensors, model.backbone.state_dict())
     assert result.left_out == {'other parts': [key for key in model.state_dict() if not key.startswith('backbone.')]}
-    assert result.licence == ''  # of whoever trained it
+    assert result.licence.startswith('not told by the file')  # of whoever trained it
     meta = dict(cfg="init_cfg = dict(type='Pretrained', checkpoint='convnext://v2_tiny_1k')")
     result = translate(dict(meta=meta, state_dict=model.state_dict()), 'timm', backbone_only=True)
     assert result.licence == 'trained from convnext://v2_tiny_1k (CC-BY-NC 4.0)'
@@ -474,7 +474,7 @@ def test_head_with_a_hidden_layer_is_left_out(tmp_path):
 
 
 def test_views_are_written_without_what_they_are_views_of(tmp_path, suffix):
-    large = torch.randn(1000, 40)
+    large = torch.randn(100_000, 40)
     weights = ConvNeXt('atto', out_norm=False).state_dict()
     weights['downsample_layers.0.1.weight'] = large[3]
     weights['downsample_layers.0.1.bias'] = large[3]
@@ -483,7 +483,9 @@ def test_views_are_written_without_what_they_are_views_of(tmp_path, suffix):
     convert(tmp_path / 'in.pth', tmp_path / f'out{suffix}', 'fb')
     file = read_checkpoint(tmp_path / f'out{suffix}')
     assert_same(file if suffix == '.safetensors' else file['model'], weights)
-    assert (tmp_path / f'out{suffix}').stat().st_size < 1.1 * sum(each.nbytes for each in weights.values())
+    assert (
+        (tmp_path / f'out{suffix}').stat().st_size < 1.1 * sum(each.nbytes for each in weights.values()) < large.nbytes
+    )
 
 
 # Files.

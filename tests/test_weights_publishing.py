@@ -347,6 +347,23 @@ def test_weights_that_are_not_worth_publishing(tmp_path):
     assert not (tmp_path / 'zoo').exists()
 
 
+def test_a_card_that_was_edited_stays(tmp_path):
+    file = checkpoint(tmp_path, state_dict=Detector().state_dict())
+    published = publish(file, f'{tmp_path}/zoo/')
+    again = publish(file, f'{tmp_path}/zoo/')  # nothing changes
+    assert (again.file, again.card) == (published.file, published.card)
+    card = published.card.read_text()
+    published.card.write_text(f'{card}\nTrained on a rainy day.\n')
+    with pytest.raises(
+        UserError,
+        match=rf'^{published.card.name} in .*zoo would change: the same weights were published before\. .*--force',
+    ):
+        publish(file, f'{tmp_path}/zoo/')
+    assert published.card.read_text().endswith('rainy day.\n')
+    publish(file, f'{tmp_path}/zoo/', force=True)
+    assert published.card.read_text() == card
+
+
 def test_config_and_metrics_of_the_user(tmp_path):
     (tmp_path / 'own.py').write_text('model = dict(type="RetinaNet")\n')
     source = checkpoint(tmp_path, meta={})

@@ -22,6 +22,7 @@ from torch import nn
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.stack import checkpoint_loading, read_checkpoint, trust_checkpoints
 from convnext_dense.weights import fetch, load_weights
+from convnext_dense.weights.inspection import inspect
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
@@ -144,6 +145,34 @@ def test_a_giant_pickle_is_not_read(weights, tmp_path, monkeypatch):
         load(tmp_path / 'file.pth')
 
 
+def test_a_compressed_pickle_is_read_where_it_is_small(weights, tmp_path, monkeypatch):
+    torch.save({'state_dict': weights}, tmp_path / 'plain.pth')
+    packed = repack(tmp_path / 'plain.pth', tmp_path / 'packed.pth')
+    monkeypatch.setattr(checkpoint_loading, 'MOST_COMPRESSED_PICKLE_BYTES', 1000)
+    load(tmp_path / 'plain.pth')
+    with pytest.raises(UserError, match=r'packed\.pth is not read: it holds [\d,]+ bytes of names and settings, compr'):
+        load(packed)
+
+
+def test_a_tensor_that_repeats_its_numbers_a_billion_times(weights, tmp_path):
+    torch.save(weights | {'head.weight': torch.zeros(1).expand(10**12)}, tmp_path / 'file.pth')
+    assert (tmp_path / 'file.pth').stat().st_size < 200_000
+    with pytest.raises(UserError, match=r'file\.pth is not used: head\.weight repeats 4 bytes to 4,0'):
+        load(tmp_path / 'file.pth')
+    with pytest.raises(UserError, match='and it could fill the memory'):
+        inspect(tmp_path / 'file.pth')
+
+
+def test_an_array_that_no_memory_holds(weights, tmp_path):
+    class Array:
+        def __reduce__(self):
+            return np.zeros(0).__reduce__()[0], (np.ndarray, (10**14,), b'b')
+
+    torch.save(weights | {'log': Array()}, tmp_path / 'file.pth')
+    with pytest.raises(UserError, match=r'Cannot read the checkpoint .*file\.pth: it asks for more memory'):
+        load(tmp_path / 'file.pth')
+
+
 def test_the_log_of_the_longest_run_is_below_the_limit(tmp_path):
     # MMEngine keeps at most a million steps of a value
     log = HistoryBuffer(np.random.default_rng(0).random(100_000), np.ones(100_000))
@@ -196,6 +225,23 @@ def test_numbers_that_are_none(bad, dtype, strict, weights):
     weights['stages.2.1.gamma'][7] = bad
     with pytest.raises(UserError, match=r'NaN or infinity in 1 of 61 weights: stages\.2\.1\.gamma\. .* had diverged'):
         load(weights, strict=strict)
+
+
+@pytest.mark.parametrize(
+    ('stored', 'own', 'number'),
+    [(torch.float64, torch.float32, 1e300), (torch.float32, torch.float16, -1e6), (torch.bfloat16, torch.float16, 1e6)],
+)
+def test_numbers_that_the_type_of_the_model_does_not_reach(stored, own, number, weights):
+    model = ConvNeXt(SMALL, out_norm=False).to(own)
+    weights = {key: value.to(stored) for key, value in weights.items()}
+    weights['stages.2.1.gamma'][7] = number
+    before = model.stages[2][1].gamma.clone()
+    with pytest.raises(
+        UserError,
+        match=rf'too large for the {str(own)[6:]} of the model: stages\.2\.1\.gamma\. Load it',
+    ):
+        load_weights(model, weights)
+    assert torch.equal(model.stages[2][1].gamma, before)
 
 
 def test_infinity_in_a_buffer_is_meant_and_in_statistics_is_not(weights):

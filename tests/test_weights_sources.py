@@ -1,11 +1,13 @@
 """Where weights come from: every scheme without a network, and what is said where it fails."""
 
 import hashlib
+import http.server
 import re
 import shutil
 import sys
 import tarfile
-from types import SimpleNamespace
+import threading
+from pathlib import Path
 
 import huggingface_hub
 import mmengine.runner.checkpoint as upstream
@@ -13,7 +15,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 from torch import nn
@@ -23,7 +25,9 @@ from convnext_dense.stack import trust_checkpoints
 from convnext_dense.stack.checkpoint_loading import HASH_IN_NAME
 from convnext_dense.weights import fetch, load_weights
 from convnext_dense.weights.published import PUBLISHED, find_published
+from convnext_dense.weights.sources import split_hub_source
 
+ROOT = Path(__file__).parent.parent
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 
 
@@ -187,12 +191,89 @@ def test_what_the_hub_does_not_have(tmp_path, monkeypatch):
         fetch('hf://me/mine')
     with pytest.raises(UserError, match=r'The repository me/mine has no file x\.pth\. Name its file'):
         fetch('hf://me/mine/x.pth')
-    response = SimpleNamespace(headers={}, request=None)
-    answer(GatedRepoError('403 Access to model me/mine is restricted.\nAsk for it.', response=response))
-    with pytest.raises(
-        UserError, match=r'hf://me/mine cannot be fetched \(403 Access to model me/mine is restricted\.\)'
-    ):
+
+
+HUB_ANSWERS = {
+    'GatedRepo': (
+        403,
+        r'hf://a/b@v1 is for those who accepted its licence\. Accept it at https://huggingface\.co/a/b and',
+    ),
+    'RepoNotFound': (
+        404,
+        r'The Hub has no repository a/b, or it is private\. Correct the name, or log in with `hf auth',
+    ),
+    'RevisionNotFound': (404, r"The repository a/b has no branch, tag or commit 'v1'\. Correct it, or leave @REV out"),
+    'EntryNotFound': (404, r'The repository a/b has none of model\.safetensors, .*\. Name its file: hf://a/b/FILE\.'),
+}
+
+
+def reach_hub_at(address, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(constants, 'ENDPOINT', address)
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', address + '/{repo_id}/resolve/{revision}/{filename}')
+
+
+@pytest.mark.parametrize('code', HUB_ANSWERS)
+def test_what_the_hub_refuses(code, monkeypatch):
+    status, text = HUB_ANSWERS[code]
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(status)
+            self.send_header('X-Error-Code', code)
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        reach_hub_at(f'http://127.0.0.1:{server.server_port}', monkeypatch)
+        with pytest.raises(UserError, match=text):
+            fetch('hf://a/b@v1')
+        server.shutdown()
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(tmp_path, weights, monkeypatch):
+    asked = []
+
+    def download(repository, name, revision, local_files_only):
+        asked.append((name, local_files_only))
+        raise LocalEntryNotFoundError('no network')
+
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
+    with pytest.raises(UserError, match=r'hf://me/mine is not in the cache and the Hub cannot be reached\.'):
         fetch('hf://me/mine')
+    assert [only_local for _, only_local in asked] == [False, True, True, True, True]
+    monkeypatch.undo()
+
+
+def test_a_cached_file_of_another_name_is_found_without_the_hub(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    torch.save(weights, cache(tmp_path, 'me/mine', 'pytorch_model.bin'))
+    assert_loads('hf://me/mine', weights)
+
+
+@pytest.mark.parametrize(
+    ('source', 'parts'),
+    [
+        ('hf://a/b', ('a/b', None, None)),
+        ('hf://a/b@refs/pr/3', ('a/b', 'refs/pr/3', None)),
+        ('hf://a/b@refs/pr/3/x/y.bin', ('a/b', 'refs/pr/3', 'x/y.bin')),
+        ('hf://a/b@v1/x/y.bin', ('a/b', 'v1', 'x/y.bin')),
+    ],
+)
+def test_parts_of_a_hub_source(source, parts):
+    assert split_hub_source(source) == parts
+
+
+def test_the_licence_of_a_hub_source(tmp_path, weights):
+    save_file(weights, cache(tmp_path, 'timm/convnext_tiny.dinov3_lvd1689m', 'model.safetensors'))
+    assert fetch('hf://timm/convnext_tiny.dinov3_lvd1689m').licence == 'dinov3-license'
+    save_file(weights, cache(tmp_path, 'facebook/dinov3-convnext-tiny', 'model.safetensors'))
+    assert fetch('hf://facebook/dinov3-convnext-tiny').licence == 'DINOv3 License'
 
 
 # facebookresearch's files
@@ -212,9 +293,29 @@ def test_published_files_by_short_names(tmp_path, weights, monkeypatch):
     url = 'https://dl.fbaipublicfiles.com/convnext'
     assert report.source == f'convnext://tiny_1k ({url}/convnext_tiny_1k_224.pth, 114 MB)'
     source = fetch('convnext://upernet_tiny_1k').source
-    assert source == f'convnext://upernet_tiny_1k ({url}/ade20k/upernet_convnext_tiny_1k_512x512.pth)'
+    assert source == f'convnext://upernet_tiny_1k ({url}/ade20k/upernet_convnext_tiny_1k_512x512.pth, 241 MB)'
     assert report.licence == 'MIT'
     assert fetch('convnext://v2_tiny_fcmae').licence == 'CC-BY-NC 4.0'
+
+
+def test_a_published_file_that_lies_in_the_cache_of_torch(tmp_path, weights):
+    file = tmp_path / 'torch/checkpoints/convnext_tiny_1k_224.pth'
+    file.parent.mkdir(parents=True)
+    torch.save({'model': weights}, file)
+    assert_loads('convnext://tiny_1k', weights)
+
+
+def test_a_published_file_that_cannot_be_reached_is_told_with_its_address(monkeypatch):
+    def download(*_):
+        raise OSError('no network')
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    with pytest.raises(
+        UserError,
+        match=r'^convnext://tiny_1k \(https://dl\.fbaipublicfiles\.com/convnext/convnext_tiny_1k_224\.pth, 114 MB\) '
+        r'cannot be fetched \(no network\)\. Download it elsewhere and give its path\.',
+    ):
+        fetch('convnext://tiny_1k')
 
 
 def test_short_names_that_do_not_exist():
@@ -242,7 +343,14 @@ def test_the_published_files_are_those_that_timm_knows():
     sizes = ('tiny', 'small', 'base', 'large')
     expected = {f'convnext_{size}_1k_224.pth' for size in sizes}
     assert rest == expected | {'convnext_base_1k_384.pth', 'convnext_large_1k_384.pth'}
-    assert len(others - rest) == 7 + 6
+    coco, ade20k = 'coco/{}_rcnn_convnext_{}_3x.pth', 'ade20k/upernet_convnext_{}.pth'
+    assert others - rest == {
+        coco.format('mask', 'tiny_1k'),
+        *(coco.format('cascade_mask', name) for name in ('tiny_1k', 'small_1k', 'base_1k')),
+        *(coco.format('cascade_mask', name) for name in ('base_22k', 'large_22k', 'xlarge_22k')),
+        *(ade20k.format(name) for name in ('tiny_1k_512x512', 'small_1k_512x512', 'base_1k_512x512')),
+        *(ade20k.format(name) for name in ('base_22k_640x640', 'large_22k_640x640', 'xlarge_22k_640x640')),
+    }
 
 
 @pytest.mark.parametrize('name', [name for name, file in PUBLISHED.items() if file.num_classes is not None])
@@ -255,6 +363,20 @@ def test_sizes_of_published_files(name):
         last = model.dims[-1]
         count += 2 * last + last * file.num_classes + file.num_classes
     assert file.megabytes == round(4 * count / 1e6)
+
+
+LEAVES = dict(
+    mask_rcnn='det/mask_rcnn_{}_coco', cascade_mask_rcnn='det/cascade_{}_coco', upernet='seg/upernet_{}_ade20k'
+)
+SHORT = dict(tiny='t', small='s', base='b', large='l', xlarge='xl')
+
+
+@pytest.mark.parametrize('name', [name for name, file in PUBLISHED.items() if file.num_classes is None])
+def test_sizes_of_published_models(name, leaf_stats):
+    kind, size, data = name.rsplit('_', 2)
+    leaf = LEAVES[kind].format(f'convnext_{SHORT[size]}' + ('_in22k' if data == '22k' else ''))
+    total = leaf_stats(ROOT / f'configs/{leaf}.py').total.params
+    assert PUBLISHED[name].megabytes == pytest.approx(4 * total / 1e6, abs=1)
 
 
 def test_sizes_of_papers():
@@ -345,6 +467,28 @@ def test_addresses_that_fail(site):
         fetch(f'{url}/login.pth')
     with pytest.raises(UserError, match=r'http://127\.0\.0\.1:1/x\.pth cannot be fetched \(.*refused'):
         upstream.CheckpointLoader.load_checkpoint('http://127.0.0.1:1/x.pth')
+
+
+@pytest.mark.parametrize('source', ['torchvision://convnext_tiny', 'open-mmlab://nope', 'mmcls://nope'])
+def test_names_that_mmengine_does_not_know(source):
+    with pytest.raises(
+        UserError, match=rf'^MMEngine knows no weights {source}\. Correct the name, or give the path of a'
+    ):
+        fetch(source)
+
+
+def test_a_scheme_whose_package_is_not_installed():
+    with pytest.raises(UserError, match=r'^pavi://a/b cannot be fetched \(Please install pavi .*Download it elsewhere'):
+        fetch('pavi://a/b')
+
+
+@pytest.mark.parametrize('source', ['ftp://a.org/b.pth', 'file:///tmp/x.pth', 'Timm://convnext_tiny'])
+def test_schemes_that_do_not_exist(source):
+    with pytest.raises(
+        UserError,
+        match=rf'^Weights are not fetched from {source}\. Give a path, or one of convnext://, hf://, http://, h',
+    ):
+        fetch(source)
 
 
 def test_a_file_that_holds_no_checkpoint(tmp_path):

@@ -17,5 +17,6 @@ if __name__ == '__main__':
     )
     parser.add_argument('--half', action='store_true', help='store matrices and kernels in float16')
     parser.add_argument('--metrics', nargs='+', action=Options, metavar='NAME=NUMBER', help='what the card shall say')
+    parser.add_argument('--force', action='store_true', help='replace a card or a config that was edited')
     add_trust_option(parser)
     print(call(publish, parser))

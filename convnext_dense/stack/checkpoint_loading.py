@@ -49,8 +49,10 @@ ONE_CYCLE_SHAPES = ('_annealing_cos', '_annealing_linear')
 NUMPY_TYPE_CODES = '?bhilqpBHILQPefdgFDGSU'
 
 # A checkpoint of the largest model with its optimizer and its config stays below these, and so does a log of a million
-# steps of a hundred values, at 20 MB a value.
+# steps of a hundred values, at 20 MB a value. torch.save compresses nothing, and a byte of a pickle can take a hundred
+# bytes of memory: of one that somebody compressed less is read.
 MOST_PICKLE_BYTES = 2**31
+MOST_COMPRESSED_PICKLE_BYTES = 2**24
 MOST_EXPANSION = 10
 MOST_ENTRIES = 100_000
 NOT_A_MODEL = 'No checkpoint of a model does'
@@ -187,12 +189,14 @@ def can_be_mapped(file: str | os.PathLike) -> bool:
         return False
     packed = min(os.path.getsize(file), sum(part.compress_size for part in parts))  # entries may overlap
     unpacked = sum(part.file_size for part in parts)
-    pickles = sum(part.file_size for part in parts if part.filename.endswith('.pkl'))
+    pickles = [part for part in parts if part.filename.endswith('.pkl')]
+    is_stored = all(part.compress_type == zipfile.ZIP_STORED for part in pickles)
+    settings = sum(part.file_size for part in pickles)
     problem = ''
     if unpacked > MOST_EXPANSION * max(packed, 2**20):
         problem = f'its {packed:,} bytes expand to {unpacked:,}'
-    elif pickles > MOST_PICKLE_BYTES:
-        problem = f'it holds {pickles:,} bytes of names and settings'
+    elif settings > (MOST_PICKLE_BYTES if is_stored else MOST_COMPRESSED_PICKLE_BYTES):
+        problem = f'it holds {settings:,} bytes of names and settings' + (', compressed' if not is_stored else '')
     elif len(parts) > MOST_ENTRIES:
         problem = f'it holds {len(parts):,} entries'
     if problem and not checkpoints_are_trusted():
@@ -404,8 +408,13 @@ def explained_errors(file: str | os.PathLike | IO[bytes]) -> Iterator[None]:
     """Turn the many errors of unreadable files into a ``UserError`` that says what the file is."""
     try:
         yield
-    except (OSError, ImportError, MemoryError):  # they name their cause: no permission, no network, a missing module
+    except (OSError, ImportError):  # they name their cause: no permission, no network, a missing module
         raise
+    except MemoryError:
+        raise UserError(
+            f'Cannot read the checkpoint {_name(file)}: it asks for more memory than there is. A damaged file, or one '
+            'made to do harm, does that too.'
+        ) from None
     except Exception as error:  # broken bytes can fail at any point of the unpickler, in a dozen ways
         # A sound file, whose device is not here or too small: torch says what to do.
         if any(hint in str(error) for hint in ('deserialize object on', 'out of memory')):

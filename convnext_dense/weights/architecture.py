@@ -98,12 +98,21 @@ def what_differs(fmt: Format, tensors: Mapping[str, Tensor], norm_eps: float = N
     other = OTHER_SIZES.get(architecture[:2]) if fmt is TIMM else None
     if other and other.gelu != 'exact':
         return f'{architecture} (timm), whose GELU is approximated by tanh and whose LayerNorm has epsilon 1e-5'
-    if other and other.norm_eps != norm_eps:
-        return (
-            f'{architecture} (timm), whose LayerNorm has epsilon {other.norm_eps:g}, where ours has {norm_eps:g} '
-            f'(build it with norm_eps={other.norm_eps:g})'
-        )
-    return ''
+    return f'{architecture} (timm), {eps}' if other and (eps := other_eps(architecture, norm_eps)) else ''
+
+
+def other_eps(architecture: Architecture, norm_eps: float) -> str:
+    """Say that a size of timm's has another epsilon than our backbone; empty for all others.
+
+    Under other names than timm's the weights may be timm's, converted, or those of a training with our epsilon.
+    """
+    other = OTHER_SIZES.get(architecture[:2])
+    if not other or other.norm_eps == norm_eps:
+        return ''
+    return (
+        f'whose LayerNorm has epsilon {other.norm_eps:g}, where ours has {norm_eps:g} (build it with '
+        f'norm_eps={other.norm_eps:g})'
+    )
 
 
 def name_other_model(given: Mapping[str, Tensor]) -> str:

@@ -12,14 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from convnext_dense.errors import UserError
 from convnext_dense.stack.checkpoint_loading import is_safetensors
 from convnext_dense.weights.architecture import name_other_model, what_differs
 from convnext_dense.weights.formats import find_backbones
 from convnext_dense.weights.loading import COUNTER, is_finite
 from convnext_dense.weights.provenance import config_name, name_licence, other_entries, read_meta, read_metrics
-from convnext_dense.weights.reading import Part, keys_of, read_part, unwrap
-from convnext_dense.weights.report import shorten
+from convnext_dense.weights.reading import Part, find_tensors, keys_of, read_part
+from convnext_dense.weights.report import printable, shorten
 from convnext_dense.weights.sources import fetch
 
 # entries of meta with lines of their own
@@ -155,8 +154,7 @@ class Inspection:
         ]
         lines = [self.source, *(f'  {name:14}{text}' for name, text in rows if text)]
         lines += [f'{key:60} {what}' for key, what in self.keys.items()]
-        # a name in the file must not steer the terminal
-        return '\n'.join(''.join(c if c.isprintable() else '?' for c in line) for line in lines)
+        return '\n'.join(map(printable, lines))
 
 
 def inspect(source: str | os.PathLike, keys: bool = False) -> Inspection:
@@ -178,10 +176,7 @@ def inspect_checkpoint(checkpoint: Mapping, file: Path | None = None, keys: bool
     result = Inspection(getattr(checkpoint, 'source', 'the checkpoint'))
     if file:
         result.container, result.megabytes = name_container(file), file.stat().st_size / 1e6
-    try:
-        given = unwrap(checkpoint, result.source)
-    except UserError:  # no weights, which is an answer too
-        given = {}
+    given = find_tensors(checkpoint, result.source)
     count_tensors(given, result)
     parts = [read_part(given, found) for found in find_backbones(given)]
     parts = [part for part in parts if all(part.architecture.depths)]  # a stem alone is no ConvNeXt

@@ -5,6 +5,7 @@ Nothing is loaded in part in silence: upstream's loaders skip what does not fit 
     source -> fetch -> read_part -> fit -> model.load_state_dict -> Report
 """
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from convnext_dense.backbone import ConvNeXt
 from convnext_dense.errors import UserError
-from convnext_dense.weights.architecture import Architecture, stage_of, what_differs
+from convnext_dense.weights.architecture import Architecture, other_eps, stage_of, what_differs
 from convnext_dense.weights.formats import CLASSIFIER, FB, Found, find_backbones
+from convnext_dense.weights.provenance import name_licence
 from convnext_dense.weights.reading import (
     Entry,
     Part,
@@ -28,7 +30,7 @@ from convnext_dense.weights.reading import (
     read_part,
     unwrap,
 )
-from convnext_dense.weights.report import Report, shorten
+from convnext_dense.weights.report import Report, printable, shorten
 from convnext_dense.weights.sources import fetch
 
 Need = Literal['backbone', 'all']
@@ -63,6 +65,11 @@ def load_weights(
     Raises:
         UserError: The weights cannot be read or do not fit; the model is as it was.
     """
+    if not isinstance(source, str | os.PathLike | Mapping):
+        raise UserError(
+            f'Weights come from a file, an address or a state dict; got {type(source).__name__}. Of a model give its '
+            'state_dict().'
+        )
     checkpoint = source if isinstance(source, Mapping) else fetch(source)
     tensors, report = fit(model, checkpoint, need=need, strict=strict, prefix=prefix, final_norm=final_norm)
     if any(tensor.is_meta for tensor in unwrap_model(model).state_dict().values()):
@@ -107,12 +114,10 @@ def fit(
     parts = {place: read_part(given, each, with_head=not has_heads) for place, each in found.items()}
     used = keys_of(parts.values())
     rest = [key for key in given if key not in used]
-    report = Report(source, licence=getattr(checkpoint, 'licence', ''))
+    report = Report(source, licence=name_licence(checkpoint, [*parts.values()], bool(rest)))
     for place, part in parts.items():
         adopt(part, places[place], given)
         prepare(part, places[place], report, final_norm)
-        if not rest and not report.licence:  # no whole model, which is the user's own
-            report.licence = part.found.format.licence_note
     report.leave_out('other weights', *other_weights(checkpoint))
     if prefix is not None:
         siblings = keys_of_siblings(rest, given, found)
@@ -141,7 +146,9 @@ def fit(
         report.note_loaded(key, given[entries[key].origin], tensor, target[key])
 
     learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    check_finite({key: fitting[key] for key in fitting if key in learned or key.endswith(STATISTICS)}, source)
+    numbers = {key: fitting[key] for key in fitting if key in learned or key.endswith(STATISTICS)}
+    check_finite(numbers, source)
+    check_range({key: (tensor, target[key].dtype) for key, tensor in numbers.items()}, source)
     if need == 'all':
         surplus = report.unexpected
     if not fitting or (strict and (report.missing or surplus)):
@@ -209,7 +216,8 @@ def prepare(part: Part, backbone: ConvNeXt, report: Report, final_norm: bool) ->
             report.leave_out(why, entry.origin)
             del part.entries[key]
     report.format = part.found.format.title
-    report.architecture = str(part.architecture)
+    eps = other_eps(part.architecture, backbone.norm_eps)
+    report.architecture = f'{part.architecture} (if it is that of timm, {eps})' if eps else str(part.architecture)
     part.left_out.clear()
 
 
@@ -295,11 +303,36 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
         )
 
 
+def check_range(tensors: Mapping[str, tuple[Tensor, torch.dtype]], source: str) -> None:
+    """Raise a :class:`UserError` where a tensor would become infinite in the type that it is loaded into."""
+    large = [
+        key
+        for key, (tensor, dtype) in tensors.items()
+        if most(tensor.dtype) > most(dtype) and tensor.numel() and max(map(abs, extremes(tensor))) > most(dtype)
+    ]
+    if large:
+        dtype = str(tensors[large[0]][1]).removeprefix('torch.')
+        raise UserError(
+            f'{source} holds numbers that are too large for the {dtype} of the model: {shorten(large)}. Load it into a '
+            'model of a wider type.'
+        )
+
+
+def most(dtype: torch.dtype) -> float:
+    """Return the largest number of a floating-point type; 0 for the others."""
+    return torch.finfo(dtype).max if dtype.is_floating_point else 0.0
+
+
 def is_finite(tensor: Tensor) -> bool:
-    """Tell whether a floating-point tensor has neither NaN nor infinity, without a copy of it."""
+    """Tell whether a floating-point tensor has neither NaN nor infinity."""
+    return all(map(math.isfinite, extremes(tensor)))
+
+
+def extremes(tensor: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest number of a tensor, without a copy of it; NaN where it has one."""
     if tensor.element_size() == 1:  # no kernel for 8 bits
         tensor = tensor.float()
-    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+    return tuple(each.item() for each in torch.aminmax(tensor))
 
 
 def likely_cause(parts: Mapping[str, Part], places: Mapping[str, ConvNeXt]) -> str:
@@ -326,8 +359,8 @@ def describe_misfit(missing: list[str], shapes: Mapping[str, tuple[Tensor, Tenso
         first, tensors = next(iter(shapes.items()))
         theirs, ours = (f'{tuple(tensor.shape)} {str(tensor.dtype).removeprefix("torch.")}' for tensor in tensors)
         sentences.append(
-            f'Of another shape or type ({len(shapes)}): {shorten(shapes)}; {first} is {theirs} in the file and {ours} '
-            'in the model.'
+            f'Of another shape or type ({len(shapes)}): {shorten(shapes)}; {printable(first)} is {theirs} in the file '
+            f'and {ours} in the model.'
         )
     if missing:
         sentences.append(f'Missing from the file ({len(missing)}): {shorten(missing)}.')

@@ -34,6 +34,7 @@ MAKERS = {
     'hf://facebook/eupe': licences.FAIR_NC,
     'torchvision://': licences.BSD,
 }
+NOT_TOLD = 'not told by the file; that of its initial weights may extend to it'
 IN_TIMM = re.compile(r'(?:timm://|hf://timm/)(?P<name>[\w.-]+)')
 # MMEngine's and ours that lead to the same files for everyone
 PUBLIC_SCHEMES = ('convnext', 'timm', 'hf', 'torchvision', 'modelzoo', 'open-mmlab', 'openmmlab', 'mmcls')
@@ -129,8 +130,10 @@ def initial_weights(config: str) -> list[str]:
         elif isinstance(node, ast.Dict):
             entries = {getattr(key, 'value', None): value for key, value in zip(node.keys, node.values, strict=True)}
         texts = {key: value.value for key, value in entries.items() if isinstance(value, ast.Constant)}
-        if texts.get('type') == 'Pretrained' and isinstance(texts.get('checkpoint'), str):
-            found.append(texts['checkpoint'])
+        # `pretrained` is what MMDetection 2 and MMSegmentation 0 call it
+        source = texts.get('checkpoint') if texts.get('type') == 'Pretrained' else texts.get('pretrained')
+        if isinstance(source, str):
+            found.append(source)
     return list(dict.fromkeys(filter(None, found)))
 
 
@@ -206,7 +209,7 @@ def inherited_licence(sources: Iterable[str]) -> str:
 
 
 def name_licence(checkpoint: Mapping, parts: Sequence[Part], is_whole: bool) -> str:
-    """Say what is known of the licence of weights, in one line; empty where nothing is.
+    """Say what is known of the licence of weights, in one line; empty where they are nobody's format.
 
     Their source may tell it, or what they were trained from. Otherwise the format tells what the weights of its makers
     have, and anyone may have trained others of the same names.
@@ -219,8 +222,10 @@ def name_licence(checkpoint: Mapping, parts: Sequence[Part], is_whole: bool) -> 
     if told := getattr(checkpoint, 'licence', ''):
         return told
     started = read_meta(checkpoint).get('initial_weights', ())
+    if inherited := inherited_licence(started):
+        return inherited
     if started or is_whole or not parts:
-        return inherited_licence(started)
+        return NOT_TOLD if parts else ''
     return parts[0].found.format.licence_note
 
 

@@ -8,8 +8,10 @@ image size in pixels, where it is not 224.
 
 from typing import NamedTuple
 
+import torch
+
+from convnext_dense.backbone import ConvNeXt
 from convnext_dense.errors import UserError
-from convnext_dense.variants import VARIANTS
 from convnext_dense.weights.licences import CC_BY_NC, MIT
 
 HOST = 'https://dl.fbaipublicfiles.com/convnext/'
@@ -25,12 +27,14 @@ class Published(NamedTuple):
         size: Of the model, in :data:`~convnext_dense.variants.VARIANTS`.
         licence: Of the weights.
         num_classes: Outputs of the classifier; 0: it has none; None: a whole detector or segmentor.
+        whole: The weights of a whole model, in units of 1e6 bytes.
     """
 
     path: str
     size: str
     licence: str
     num_classes: int | None = None
+    whole: int = 0
 
     @property
     def url(self) -> str:
@@ -38,21 +42,15 @@ class Published(NamedTuple):
         return HOST + self.path
 
     @property
-    def megabytes(self) -> int | None:
-        """The weights of backbone and classifier in units of 1e6 bytes, in fp32; None for whole models."""
+    def megabytes(self) -> int:
+        """The weights in units of 1e6 bytes, in fp32; a file may hold more, such as the state of an optimizer."""
         if self.num_classes is None:
-            return None
-        depths, dims = VARIANTS[self.size]
-        is_v2 = self.path.startswith('convnextv2/')
-        inputs = (3, *dims[:3])
-        kernels = (4, 2, 2, 2)
-        count = 0
-        for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
-            count += (inputs[i] * kernels[i] ** 2 + 1) * dim + 2 * (inputs[i] if i else dim)
-            scale = 8 * dim if is_v2 else dim
-            count += depth * (49 * dim + dim + 2 * dim + 8 * dim * dim + 5 * dim + scale)
-        if self.num_classes:
-            count += 2 * dims[-1] + (dims[-1] + 1) * self.num_classes
+            return self.whole
+        with torch.device('meta'):
+            model = ConvNeXt(self.size, grn=self.path.startswith('convnextv2/'), out_norm=False)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        if self.num_classes:  # the final norm, and a linear layer
+            count += 2 * model.dims[-1] + (model.dims[-1] + 1) * self.num_classes
         return round(4 * count / 1e6)
 
 
@@ -88,18 +86,26 @@ PUBLISHED: dict[str, Published] = {
         for size in sizes
     },
     # whole detectors and segmentors
-    'mask_rcnn_tiny_1k': Published('coco/mask_rcnn_convnext_tiny_1k_3x.pth', 'tiny', MIT),
+    'mask_rcnn_tiny_1k': Published('coco/mask_rcnn_convnext_tiny_1k_3x.pth', 'tiny', MIT, whole=192),
     **{
         f'cascade_mask_rcnn_{size}_{data}': Published(
-            f'coco/cascade_mask_rcnn_convnext_{size}_{data}_3x.pth', size, MIT
+            f'coco/cascade_mask_rcnn_convnext_{size}_{data}_3x.pth', size, MIT, whole=whole
         )
-        for data, sizes in (('1k', V1_SIZES[:3]), ('22k', V1_SIZES[2:]))
-        for size in sizes
+        for data, sizes in (
+            ('1k', {'tiny': 344, 'small': 430, 'base': 583}),
+            ('22k', {'base': 583, 'large': 1019, 'xlarge': 1628}),
+        )
+        for size, whole in sizes.items()
     },
     **{
-        f'upernet_{size}_{data}': Published(f'ade20k/upernet_convnext_{size}_{data}_{pixels}x{pixels}.pth', size, MIT)
-        for data, pixels, sizes in (('1k', 512, V1_SIZES[:3]), ('22k', 640, V1_SIZES[2:]))
-        for size in sizes
+        f'upernet_{size}_{data}': Published(
+            f'ade20k/upernet_convnext_{size}_{data}_{pixels}x{pixels}.pth', size, MIT, whole=whole
+        )
+        for data, pixels, sizes in (
+            ('1k', 512, {'tiny': 241, 'small': 328, 'base': 488}),
+            ('22k', 640, {'base': 488, 'large': 940, 'xlarge': 1565}),
+        )
+        for size, whole in sizes.items()
     },
 }
 

@@ -98,6 +98,7 @@ def publish(
     file_format: str = FORMATS[0],
     half: bool = False,
     metrics: Mapping[str, float] | None = None,
+    force: bool = False,
 ) -> Publication:
     """Write the weights of a checkpoint for others, with its config and a card.
 
@@ -112,6 +113,7 @@ def publish(
         half: Store matrices and kernels in float16. Vectors stay as they are: they are small, and layer scale can be
             smaller than float16 resolves.
         metrics: Name -> value, in place of what the checkpoint and the log beside it say.
+        force: Replace a card or a config that was edited since the same weights were published.
 
     Raises:
         UserError: The checkpoint cannot be read or had diverged, or the files cannot be written.
@@ -137,11 +139,19 @@ def publish(
     written = write_weights(tensors, folder / f'{name}.{file_format}', 'state_dict', meta, hash_in_name=True)
     stem = written.file.name.removesuffix(f'.{file_format}')
     card, config_file = folder / f'{stem}.md', folder / f'{stem}.py' if 'cfg' in meta else None
-    if config_file:
-        write_text(meta['cfg'], config_file)
     # that of a format is its makers' and says nothing of these weights
     licence = content.licence or inherited_licence(found.initial_weights)
-    write_text(write_card(found, licence, tensors, written, config_file), card)
+    texts = {card: write_card(found, licence, tensors, written, config_file)}
+    if config_file:
+        texts[config_file] = meta['cfg']
+    edited = [file.name for file, text in texts.items() if file.is_file() and file.read_text() != text]
+    if edited and not force:
+        raise UserError(
+            f'{" and ".join(edited)} in {folder} would change: the same weights were published before. Give another '
+            'name, or replace what is there with --force.'
+        )
+    for target, text in texts.items():
+        write_text(text, target)
     sizes = (found.megabytes, written.size / 1e6)
     paths = absolute_paths(meta.get('cfg', ''))
     return Publication(written.file, card, config_file, sorted(other_entries(content)), paths, sizes)

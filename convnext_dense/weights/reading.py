@@ -12,9 +12,12 @@ from convnext_dense.weights.architecture import Architecture, name_other_model, 
 from convnext_dense.weights.formats import CLASSIFIER, MMPRETRAIN, Found, find_backbones
 from convnext_dense.weights.report import shorten
 
-WRAPPERS = ('state_dict', 'model', 'teacher')  # entries of a file that may hold the tensors
+# entries of a file that may hold the tensors, the preferred ones first; where none is there, the only one that does
+WRAPPERS = ('state_dict', 'model', 'teacher', 'module')
+MOST_WRAPPERS = 4  # around the tensors
 EMA_OF_MMENGINE = 'ema_state_dict'  # EMAHook loads it
 MOST_TENSORS = 100_000
+MOST_REPEATED_BYTES = 2**30  # of a tensor that repeats fewer numbers
 
 
 class Entry(NamedTuple):
@@ -56,30 +59,70 @@ def unwrap(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, out of the entry that may hold them, without ``module.``.
 
     Raises:
-        UserError: There are none, or more than any model has.
+        UserError: There are none, or as for :func:`find_tensors`.
     """
+    if tensors := find_tensors(checkpoint, source):
+        return tensors
     state_dict = find_state_dict(checkpoint)
+    if several := [key for key, value in state_dict.items() if holds_weights(value)]:
+        raise UserError(
+            f'{source} holds several sets of weights, in {shorten(several)}. Save the one that is meant: '
+            f'torch.save(torch.load(FILE)[{several[0]!r}], OTHER_FILE).'
+        )
+    raise UserError(
+        f'{source} holds no weights; its entries are {shorten(map(str, state_dict)) or "none"}. Save the state_dict() '
+        'of the model.'
+    )
+
+
+def find_tensors(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
+    """Return what :func:`unwrap` does, or nothing where there is none.
+
+    Raises:
+        UserError: There are more than any model has, or one would fill the memory.
+    """
     tensors = {
         key.removeprefix('module.'): value
-        for key, value in state_dict.items()
+        for key, value in find_state_dict(checkpoint).items()
         if isinstance(key, str) and isinstance(value, Tensor) and is_plain(value)
     }
-    if not tensors:
-        raise UserError(
-            f'{source} holds no weights; its entries are {shorten(map(str, state_dict)) or "none"}. Save the '
-            'state_dict() of the model.'
-        )
     if len(tensors) > MOST_TENSORS:
         raise UserError(f'{source} holds {len(tensors):,} tensors; a model has a few thousand. Is it the right file?')
+    for key, tensor in tensors.items():
+        if tensor.nbytes > max(MOST_REPEATED_BYTES, tensor.untyped_storage().nbytes()):
+            raise UserError(
+                f'{source} is not used: {shorten([key])} repeats {tensor.untyped_storage().nbytes():,} bytes to '
+                f'{tensor.nbytes:,}. No checkpoint of a model does, and it could fill the memory.'
+            )
     return tensors
 
 
 def find_state_dict(checkpoint: Mapping) -> Mapping:
-    """Return the entry of a checkpoint that may hold its tensors, or the checkpoint itself."""
-    for key in WRAPPERS:
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
+    """Return the entry of a checkpoint that holds its tensors, however deep it lies, or the checkpoint itself.
+
+    >>> find_state_dict({'net': {'state_dict': {'stem.weight': torch.ones(1)}}, 'optimizer': {'lr': 0.1}})
+    {'stem.weight': tensor([1.])}
+    """
+    for _ in range(MOST_WRAPPERS):
+        nested = [key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)]
+        if not nested and not any(isinstance(value, Tensor) for value in checkpoint.values()):
+            nested = [key for key, value in checkpoint.items() if holds_weights(value)]
+            nested = nested if len(nested) == 1 else []
+        if not nested:
+            break
+        checkpoint = checkpoint[nested[0]]
     return checkpoint
+
+
+def holds_weights(entry: object, depth: int = MOST_WRAPPERS) -> bool:
+    """Tell whether an entry of a checkpoint is a state dict, or holds one under a name of :data:`WRAPPERS`.
+
+    The names of weights have dots; those of what an optimizer keeps for each weight have not.
+    """
+    if not isinstance(entry, Mapping) or not depth:
+        return False
+    has_own = any(isinstance(key, str) and '.' in key and isinstance(value, Tensor) for key, value in entry.items())
+    return has_own or any(holds_weights(entry.get(key), depth - 1) for key in WRAPPERS)
 
 
 def other_weights(checkpoint: Mapping) -> list[str]:

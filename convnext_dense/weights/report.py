@@ -73,4 +73,13 @@ def shorten(keys: Iterable[str], most: int = 4) -> str:
     'a, b, ... (3)'
     """
     keys = list(keys)
-    return ', '.join(keys[:most]) + (f', ... ({len(keys)})' if len(keys) > most else '')
+    return ', '.join(map(printable, keys[:most])) + (f', ... ({len(keys)})' if len(keys) > most else '')
+
+
+def printable(text: str) -> str:
+    """Return a text as it can be shown: a name in a file must not steer the terminal.
+
+    >>> printable('stages.0\\x1b[31m')
+    'stages.0?[31m'
+    """
+    return ''.join(character if character.isprintable() else '?' for character in text)

@@ -14,6 +14,7 @@ checkpoint, also for other models; its own schemes (``torchvision://``, ``open-m
 
 import contextlib
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,6 +28,7 @@ from convnext_dense.stack.checkpoint_loading import (
     read_checkpoint_from_url,
     warn_of_old_torch,
 )
+from convnext_dense.weights.provenance import licence_of
 from convnext_dense.weights.published import find_published
 
 # in a repository of the Hub, best first
@@ -36,6 +38,13 @@ HUB_FILES = (
     'open_clip_model.safetensors',
     'pytorch_model.bin',
     'open_clip_pytorch_model.bin',
+)
+
+
+HUB_SOURCE = re.compile(
+    r'hf://(?P<repository>[^/@]+/[^/@]+)'
+    r'(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?'  # these alone have slashes
+    r'(?:/(?P<file>.+))?'
 )
 
 
@@ -76,13 +85,22 @@ def load_with_source(cls: type, filename: str, *args: Any, **options: Any) -> Ch
         UserError: As for :func:`fetch`.
     """
     source = str(filename)
+    check_scheme(source)
     with explained_failures(source):
         content = load_by_scheme(cls, source, *args, **options)
     if not isinstance(content, Mapping):
         raise UserError(
             f'{source} holds {type(content).__name__}, not a checkpoint. Save the state_dict() of the model.'
         )
-    return content if isinstance(content, Checkpoint) else Checkpoint(content, source)
+    return content if isinstance(content, Checkpoint) else Checkpoint(content, source, licence_of(source))
+
+
+def check_scheme(source: str) -> None:
+    """Raise a :class:`UserError` that lists the schemes where a source has an unknown one."""
+    schemes = [scheme for scheme in CheckpointLoader._schemes if scheme]  # patterns, as MMEngine takes them
+    if '://' in source and not any(re.match(scheme, source) for scheme in schemes):
+        known = ', '.join(sorted(scheme for scheme in schemes if '\\' not in scheme))
+        raise UserError(f'Weights are not fetched from {source}. Give a path, or one of {known}.')
 
 
 load_by_scheme = CheckpointLoader.load_checkpoint.__func__
@@ -92,10 +110,12 @@ load_by_scheme = CheckpointLoader.load_checkpoint.__func__
 def load_from_convnext(source: str, map_location: Any = None) -> Checkpoint:
     """Load a file of facebookresearch's by its short name."""
     published = find_published(source.removeprefix('convnext://'))
-    with first_on_this_machine():
-        content = read_checkpoint_from_url(published.url, map_location=map_location)
-    size = f', {published.megabytes} MB' if published.megabytes else ''
-    return Checkpoint(content, f'{source} ({published.url}{size})', published.licence)
+    source = f'{source} ({published.url}, {published.megabytes} MB)'
+    # the names differ, so that the file may lie where torch.hub and facebookresearch's own code put it
+    name = published.path.rpartition('/')[2]
+    with explained_failures(source), first_on_this_machine():
+        content = read_checkpoint_from_url(published.url, map_location=map_location, file_name=name)
+    return Checkpoint(content, source, published.licence)
 
 
 @CheckpointLoader.register_scheme(prefixes='timm://', force=True)
@@ -126,7 +146,7 @@ def load_from_timm(source: str, map_location: Any = None) -> Checkpoint:
 @CheckpointLoader.register_scheme(prefixes='hf://', force=True)
 def load_from_hf(source: str, map_location: Any = None) -> Checkpoint:
     """Load a file of a Hugging Face repository: safetensors where there is one."""
-    return Checkpoint(read_from_hub(source, *split_hub_source(source), map_location), source)
+    return Checkpoint(read_from_hub(source, *split_hub_source(source), map_location), source, licence_of(source))
 
 
 def read_from_hub(source: str, repository: str, revision: str | None, file: str | None, map_location: Any) -> Any:
@@ -143,23 +163,24 @@ def read_from_hub(source: str, repository: str, revision: str | None, file: str 
         UserError: There is no such file, it cannot be reached, or it is not safe to read.
     """
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
         raise UserError(
             f'{source} needs huggingface_hub, which is not installed: pip install huggingface_hub.'
         ) from error
-    missing = None
-    with first_on_this_machine():
+    is_reached, missing = True, None
+    with first_on_this_machine(), explained_hub_errors(source, repository, revision):
         for name in [file] if file else HUB_FILES:
             try:
-                path = hf_hub_download(repository, name, revision=revision)
-            except EntryNotFoundError as error:
+                path = hf_hub_download(repository, name, revision=revision, local_files_only=not is_reached)
+            except errors.LocalEntryNotFoundError as error:  # after half a minute of waiting; the cache is left
+                is_reached, missing = False, error
+            except errors.EntryNotFoundError as error:
                 missing = error
-                continue
-            warn_of_old_torch(path)
-            return read_checkpoint(path, map_location, mmap=True)
-    if isinstance(missing, LocalEntryNotFoundError):
+            else:
+                warn_of_old_torch(path)
+                return read_checkpoint(path, map_location, mmap=True)
+    if not is_reached:
         raise UserError(
             f'{source} is not in the cache and the Hub cannot be reached. Download it where there is a network with '
             f'`hf download {repository}`, or give the path of a file.'
@@ -168,6 +189,30 @@ def read_from_hub(source: str, repository: str, revision: str | None, file: str 
     raise UserError(
         f'The repository {repository} has {"no file " if file else ""}{wanted}. Name its file: hf://{repository}/FILE.'
     ) from missing
+
+
+@contextlib.contextmanager
+def explained_hub_errors(source: str, repository: str, revision: str | None) -> Iterator[None]:
+    """Turn what the Hub refuses into a :class:`UserError` that says what to do."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise UserError(
+            f'{source} is for those who accepted its licence. Accept it at https://huggingface.co/{repository} and log '
+            'in with `hf auth login`; or download the file there and give its path.'
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f'The Hub has no repository {repository}, or it is private. Correct the name, or log in with '
+            '`hf auth login`.'
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f'The repository {repository} has no branch, tag or commit {revision!r}. Correct it, or leave @REV out for '
+            'the main branch.'
+        ) from error
 
 
 def split_hub_source(source: str) -> tuple[str, str | None, str | None]:
@@ -179,11 +224,10 @@ def split_hub_source(source: str) -> tuple[str, str | None, str | None]:
     >>> split_hub_source('hf://facebook/convnext-tiny-224@main/model.safetensors')
     ('facebook/convnext-tiny-224', 'main', 'model.safetensors')
     """
-    parts = source.removeprefix('hf://').split('/', 2)
-    if len(parts) < 2 or not all(parts[:2]):
+    match = HUB_SOURCE.fullmatch(source)
+    if not match:
         raise UserError(f'A Hub source is hf://ORG/REPO, hf://ORG/REPO@REV or hf://ORG/REPO/FILE; got {source!r}.')
-    name, _, revision = parts[1].partition('@')
-    return f'{parts[0]}/{name}', revision or None, parts[2] if len(parts) > 2 else None
+    return match['repository'], match['revision'], match['file']
 
 
 @contextlib.contextmanager
@@ -193,7 +237,11 @@ def explained_failures(source: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # urllib's and huggingface_hub's are among them
+    except KeyError as error:  # of MMEngine's lists
+        if '://' not in source:
+            raise
+        raise UserError(f'MMEngine knows no weights {source}. Correct the name, or give the path of a file.') from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:  # urllib's and huggingface_hub's are among them
         if '://' not in source:
             raise
         reason = getattr(error, 'reason', None) or str(error).strip().split('\n')[0] or type(error).__name__

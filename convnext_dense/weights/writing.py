@@ -17,6 +17,7 @@ from torch import Tensor
 from convnext_dense.errors import UserError
 from convnext_dense.stack.atomic_files import open_draft
 from convnext_dense.stack.checkpoint_loading import META_KEY
+from convnext_dense.weights.report import printable
 
 SUFFIXES = ('.safetensors', '.pth')
 # PyTorch's names of types -> those in the header of a safetensors file
@@ -150,7 +151,7 @@ def write_safetensors(stream: HashedStream, tensors: Mapping[str, Tensor], meta:
     for key in ordered:
         dtype = str(tensors[key].dtype).removeprefix('torch.')
         if dtype not in SAFETENSORS_TYPES:
-            raise UserError(f'A .safetensors file cannot hold {key}, of type {dtype}. Write a .pth file.')
+            raise UserError(f'A .safetensors file cannot hold {printable(key)}, of type {dtype}. Write a .pth file.')
         start, end = end, end + tensors[key].nbytes
         shape = list(tensors[key].shape)
         header[key] = {'dtype': SAFETENSORS_TYPES[dtype], 'shape': shape, 'data_offsets': [start, end]}
