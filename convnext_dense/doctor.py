@@ -9,6 +9,7 @@ import contextlib
 import io
 import platform
 import re
+import signal
 import sys
 import textwrap
 import warnings
@@ -287,4 +288,6 @@ def first_line(message: object) -> str:
 
 
 if __name__ == '__main__':
+    if hasattr(signal, 'SIGPIPE'):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     sys.exit(main())

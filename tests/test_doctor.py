@@ -61,10 +61,10 @@ def test_pytorch_and_torchvision_of_different_times(tmp_path):
     (tmp_path / 'torchvision').mkdir()
     error = "raise RuntimeError('operator torchvision::nms does not exist')"
     (tmp_path / 'torchvision/__init__.py').write_text(error)
-    info = tmp_path / 'torchvision-0.1.dist-info'
+    info = tmp_path / 'torchvision-0.20.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text(
-        'Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\nRequires-Dist: torch==0.1\n'
+        'Metadata-Version: 2.1\nName: torchvision\nVersion: 0.20\nRequires-Dist: torch==0.1\n'
     )
     result = run_doctor(tmp_path)
     assert (result.returncode, result.stderr) == (1, '')
@@ -72,7 +72,7 @@ def test_pytorch_and_torchvision_of_different_times(tmp_path):
     version = torch.__version__.partition('+')[0]
     missing = ' (and so the ops of mmcv, detectors, segmentors)' if 'mmdet' in find_installed() else ''
     assert sections(result.stdout)['What does not work'] == [
-        f'torchvision 0.1 needs torch==0.1, and torch {pip_version("torch")} is installed',
+        f'torchvision 0.20 needs torch==0.1, and torch {pip_version("torch")} is installed',
         f"torchvision's ops{missing}: RuntimeError: operator torchvision::nms does not exist",
         f'    cure: pip install torch=={version} torchvision',
     ]

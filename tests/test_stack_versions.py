@@ -63,16 +63,18 @@ def test_what_is_tested_is_supported(packages, pip_knows):
         ('torch 2.4.0', 'supported'),
         ('torch 2.4.0a0+git1234', 'supported'),  # built from source
         ('torch 2.13.0+cpu', 'supported'),
-        ('torch 2.3.1', 'untested'),
-        ('numpy 1.25.2', 'untested'),
+        ('torch 2.3.1', 'too old'),
+        ('torch 3.0.0', 'supported'),
+        ('numpy 1.25.2', 'too old'),
         ('mmengine 0.11.0rc3', 'supported'),
-        ('mmengine-lite 0.10.6', 'untested'),
+        ('mmengine-lite 0.10.6', 'too old'),
         ('mmcv 2.1.0', 'supported'),
-        ('mmcv 2.0.1', 'untested'),
+        ('mmcv 2.0.1', 'too old'),
         ('mmdet 3.4.0', 'untested'),
         ('onedl-mmdetection 3.5.1', 'supported'),
         ('onedl-mmdetection 3.6.0', 'untested'),
-        ('timm 1.0.27', 'untested'),
+        ('onedl-mmcv 2.3.5', 'too old'),
+        ('timm 1.0.27', 'too old'),
     ],
 )
 def test_ranges(package, verdict, pip_knows):
@@ -133,6 +135,16 @@ def test_odd_metadata_stops_no_import(pip_knows, tmp_path):
             ('torch 2.13.0+cpu', *CORE[1:]),
             'torchvision 0.29.1 needs torch>=2.14.0, and torch 2.13.0+cpu is installed',
             'pip install torch==2.13.0 torchvision',
+        ),
+        (
+            with_versions(CORE, mmengine='0.9.0'),
+            'mmengine 0.9.0 is too old for convnext-dense, which takes >=0.10.7',
+            "pip install 'mmengine>=0.10.7'",
+        ),
+        (
+            with_versions(CORE + MM, mmdet='2.28.0'),
+            'mmdet 2.28.0 is too old for convnext-dense, which takes <3.4,>=3.3',
+            "pip install 'mmdet<3.4,>=3.3'",
         ),
         (
             (*CORE, *MM[1:]),

@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ RETINANET_WITH_ATTO = '''"""retinanet_r50_fpn_1x_coco with ConvNeXt-atto.
 Data, schedule, neck and heads are those of mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
 """
 
-# the import lets MMEngine find another package's configs without pkg_resources
+# the import comes first: it lets MMEngine find the configs of packages without pkg_resources
 _base_ = __import__('convnext_dense') and 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['convnext_dense'], allow_failed_imports=False)
 model = dict(
@@ -61,7 +62,7 @@ DEEPLAB_WITH_BASE = '''"""deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512 with Conv
 Data, schedule, neck and heads are those of mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py.
 """
 
-# the import lets MMEngine find another package's configs without pkg_resources
+# the import comes first: it lets MMEngine find the configs of packages without pkg_resources
 _base_ = __import__('convnext_dense') and 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py'
 param_scheduler = _base_.param_scheduler
 param_scheduler[0] = dict(type='PolyLR', power=0.9, begin=0, end=80000, by_epoch=False, eta_min=0.0)
@@ -317,9 +318,39 @@ def test_values_are_written_as_a_config_has_them():
             },
         ),
         (
+            dict(
+                decode_head=dict(type='EncHead', in_channels=[*R50[1:]], in_index=(1, 2, 3)),
+                auxiliary_head=dict(in_channels=1024, in_index=2),
+            ),
+            (None, None, 2, 3),
+            {
+                'decode_head.in_channels': [160, 320],
+                'decode_head.in_index': [0, 1],
+                'auxiliary_head.in_channels': 160,
+                'auxiliary_head.in_index': 0,
+            },
+        ),
+        (
+            dict(decode_head=dict(type='EncHead', add_lateral=True, in_channels=[*R50[1:]], in_index=(1, 2, 3))),
+            (None, 1, 2, 3),
+            {'decode_head.in_channels': [80, 160, 320], 'decode_head.in_index': [0, 1, 2]},
+        ),
+        (
             dict(decode_head=dict(kernel_generate_head=dict(in_channels=[*R50], in_index=[0, 1, 2, 3]))),
             (0, 1, 2, 3),
             {'decode_head.kernel_generate_head.in_channels': [*ATTO]},
+        ),
+        (
+            dict(
+                neck=dict(type='SSDNeck', in_channels=(256, 512, 1024, 2048), out_channels=(256, 512, 1024, 2048, 64)),
+                bbox_head=dict(in_channels=(256, 512, 1024, 2048, 64)),
+            ),
+            (0, 1, 2, 3),
+            {
+                'neck.in_channels': ATTO,
+                'neck.out_channels': (*ATTO, 64),
+                'bbox_head.in_channels': (*ATTO, 64),
+            },
         ),
         (
             dict(panoptic_head=dict(in_channels=[*R50]), panoptic_fusion_head={}),
@@ -441,6 +472,13 @@ def test_an_sgd_is_replaced_and_its_batch_size_with_it():
     }
 
 
+def test_a_users_wish_to_scale_the_rate_stays():
+    scaling = dict(enable=True, base_batch_size=64)
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.02)), auto_scale_lr=scaling))
+    changes = training.optimizer_changes(cfg, 'ConvNeXtLayerDecay', TASKS['mmdet'].recipes['base_22k'], list)
+    assert changes['auto_scale_lr',] == dict(_delete_=True, enable=True, base_batch_size=16)
+
+
 def test_an_adamw_keeps_its_rate_and_the_wrapper_what_it_does():
     kept = dict(clip_grad=dict(max_norm=0.1), accumulative_counts=2, loss_scale='dynamic')
     optimizer = dict(type='AdamW', lr=3e-5, weight_decay=1e-4, eps=1e-8, betas=(0.9, 0.99))
@@ -448,7 +486,7 @@ def test_an_adamw_keeps_its_rate_and_the_wrapper_what_it_does():
     assert ('auto_scale_lr',) not in changes
     wrapper = changes['optim_wrapper',]
     assert wrapper['type'] == 'AmpOptimWrapper'
-    assert wrapper['optimizer'] == dict(type='AdamW', lr=3e-5, betas=(0.9, 0.999), weight_decay=1e-4)
+    assert wrapper['optimizer'] == optimizer
     assert {key: wrapper[key] for key in kept} == kept
 
 
@@ -523,9 +561,9 @@ def test_the_lowest_rate_is_a_share_of_the_highest(schedule, changed):
     ('given', 'imports'),
     [
         (None, ['convnext_dense']),
-        ('my_module', ['my_module', 'convnext_dense']),
-        (['my_module', 'convnext_dense'], ['my_module', 'convnext_dense']),
-        (['mmpretrain.models', 'my_module'], ['my_module', 'convnext_dense']),
+        ('my_module', ['convnext_dense', 'my_module']),
+        (['my_module', 'convnext_dense'], ['convnext_dense', 'my_module']),
+        (['mmpretrain.models', 'my_module'], ['convnext_dense', 'my_module']),
     ],
 )
 def test_imports(given, imports, monkeypatch):
@@ -538,7 +576,7 @@ def test_imports(given, imports, monkeypatch):
 def test_imports_of_the_old_backbone_that_are_there_stay(monkeypatch):
     monkeypatch.setattr(training.importlib.util, 'find_spec', lambda name: 'found')
     changes = training.import_changes(Config(dict(custom_imports=dict(imports='mmpretrain.models'))), 'mmpretrain.Net')
-    assert changes['custom_imports',]['imports'] == ['mmpretrain.models', 'convnext_dense']
+    assert changes['custom_imports',]['imports'] == ['convnext_dense', 'mmpretrain.models']
 
 
 def test_hooks_and_checkpoints():
@@ -557,7 +595,7 @@ def test_a_users_config_is_inherited_by_its_path_from_the_new_ones_folder(users,
     (tmp_path / 'mine').mkdir()
     file = users(USERS, 'mine/users.py')
     swap = swap_backbone(file, 'atto', weights='')
-    assert "_base_ = '../mine/users.py'\n" in swap.text(tmp_path / 'others')
+    assert "_base_ = __import__('convnext_dense') and '../mine/users.py'\n" in swap.text(tmp_path / 'others')
     assert 'users with ConvNeXt-atto.' in swap.text(tmp_path)
     assert 'load_from: of_another_backbone.pth holds another backbone, and is not loaded' in swap.notes
     out = tmp_path / 'others/new/written.py'
@@ -670,7 +708,7 @@ def test_a_backbone_of_the_users_own(users, tmp_path, monkeypatch):
     write_swap(users(OWN), 'atto', weights='', out=tmp_path / 'written.py')
     cfg = load_config(tmp_path / 'written.py')
     assert cfg.model.neck.in_channels == [80, 160, 320]
-    assert cfg.custom_imports.imports == ['own_backbone_of_a_user', 'convnext_dense']
+    assert cfg.custom_imports.imports == ['convnext_dense', 'own_backbone_of_a_user']
 
 
 # mistakes
@@ -680,6 +718,21 @@ def refused(*arguments, **options) -> str:
     with pytest.raises(UserError) as error:
         write_swap(*arguments, **{'weights': '', **options})
     return str(error.value)
+
+
+def test_initial_weights_that_are_not_there(tmp_path):
+    message = refused(RETINANET, 'atto', weights='nowhere/w.pth', out=tmp_path / 'written.py')
+    assert message == 'Checkpoint nowhere/w.pth does not exist, and neither does the folder nowhere. Correct the path.'
+    assert refused(RETINANET, weights='convnext://tiny').startswith("No published weights are called 'tiny'. Known: ti")
+    assert refused(RETINANET, weights='ftp://a/b').startswith('Weights are not fetched from ftp://a/b. Give a path')
+    assert not (tmp_path / 'written.py').exists()
+
+
+def test_code_of_the_user_that_fails(users, tmp_path, monkeypatch):
+    users("raise RuntimeError('no luck')", 'code_of_a_user_that_fails.py')
+    monkeypatch.syspath_prepend(tmp_path)
+    file = users(USERS + "custom_imports = dict(imports=['code_of_a_user_that_fails'])")
+    assert refused(file) == (f'The config {file} imports code_of_a_user_that_fails, which fails: RuntimeError: no luck')
 
 
 def test_a_size_that_does_not_exist():
@@ -793,14 +846,22 @@ def test_a_folder_that_cannot_be_written(users, tmp_path, monkeypatch):
 
 
 def test_nothing_is_written_where_the_proof_fails(users, tmp_path):
-    """SSD's neck ties its channels to those of its maps."""
+    """The two heads of OCRNet compare maps that are of one size where the backbone is dilated."""
     out = tmp_path / 'new/written.py'
-    message = refused('ssd/ssd300_coco.py', 'atto', out=out)
+    message = refused('ocrnet/ocrnet_r101-d8_8xb2-40k_cityscapes-512x1024.py', 'atto', out=out)
     assert message == (
-        'SingleStageDetector does not run with this backbone: AssertionError: assert in_channels == '
-        'out_channels[:len(in_channels)] (ssd_neck.py, line 54)'
+        'CascadeEncoderDecoder does not run with this backbone on drawn images: RuntimeError: Expected size for first '
+        'two dimensions of batch2 tensor to be: [2, 64] but got: [2, 16]. Where the model needs what drawings have '
+        'not, such as sentences, --no-proof writes the config untried.'
     )
     assert not out.parent.exists()
+
+
+def test_a_model_that_cannot_be_built(users, tmp_path):
+    file = users(USERS + "model['bbox_head']['type'] = 'NoSuchHead'\n")
+    assert refused(file, 'atto', out=tmp_path / 'written.py').startswith(
+        "RetinaNet cannot be built with this backbone: KeyError: 'NoSuchHead is not in the mmdet::model registry."
+    )
 
 
 def test_a_loss_that_is_not_finite(users, tmp_path):
@@ -811,12 +872,12 @@ def test_a_loss_that_is_not_finite(users, tmp_path):
 
 
 def test_a_parameter_without_a_gradient_is_told_and_allowed(tmp_path, capsys):
-    """EncNet is given three maps and looks at two."""
+    """The FPN of NAS-FCOS is given four maps and looks at three, at places of its own."""
     out = tmp_path / 'written.py'
-    write_swap('encnet/encnet_r50-d8_4xb4-80k_ade20k-512x512.py', 'atto', weights='', out=out)
+    write_swap('nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco.py', 'atto', weights='', out=out)
     assert load_config(out).find_unused_parameters
     assert (
-        'no gradient reaches backbone.norm1.weight, backbone.norm1.bias, hence find_unused_p' in capsys.readouterr().err
+        'no gradient reaches backbone.norm0.weight, backbone.norm0.bias, hence find_unused_p' in capsys.readouterr().err
     )
 
 
@@ -928,18 +989,27 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 default_hooks = dict(logger=dict(interval=1))
 """
+OWN_CLASSES = "model['decode_head']['loss_cls'] = dict(class_weight=[1.0] * 8 + [0.1])\n"  # of Mask2Former
+SEGFORMER = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
+MASK2FORMER = upstream.config_folder('mmseg') / 'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
 METHODS = {
-    'mmdet': 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
-    'mmseg': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    'mmdet': ('mmdet', RETINANET),
+    'mmdet, a config of the user': ('mmdet', "_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'"),
+    'mmseg': ('mmseg', SEGFORMER),
+    'mmseg, a config of the user that imports mmdet': ('mmseg', f'_base_ = {str(MASK2FORMER)!r}'),
 }
 
 
-@pytest.fixture(params=['mmdet', 'mmseg'])
-def drawn_run(request, tmp_path):
+@pytest.fixture(params=METHODS)
+def drawn_run(request, tmp_path, users):
     """A config of drawn data that inherits the written one."""
-    package = request.param
-    write_swap(METHODS[package], 'atto', weights='', out=tmp_path / 'written.py', proof=False)
-    (tmp_path / 'run.py').write_text(DRAWN[package] + DRAWN_LOADERS)
+    package, config = METHODS[request.param]
+    if '_base_' in config:
+        (tmp_path / 'mine').mkdir()
+        config = users(config, 'mine/own.py')
+    write_swap(config, 'atto', weights='', out=tmp_path / 'written.py', proof=False)
+    more = OWN_CLASSES if 'imports mmdet' in request.param else ''
+    (tmp_path / 'run.py').write_text(DRAWN[package] + more + DRAWN_LOADERS)
     return package, tmp_path
 
 
@@ -959,6 +1029,20 @@ def test_the_libraries_own_tools_train_with_it(drawn_run):
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))
     assert {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}[package] in metrics
+
+
+@pytest.mark.slow
+def test_the_libraries_own_tools_test_it(drawn_run):
+    """MMDetection's asks for mmcv's ops before it reads a config: the page on swapping has a line for that."""
+    package, folder = drawn_run
+    tools = upstream.config_folder(package).parent / 'tools'
+    run_in(folder, tools / 'train.py')
+    before = re.search(r'python -c "(.+)" \\\n', (ROOT / 'docs/swap.md').read_text())[1]
+    command = [sys.executable, *(['-c', before] if package == 'mmdet' else []), str(tools / 'test.py'), 'run.py']
+    (checkpoint,) = folder.glob('work_dirs/run/*.pth')
+    run = subprocess.run([*command, str(checkpoint)], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}[package] in run.stdout + run.stderr
 
 
 @pytest.mark.slow

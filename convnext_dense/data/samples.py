@@ -3,6 +3,7 @@
 These are the inputs of ``model.train_step`` and ``model.test_step``, without files and pipelines.
 """
 
+import copy
 import math
 from collections.abc import Iterable
 
@@ -44,6 +45,38 @@ def draw_batch(
         ],
         data_samples=[pack(scene, num_classes or len(drawn), seg_scale) for scene in drawings],
     )
+
+
+def add_proposals(batch: dict[str, list]) -> dict[str, list]:
+    """Give each of a detector's samples boxes that were proposed beforehand: those of the ground truth."""
+    for sample in batch['data_samples']:
+        boxes = sample.gt_instances.bboxes
+        sample.proposals = InstanceData(bboxes=boxes.clone(), scores=torch.ones(len(boxes)))
+    return batch
+
+
+def split_into_branches(batch: dict[str, list]) -> dict[str, dict]:
+    """Return a batch of semi-supervised training: the same pictures with labels, and twice without, unmoved."""
+    for sample in batch['data_samples']:
+        sample.set_metainfo(dict(homography_matrix=np.eye(3, dtype=np.float32)))
+    branches = {name: copy.deepcopy(batch) for name in ('sup', 'unsup_teacher', 'unsup_student')}
+    return {key: {name: branch[key] for name, branch in branches.items()} for key in batch}
+
+
+def make_clips(batch: dict[str, list]) -> dict[str, list]:
+    """Return a batch of videos: of each picture one with two equal frames, (2, 3, side, side)."""
+    from mmdet.structures import TrackDataSample
+
+    clips = []
+    for sample in batch['data_samples']:
+        sample.gt_instances.instances_ids = torch.arange(len(sample.gt_instances))
+        frames = [copy.deepcopy(sample) for _ in range(2)]
+        for index, frame in enumerate(frames):
+            frame.set_metainfo(dict(frame_id=index, ori_video_length=len(frames)))
+        clips.append(
+            TrackDataSample(metainfo=dict(key_frames_inds=[0], ref_frames_inds=[1]), video_data_samples=frames)
+        )
+    return dict(inputs=[torch.stack([image, image]) for image in batch['inputs']], data_samples=clips)
 
 
 def draw_objects(index: int, side: int) -> Scene:

@@ -201,6 +201,15 @@ PATCHES = (
         apply=upstream_heads.tie_branches_when_built,
     ),
     Patch(
+        name='predictions of SSD',
+        packages=('mmdet', 'onedl-mmdetection'),
+        versions='',
+        module='mmdet.models.dense_heads.ssd_head',
+        link='https://github.com/open-mmlab/mmdetection/issues/11780',
+        why='the head has no loss_cls, for which upstream asks when it predicts: every validation ends in an error',
+        apply=upstream_heads.predict_without_a_loss,
+    ),
+    Patch(
         name='DMNet and channels-last maps',
         packages=('mmsegmentation', 'onedl-mmsegmentation'),
         versions='',

@@ -60,6 +60,11 @@ def take_maps_of_any_layout(module: ModuleType) -> None:
     module.DCM.forward = forward_contiguous
 
 
+def predict_without_a_loss(module: ModuleType) -> None:
+    """Let SSD's head predict: upstream asks each head for its ``loss_cls``, and this one has none."""
+    module.SSDHead.loss_cls = None
+
+
 def tie_branches_when_built(module: ModuleType) -> None:
     """Give DDQ's decoder the head's auxiliary branches when the model is built, not in its first training step."""
     detector = module.DDQDETR

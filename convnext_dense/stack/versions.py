@@ -127,9 +127,11 @@ def judge_python() -> str:
 
 
 def judge(module: str, installed: Installed) -> str:
-    """Return the verdict on an installed module: ``supported``, ``untested`` or ``does not work``."""
+    """Return the verdict on an installed module: ``supported``, ``untested``, ``too old`` or ``does not work``."""
     if any(module in failing.versions for failing in _failing(installed)):
         return 'does not work'
+    if any(_is_too_old(name, version) for name, version in installed[module].items()):
+        return 'too old'
     known = all(_contains(supported_range(name), version) for name, version in installed[module].items())
     return 'supported' if known else 'untested'
 
@@ -151,6 +153,7 @@ def find_problems(installed: Installed) -> list[Problem]:
     return [
         *_missing(installed),
         *_installed_twice(installed),
+        *_too_old(installed),
         *(_describe(failing, installed) for failing in _failing(installed)),
         *_unmet_requirements(installed),
     ]
@@ -193,6 +196,23 @@ def _installed_twice(installed: Installed) -> list[Problem]:
         for module, versions in installed.items()
         if len(versions) > 1
     ]
+
+
+def _too_old(installed: Installed) -> list[Problem]:
+    return [
+        Problem(f'{name} {version} is too old for {OURS}, which takes {supported_range(name)}', cure)
+        for module, versions in installed.items()
+        for name, version in versions.items()
+        if _is_too_old(name, version) and (cure := install_command(module, installed))
+    ]
+
+
+def _is_too_old(name: str, version: str) -> bool:
+    """Tell whether a version is below the range that ``setup.py`` or ``FORKS`` asks for."""
+    bounds = [bound for bound in SpecifierSet(supported_range(name) or '') if bound.operator == '>=']
+    with contextlib.suppress(InvalidVersion):
+        return any(Version(Version(version).base_version) < Version(bound.version) for bound in bounds)
+    return False
 
 
 def _failing(installed: Installed) -> list[Failing]:

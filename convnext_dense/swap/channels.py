@@ -13,6 +13,8 @@ CHANNEL_KEYS = ('in_channels', 'c1_in_channels')  # of necks and heads, for maps
 GENERATE_HEAD = 'kernel_generate_head'  # K-Net's head within a head, which sees the backbone's maps
 TIED_HEADS = ('rpn_head', 'roi_head', 'bbox_head')  # made for one stride; the others fit any maps
 PASSES_MAPS = ('JPU',)  # necks that give the backbone's maps to the auxiliary head
+LAST_ALONE = ('EncHead',)  # heads that take several maps and look at the last, unless told by `add_lateral`
+PASSES_ON = ('SSDNeck',)  # necks that give the backbone's maps on, before maps of their own
 FIXED_PLACES = ('NASFCOS_FPN',)  # necks that look for maps at places of their own, whatever start_level says
 NORMALIZATION = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)  # of all weights
 
@@ -79,7 +81,9 @@ def used_places(owner: Mapping, num_maps: int) -> set[int]:
     used: set[int] = set()
     for _, head in channel_takers(owner):
         places = head.get('in_index', range(num_maps) if isinstance(head['in_channels'], (list, tuple)) else -1)
-        used.update(place % num_maps for place in ([places] if isinstance(places, int) else places))
+        places = [places] if isinstance(places, int) else places
+        looks_at_all = kind(head) not in LAST_ALONE or head.get('add_lateral')
+        used.update(place % num_maps for place in (places if looks_at_all else places[-1:]))
         used.update([0] if 'c1_in_channels' in head else [])
     return used
 
@@ -103,6 +107,10 @@ def channel_changes(owner: Mapping, path: Place, pairs: Sequence[Pair], widths: 
                 place = (*path, *taker, key)
                 changes[place] = fit_channels(node[key], pairs, widths, dotted(place))
         changes |= {(*path, *taker, key): value for key, value in place_changes(node, pairs).items()}
+        if kind(node) in PASSES_ON:
+            fitted = changes[(*path, *taker, 'in_channels')]
+            given = type(fitted)((*fitted, *node['out_channels'][len(fitted) :]))
+            changes |= {(*path, *taker, 'out_channels'): given, (*path, 'bbox_head', 'in_channels'): given}
     if not changes:
         raise UserError(
             f'{kind(owner)} has no neck, and its heads are made for the maps of {kind(owner["backbone"])}. Choose a '
@@ -155,7 +163,7 @@ def place_changes(taker: Mapping, pairs: Sequence[Pair]) -> dict[str, Any]:
         return {}
     if isinstance(index, int):
         return {'in_index': used.index(index % len(pairs))}
-    return {'in_index': [used.index(place % len(pairs)) for place in index]}
+    return {'in_index': [used.index(place % len(pairs)) for place in index if place % len(pairs) in used]}
 
 
 def channel_takers(owner: Mapping) -> Iterator[tuple[Place, Mapping]]:

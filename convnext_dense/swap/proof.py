@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from convnext_dense import run_config
 from convnext_dense.backbone import ConvNeXt
-from convnext_dense.data.samples import draw_batch
+from convnext_dense.data.samples import add_proposals, draw_batch, make_clips, split_into_branches
 from convnext_dense.errors import UserError
 from convnext_dense.model_stats import model_scope
 from convnext_dense.swap.changes import kind
@@ -35,6 +35,7 @@ NUM_IMAGES = 2
 SEED = 0
 NUM_BOXES = 64  # that a detector proposes and learns from, at most; a proof need not last
 THRESHOLDS = ('score_thr', 'mask_thr', 'filter_thr')  # an untrained model is sure of nothing
+UNTRIED = '. Where the model needs what drawings have not, such as sentences, --no-proof writes the config untried.'
 NO_SCALING = ('loss_scale', 'dtype')  # gradients are taken in full precision
 
 
@@ -82,28 +83,31 @@ def prove(file: str | os.PathLike, device: str | None = None, reload: bool = Fal
     """
     cfg = run_config.load_config(file)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    with model_scope(cfg), in_words(kind(cfg.model)), quiet():
+    name = kind(cfg.model)
+    with model_scope(cfg), quiet():
         torch.manual_seed(SEED)
-        model = build_model(cfg, device)
-        loss, without_gradient = take_step(model, cfg)
-        prediction = predict(model, cfg)
-        if reload:
-            check_same(prediction, predict(save_and_load(model, build_model(cfg, device)), cfg))
+        with in_words(f'{name} cannot be built with this backbone'):
+            model = build_model(cfg, device)
+        with in_words(f'{name} does not run with this backbone on drawn images', UNTRIED):
+            loss, without_gradient = take_step(model, cfg)
+            prediction = predict(model, cfg)
+            if reload:
+                check_same(prediction, predict(save_and_load(model, build_model(cfg, device)), cfg))
         num_params = sum(parameter.numel() for parameter in model.parameters())
     return Proof(num_params, loss, without_gradient, len(prediction))
 
 
 @contextlib.contextmanager
-def in_words(name: str) -> Iterator[None]:
-    """Turn what a model of this type raises into a :class:`UserError`."""
+def in_words(failure: str, advice: str = '') -> Iterator[None]:
+    """Turn whatever is raised into a :class:`UserError` that begins with ``failure``."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # of any model that there is
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        what = str(error) or f'{frame.line} ({Path(frame.filename).name}, line {frame.lineno})'
-        raise UserError(f'{name} does not run with this backbone: {type(error).__name__}: {what}') from error
+        what = str(error).rstrip('.') or f'{frame.line} ({Path(frame.filename).name}, line {frame.lineno})'
+        raise UserError(f'{failure}: {type(error).__name__}: {what}{advice}') from error
 
 
 @contextlib.contextmanager
@@ -156,7 +160,7 @@ def take_step(model: nn.Module, cfg: Config) -> tuple[float, tuple[str, ...]]:
     model.train()
     for name in ('epoch', 'iter'):  # a few heads ask for them
         MessageHub.get_current_instance().update_info(name, 0)
-    batch = model.data_preprocessor(draw_for(cfg, range(NUM_IMAGES)), training=True)
+    batch = model.data_preprocessor(draw_for(cfg, range(NUM_IMAGES), training=True), training=True)
     loss, _ = model.parse_losses(model(**batch, mode='loss'))
     if not math.isfinite(loss.item()):
         raise UserError(f'The loss of {type(model).__name__} on drawn images is {loss.item()}.')
@@ -183,7 +187,9 @@ def predict(model: nn.Module, cfg: Config) -> BaseDataElement | Tensor:
     model.eval()
     torch.manual_seed(SEED)  # a few heads draw numbers
     with torch.no_grad():
-        (sample,) = model.test_step(draw_for(cfg, [NUM_IMAGES]))
+        (sample,) = model.test_step(draw_for(cfg, [NUM_IMAGES], training=False))
+    if 'video_data_samples' in sample:
+        return sample[-1].pred_track_instances
     if 'pred_sem_seg' in sample:
         return sample.pred_sem_seg.data.flatten()
     if 'pred_panoptic_seg' in sample:
@@ -224,15 +230,15 @@ def tensors(node: object) -> Iterator[Tensor]:
             yield from tensors(child)
 
 
-def draw_for(cfg: Config, indices: Sequence[int]) -> dict:
-    """Return drawings with the ground truth that a config's model learns from."""
+def draw_for(cfg: Config, indices: Sequence[int], training: bool) -> dict:
+    """Return drawings with what a config's model learns from, or predicts."""
     heads = list(run_config.walk(cfg.model, run_config.CLASS_AGNOSTIC))
     counts = [head[key] for key in ('num_things_classes', 'num_classes') for head in heads if head.get(key)]
     steps = list(run_config.walk(cfg.get('train_dataloader')))
     batch = draw_batch(
         cfg.default_scope,
         indices,
-        LARGE_SIDE if any('num_queries' in head for head in heads) else SIDE,
+        side_for(heads),
         num_classes=counts[0] if counts else None,
         seg_scale=next((step['scale_factor'] for step in steps if step.get('type') == 'SegRescale'), 1.0),
     )
@@ -240,4 +246,16 @@ def draw_for(cfg: Config, indices: Sequence[int]) -> dict:
         for sample in batch['data_samples']:
             if 'gt_instances' in sample:
                 del sample.gt_instances.masks
-    return batch
+    model = cfg.model
+    if 'roi_head' in model and 'rpn_head' not in model:
+        batch = add_proposals(batch)
+    preprocessor = kind(model.get('data_preprocessor') or {})
+    if preprocessor == 'MultiBranchDataPreprocessor' and training:
+        return split_into_branches(batch)
+    return make_clips(batch) if preprocessor == 'TrackDataPreprocessor' else batch
+
+
+def side_for(heads: Sequence[Mapping]) -> int:
+    """Return height and width of drawings in pixels: small ones, unless a head needs so many places or that size."""
+    sizes = [head['input_size'] for head in heads if isinstance(head.get('input_size'), int)]
+    return max([SIDE, *sizes, *(LARGE_SIDE for head in heads if 'num_queries' in head)])

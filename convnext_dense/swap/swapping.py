@@ -21,6 +21,7 @@ from convnext_dense.swap.training import checkpoint_changes, import_changes, opt
 from convnext_dense.swap.upstream import find_config, read_config
 from convnext_dense.swap.writing import check_writable, relative_path, save, write_config
 from convnext_dense.variants import channels
+from convnext_dense.weights.sources import check_source
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def swap_backbone(
     """
     arch = find_arch(arch)
     weights = find_weights(arch, in22k, v2) if weights is None else weights
+    if weights:
+        check_source(weights)
     base, file = find_config(str(config))
     cfg = read_config(file)
     check_task(cfg, base)
@@ -165,7 +168,7 @@ def model_changes(cfg: Config, path: Place, pairs: Sequence[Pair], backbone: dic
 
 def names_outside(model_cfg: ConfigDict, path: Place) -> Iterable[str]:
     """Build a model and return the names of its parameters outside of the backbone."""
-    with in_words(kind(model_cfg)):
+    with in_words(f'{kind(model_cfg)} cannot be built with this backbone'):
         model = MODELS.build(model_cfg)
     backbone = dotted((*path[1:], 'backbone', ''))
     return [name for name, _ in model.named_parameters() if not name.startswith(backbone)]

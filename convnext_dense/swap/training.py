@@ -15,7 +15,7 @@ CHECK = dict(type='CheckWeightsHook')  # that a checkpoint fits
 
 
 def optimizer_changes(cfg: Config, constructor: str, recipe: Recipe, other_names: Callable[[], Iterable]) -> Changes:
-    """Return an AdamW with decayed rates; its lr and weight decay are upstream's where that has an AdamW too.
+    """Return an AdamW with decayed rates; it is upstream's where that has one, lr, weight decay and all.
 
     Factors of single parameters are kept, those of the backbone aside, which the decay replaces.
 
@@ -31,9 +31,9 @@ def optimizer_changes(cfg: Config, constructor: str, recipe: Recipe, other_names
     optimizer, changes = dict(type=OPTIMIZER, lr=recipe.lr, **OPTIMIZER_OPTIONS), {}
     given = old.get('optimizer') or {}
     if given.get('type') == OPTIMIZER:
-        optimizer.update({key: given[key] for key in ('lr', 'weight_decay') if key in given})
+        optimizer.update(given)
     else:
-        scaling = dict(enable=False, base_batch_size=BATCH)
+        scaling = dict(enable=(cfg.get('auto_scale_lr') or {}).get('enable', False), base_batch_size=BATCH)
         # MMEngine deletes what is there, and takes the word for a setting where nothing is
         changes['auto_scale_lr',] = dict(_delete_=True, **scaling) if 'auto_scale_lr' in cfg else scaling
     paramwise = dict(decay_rate=recipe.decay_rate)
@@ -92,7 +92,8 @@ def import_changes(cfg: Config, backbone: str) -> Changes:
         for name in imported_modules(cfg)
         if name != IMPORT and (name.partition('.')[0] != dropped or importlib.util.find_spec(dropped) is not None)
     ]
-    return {('custom_imports',): dict(imports=[*kept, IMPORT], allow_failed_imports=False)}
+    # this package first: the others ask for mmcv's ops
+    return {('custom_imports',): dict(imports=[IMPORT, *kept], allow_failed_imports=False)}
 
 
 def imported_modules(cfg: Config) -> list[str]:

@@ -1,6 +1,5 @@
 """The name of a config goes in; its file, and what it says, come out."""
 
-import contextlib
 import difflib
 import importlib
 from importlib.util import find_spec
@@ -75,6 +74,12 @@ def read_config(file: Path) -> Config:
             'text config of the same model.'
         )
     for module in imported_modules(cfg):
-        with contextlib.suppress(ImportError):
+        try:
             importlib.import_module(module)
+        except ImportError:
+            pass
+        except Exception as error:  # and in what it imports
+            raise UserError(
+                f'The config {file} imports {module}, which fails: {type(error).__name__}: {error}'
+            ) from error
     return cfg

@@ -53,16 +53,15 @@ def write_config(docstring: str, base: str, changes: Changes) -> str:
 def base_lines(base: str) -> str:
     """Return the lines that inherit a config.
 
-    Where it is a package's, MMEngine looks it up with ``pkg_resources`` up to version 0.10. Importing this package
-    mends that, also under the libraries' own tools.
+    Where a package's config is inherited, here or further up, MMEngine looks it up with ``pkg_resources`` up to version
+    0.10. Importing this package mends that, also under the libraries' own tools, and serves mmcv's ops before they ask.
 
-    >>> base_lines('../faster-rcnn.py')
-    "_base_ = '../faster-rcnn.py'\\n"
+    >>> print(base_lines('../faster-rcnn.py'), end='')
+    # the import comes first: it lets MMEngine find the configs of packages without pkg_resources
+    _base_ = __import__('convnext_dense') and '../faster-rcnn.py'
     """
-    if '::' not in base:
-        return f'_base_ = {base!r}\n'
     return (
-        "# the import lets MMEngine find another package's configs without pkg_resources\n"
+        '# the import comes first: it lets MMEngine find the configs of packages without pkg_resources\n'
         f'_base_ = __import__({IMPORT!r}) and {base!r}\n'
     )
 

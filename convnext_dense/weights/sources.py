@@ -17,6 +17,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -24,6 +25,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from convnext_dense.errors import UserError
 from convnext_dense.stack import read_checkpoint
 from convnext_dense.stack.checkpoint_loading import (
+    check_exists,
     first_on_this_machine,
     read_checkpoint_from_url,
     warn_of_old_torch,
@@ -31,6 +33,7 @@ from convnext_dense.stack.checkpoint_loading import (
 from convnext_dense.weights.provenance import licence_of
 from convnext_dense.weights.published import find_published
 
+CONVNEXT = 'convnext://'
 # in a repository of the Hub, best first
 HUB_FILES = (
     'model.safetensors',
@@ -85,7 +88,7 @@ def load_with_source(cls: type, filename: str, *args: Any, **options: Any) -> Ch
         UserError: As for :func:`fetch`.
     """
     source = str(filename)
-    check_scheme(source)
+    check_source(source)
     with explained_failures(source):
         content = load_by_scheme(cls, source, *args, **options)
     if not isinstance(content, Mapping):
@@ -95,21 +98,29 @@ def load_with_source(cls: type, filename: str, *args: Any, **options: Any) -> Ch
     return content if isinstance(content, Checkpoint) else Checkpoint(content, source, licence_of(source))
 
 
-def check_scheme(source: str) -> None:
-    """Raise a :class:`UserError` that lists the schemes where a source has an unknown one."""
+def check_source(source: str) -> None:
+    """Look for the mistakes in a source that show without fetching it.
+
+    Raises:
+        UserError: It has a scheme that does not exist, is no file, or is a short name of nothing.
+    """
     schemes = [scheme for scheme in CheckpointLoader._schemes if scheme]  # patterns, as MMEngine takes them
-    if '://' in source and not any(re.match(scheme, source) for scheme in schemes):
-        known = ', '.join(sorted(scheme for scheme in schemes if '\\' not in scheme))
-        raise UserError(f'Weights are not fetched from {source}. Give a path, or one of {known}.')
+    if not any(re.match(scheme, source) for scheme in schemes):
+        if '://' in source:
+            known = ', '.join(sorted(scheme for scheme in schemes if '\\' not in scheme))
+            raise UserError(f'Weights are not fetched from {source}. Give a path, or one of {known}.')
+        check_exists(Path(source).expanduser())
+    if source.startswith(CONVNEXT):
+        find_published(source.removeprefix(CONVNEXT))
 
 
 load_by_scheme = CheckpointLoader.load_checkpoint.__func__
 
 
-@CheckpointLoader.register_scheme(prefixes='convnext://', force=True)
+@CheckpointLoader.register_scheme(prefixes=CONVNEXT, force=True)
 def load_from_convnext(source: str, map_location: Any = None) -> Checkpoint:
     """Load a file of facebookresearch's by its short name."""
-    published = find_published(source.removeprefix('convnext://'))
+    published = find_published(source.removeprefix(CONVNEXT))
     source = f'{source} ({published.url}, {published.megabytes} MB)'
     # the names differ, so that the file may lie where torch.hub and facebookresearch's own code put it
     name = published.path.rpartition('/')[2]

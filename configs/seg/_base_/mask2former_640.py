@@ -5,7 +5,7 @@ _base_ = [
     '../../_base_/mask2former.py',
 ]
 
-custom_imports = dict(imports=['mmdet.models', 'convnext_dense'], allow_failed_imports=False)
+custom_imports = dict(imports=['convnext_dense', 'mmdet.models'], allow_failed_imports=False)
 model = dict(backbone=dict(_delete_=True, **_base_.backbone))
 optim_wrapper = dict(paramwise_cfg=dict(_delete_=True, **_base_.rates))
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))  # as elsewhere here; upstream keeps all
