@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_dense.data.samples import MIN_AREA, MIN_OBJECTS, NUM_STUFF, VOID, draw_batch, draw_objects
+from convnext_dense.data.samples import (
+    MIN_AREA,
+    MIN_OBJECTS,
+    NUM_STUFF,
+    VOID,
+    add_proposals,
+    draw_batch,
+    draw_objects,
+    make_clips,
+    split_into_branches,
+)
 from convnext_dense.data.shapes import LABELS, SHAPES, draw_scene
 
 
@@ -64,3 +74,30 @@ def test_a_drawing_with_few_objects_is_replaced():
     """Some drawings have but one object, and each index gives several."""
     assert min(len(draw_scene(0, 'train', index, size=64).instances) for index in range(20)) < MIN_OBJECTS
     assert all(len(draw_objects(index, 48).instances) >= MIN_OBJECTS for index in range(20))
+
+
+def test_proposals_are_the_boxes_of_the_objects():
+    (sample,) = add_proposals(draw_batch('mmdet', [0], 96))['data_samples']
+    assert torch.equal(sample.proposals.bboxes, sample.gt_instances.bboxes)
+    assert sample.proposals.scores.tolist() == [1.0] * len(sample.gt_instances)
+
+
+def test_branches_of_semi_supervised_training():
+    batch = split_into_branches(draw_batch('mmdet', [0, 1], 96))
+    for branches in batch.values():
+        assert list(branches) == ['sup', 'unsup_teacher', 'unsup_student']
+        assert [len(branch) for branch in branches.values()] == [2, 2, 2]
+    samples = batch['data_samples']
+    samples['sup'][0].gt_instances.bboxes.zero_()
+    assert samples['unsup_student'][0].gt_instances.bboxes.any()  # of its own
+    assert np.array_equal(samples['unsup_teacher'][1].homography_matrix, np.eye(3))
+
+
+def test_clips_have_two_frames_with_the_same_objects():
+    batch = make_clips(draw_batch('mmdet', [0, 1], 96))
+    assert [clip.shape for clip in batch['inputs']] == [(2, 3, 96, 96)] * 2
+    clip = batch['data_samples'][0]
+    (first,), (second,) = clip.get_key_frames(), clip.get_ref_frames()
+    assert (first.frame_id, second.frame_id) == (0, 1)
+    assert first.gt_instances.instances_ids.tolist() == list(range(len(second.gt_instances)))
+    assert torch.equal(first.gt_instances.bboxes, second.gt_instances.bboxes)

@@ -51,6 +51,24 @@ def test_a_dynamic_convolution_takes_channels_last_maps(fusion):
     torch.testing.assert_close(module(x.to(memory_format=CHANNELS_LAST)), expected)
 
 
+def test_the_head_of_ssd_predicts(monkeypatch):
+    from mmdet.models.dense_heads import SSDHead
+    from mmdet.registry import MODELS
+    from mmdet.structures import DetDataSample
+
+    model = Config.fromfile(config_folder('mmdet') / 'ssd/ssd300_coco.py').model
+    model.bbox_head.update(in_channels=(4,) * 6, num_classes=2, test_cfg=model.test_cfg)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = MODELS.build(model.bbox_head)
+    maps = [torch.randn(1, 4, side, side) for side in (38, 19, 10, 5, 3, 1)]
+    samples = [DetDataSample(metainfo=dict(img_shape=(300, 300), scale_factor=(1.0, 1.0)))]
+    (found,) = head.predict(maps, samples)
+    assert len(found) > 0
+    monkeypatch.delattr(SSDHead, 'loss_cls')
+    with pytest.raises(AttributeError, match="no attribute 'loss_cls'"):
+        head.predict(maps, samples)
+
+
 def build_ddq():
     """DDQ with few layers and queries."""
     from mmdet.registry import MODELS
