@@ -686,10 +686,15 @@ def test_data_of_ade20k(name):
     assert cfg.val_evaluator.to_dict() == dict(type='IoUMetric', iou_metrics=['mIoU'])
     windows = dict(mode='slide', crop_size=(crop, crop), stride=(stride, stride))
     assert cfg.model.test_cfg.to_dict() == (dict(mode='whole') if name in RESNET else windows)
-    preprocessor = cfg.model.data_preprocessor
-    assert (preprocessor.size, preprocessor.pad_val, preprocessor.seg_pad_val) == ((crop, crop), 0, 255)
-    assert preprocessor.mean == [123.675, 116.28, 103.53]
-    assert preprocessor.std == [58.395, 57.12, 57.375]
+    assert cfg.model.data_preprocessor.to_dict() == dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+        size=(crop, crop),
+    )
 
 
 # the first names in objectInfo150.txt of CSAILVision/sceneparsing, and the colours of DeepLab in tensorflow/models

@@ -120,27 +120,15 @@ def pairs(stages, widths=R50):
 # the recipes
 
 
-def recipe_leaves():
-    for task, pattern in (('mmdet', 'det/cascade_convnext*_coco.py'), ('mmseg', 'seg/upernet_convnext*_ade20k.py')):
-        for file in sorted((ROOT / 'configs').glob(pattern)):
-            if 'dinov3' not in file.stem and file.stem != 'upernet_convnextv2_h_in22k_ade20k':
-                yield task, Config.fromfile(file)
-
-
-def test_the_recipes_are_those_of_the_leaf_configs():
-    rows = {scope: {} for scope in TASKS}
-    for scope, cfg in recipe_leaves():
-        backbone, wrapper = cfg.model.backbone, cfg.optim_wrapper
-        data = '22k' if backbone.init_cfg.checkpoint.endswith('22k') else '1k'
-        optimizer = dict(wrapper.optimizer)
-        row = (backbone.drop_path_rate, wrapper.paramwise_cfg.decay_rate, optimizer.pop('lr'))
-        rows[scope][f'{"v2_" if backbone.get("grn") else ""}{backbone.arch}_{data}'] = row
+@pytest.mark.parametrize('task', TASKS)
+def test_what_the_recipes_share_is_that_of_the_leaf_configs(task):
+    pattern = {'mmdet': 'det/cascade_convnext*_coco.py', 'mmseg': 'seg/upernet_convnext*_ade20k.py'}[task]
+    for file in (ROOT / 'configs').glob(pattern):
+        cfg = Config.fromfile(file)
+        optimizer = {key: value for key, value in cfg.optim_wrapper.optimizer.items() if key != 'lr'}
         assert optimizer == {'type': OPTIMIZER, **OPTIMIZER_OPTIONS}
-        assert wrapper.constructor == TASKS[scope].constructor
+        assert cfg.optim_wrapper.constructor == TASKS[task].constructor
         assert cfg.auto_scale_lr.base_batch_size == BATCH
-    assert rows == {
-        scope: {name: tuple(recipe) for name, recipe in task.recipes.items()} for scope, task in TASKS.items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -150,8 +138,8 @@ def test_the_recipes_are_those_of_the_leaf_configs():
         (dict(arch='large', in22k=False, v2=False), 'large_22k'),
         (dict(arch='base', in22k=False, v2=False), 'base_1k'),
         (dict(arch='base', in22k=True, v2=False), 'base_22k'),
-        (dict(arch='huge', in22k=True, v2=True), 'v2_huge_1k'),
-        (dict(arch='atto', in22k=False, v2=True), 'v2_tiny_1k'),
+        (dict(arch='huge', in22k=True, v2=True), 'v2_huge_fcmae'),
+        (dict(arch='atto', in22k=False, v2=True), 'v2_tiny_fcmae'),
     ],
 )
 def test_a_size_without_a_recipe_has_that_of_the_nearest(asked, row):

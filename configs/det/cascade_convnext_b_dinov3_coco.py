@@ -8,5 +8,7 @@ Note: the recipe of cascade_convnext_b_coco.py with other initial weights.
 
 _base_ = ['cascade_convnext_b_coco.py']
 
-weights = dict(checkpoint='timm://convnext_base.dinov3_lvd1689m')
+from convnext_dense.recipes import dinov3
+
+weights = dict(checkpoint=dinov3('base'))
 model = dict(backbone=dict(init_cfg=weights))

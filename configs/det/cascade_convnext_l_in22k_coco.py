@@ -7,9 +7,7 @@ Initial weights: convnext://large_22k, MIT.
 
 _base_ = ['_base_/cascade_mask_rcnn.py', '_base_/coco_instance.py', '_base_/schedule_3x.py', '_base_/runtime.py']
 
-from convnext_dense.variants import channels
+from convnext_dense.recipes import cascade_mask_rcnn
 
-arch = 'large'
-weights = dict(type='Pretrained', checkpoint='convnext://large_22k')
-model = dict(backbone=dict(arch=arch, drop_path_rate=0.7, init_cfg=weights), neck=dict(in_channels=channels(arch)))
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.7))
+backbone, channels, optim_wrapper = cascade_mask_rcnn('large_22k')
+model = dict(backbone=backbone, neck=dict(in_channels=channels))

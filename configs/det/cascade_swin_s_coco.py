@@ -9,9 +9,7 @@ MIT.
 _base_ = ['_base_/cascade_mask_rcnn.py', '_base_/coco_instance.py', '_base_/schedule_3x_swin.py', '_base_/runtime.py']
 
 size = _base_.swin.s
-url = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_small_patch4_window7_224.pth'
-weights = dict(convert_weights=True, init_cfg=dict(type='Pretrained', checkpoint=url))
 model = dict(
-    backbone=dict(_delete_=True, **size.backbone, drop_path_rate=0.2, **weights), neck=dict(in_channels=size.channels)
+    backbone=dict(_delete_=True, **size.backbone, **size.det, drop_path_rate=0.2), neck=dict(in_channels=size.channels)
 )
 optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=1e-4))

@@ -8,11 +8,7 @@ Note: decay rate and drop path were swept (Section A.3) and the winners not publ
 
 _base_ = ['_base_/mask_rcnn_lsj_coco.py']
 
-from convnext_dense.variants import channels
+from convnext_dense.recipes import mask_rcnn
 
-arch = 'huge'
-weights = dict(type='Pretrained', checkpoint='convnext://v2_huge_fcmae')
-model = dict(
-    backbone=dict(arch=arch, grn=True, drop_path_rate=0.5, init_cfg=weights), neck=dict(in_channels=channels(arch))
-)
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.95))
+backbone, channels, optim_wrapper = mask_rcnn('v2_huge_fcmae')
+model = dict(backbone=backbone, neck=dict(in_channels=channels))

@@ -8,5 +8,7 @@ Note: the recipe of upernet_convnext_l_in22k_ade20k.py with other initial weight
 
 _base_ = ['upernet_convnext_l_in22k_ade20k.py']
 
-weights = dict(checkpoint='timm://convnext_large.dinov3_lvd1689m')
+from convnext_dense.recipes import dinov3
+
+weights = dict(checkpoint=dinov3('large'))
 model = dict(backbone=dict(init_cfg=weights))

@@ -7,13 +7,7 @@ Initial weights: convnext://small_1k, MIT.
 
 _base_ = ['_base_/upernet_512.py', '_base_/ade20k_512.py', '_base_/schedule_160k.py', '_base_/runtime.py']
 
-from convnext_dense.variants import channels
+from convnext_dense.recipes import upernet
 
-arch = 'small'
-weights = dict(type='Pretrained', checkpoint='convnext://small_1k')
-model = dict(
-    backbone=dict(arch=arch, drop_path_rate=0.3, init_cfg=weights),
-    decode_head=dict(in_channels=channels(arch)),
-    auxiliary_head=dict(in_channels=channels(arch)[2]),
-)
-optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=1e-4))
+backbone, channels, optim_wrapper = upernet('small_1k')
+model = dict(backbone=backbone, decode_head=dict(in_channels=channels), auxiliary_head=dict(in_channels=channels[2]))

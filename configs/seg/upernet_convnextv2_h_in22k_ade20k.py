@@ -9,10 +9,7 @@ starts from. V2-H is public only after ImageNet-1k as well, at 384 or 512 pixels
 
 _base_ = ['_base_/upernet_640.py', '_base_/ade20k_640_v2.py', '_base_/schedule_160k.py', '_base_/runtime.py']
 
-from convnext_dense.variants import channels
+from convnext_dense.recipes import upernet
 
-arch = 'huge'
-weights = dict(type='Pretrained', checkpoint='convnext://v2_huge_22k_1k_512')
-heads = dict(decode_head=dict(in_channels=channels(arch)), auxiliary_head=dict(in_channels=channels(arch)[2]))
-model = dict(backbone=dict(arch=arch, grn=True, drop_path_rate=0.4, init_cfg=weights), **heads)
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-4))
+backbone, channels, optim_wrapper = upernet('v2_huge_22k_1k_512')
+model = dict(backbone=backbone, decode_head=dict(in_channels=channels), auxiliary_head=dict(in_channels=channels[2]))

@@ -10,10 +10,8 @@ Note: no config was published for this row; learning rate, drop path and window 
 _base_ = ['_base_/upernet_640.py', '_base_/ade20k_640.py', '_base_/schedule_160k_swin.py', '_base_/runtime.py']
 
 size = _base_.swin.b
-url = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/swin_base_patch4_window7_224_22k_20220317-4f79f7c0.pth'
-weights = dict(type='Pretrained', checkpoint=url)
 model = dict(
-    backbone=dict(_delete_=True, **size.backbone, drop_path_rate=0.3, init_cfg=weights),
+    backbone=dict(_delete_=True, **size.backbone, **size.seg, drop_path_rate=0.3),
     decode_head=dict(in_channels=size.channels),
     auxiliary_head=dict(in_channels=size.channels[2]),
 )

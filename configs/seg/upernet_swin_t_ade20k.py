@@ -9,10 +9,8 @@ MIT.
 _base_ = ['_base_/upernet_512.py', '_base_/ade20k_512.py', '_base_/schedule_160k_swin.py', '_base_/runtime.py']
 
 size = _base_.swin.t
-url = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/swin_tiny_patch4_window7_224_20220317-1cdeb081.pth'
-weights = dict(type='Pretrained', checkpoint=url)
 model = dict(
-    backbone=dict(_delete_=True, **size.backbone, drop_path_rate=0.3, init_cfg=weights),
+    backbone=dict(_delete_=True, **size.backbone, **size.seg, drop_path_rate=0.3),
     decode_head=dict(in_channels=size.channels),
     auxiliary_head=dict(in_channels=size.channels[2]),
 )

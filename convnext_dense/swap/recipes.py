@@ -1,12 +1,13 @@
 """A task and initial weights go in; drop path, decay rate and optimizer of the published recipe come out.
 
-The rows are those of the configs in ``configs/`` (``tests/test_swap.py`` compares them). Sizes without a row get the
-one of the nearest published size.
+The rows are those of :mod:`convnext_dense.recipes`; sizes without a row get the one of the nearest published size.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from convnext_dense.errors import UserError
+from convnext_dense.recipes import CASCADE_MASK_RCNN, UPERNET, Recipe, is_v2
 from convnext_dense.variants import VARIANTS
 from convnext_dense.weights.published import PUBLISHED
 
@@ -20,63 +21,18 @@ TIMM = {  # V1 in sizes that only timm trained
 SIDES = (384, 512)  # pixels, of weights that were not trained at 224
 
 
-class Recipe(NamedTuple):
-    """How a size is trained.
-
-    Attributes:
-        drop_path_rate: Stochastic depth of the last block.
-        decay_rate: Factor from a layer's learning rate to that of the one below.
-        lr: Learning rate of the heads, for :data:`BATCH` images.
-    """
-
-    drop_path_rate: float
-    decay_rate: float
-    lr: float
-
-
 class Task(NamedTuple):
     """What the recipes of detection or segmentation share."""
 
     constructor: str
-    recipes: dict[str, Recipe]  # size and data of the initial weights -> recipe
+    recipes: Mapping[str, Recipe]
 
 
 OPTIMIZER = 'AdamW'
 OPTIMIZER_OPTIONS = dict(betas=(0.9, 0.999), weight_decay=0.05)
 BATCH = 16  # images for which the lr is
 
-TASKS = {
-    'mmdet': Task(
-        'ConvNeXtLayerDecay',
-        {
-            'tiny_1k': Recipe(0.4, 0.7, 2e-4),
-            'small_1k': Recipe(0.6, 0.7, 2e-4),
-            'base_1k': Recipe(0.7, 0.8, 2e-4),
-            'base_22k': Recipe(0.6, 0.8, 1e-4),
-            'large_22k': Recipe(0.7, 0.7, 1e-4),
-            'xlarge_22k': Recipe(0.8, 0.7, 1e-4),
-            'v2_tiny_1k': Recipe(0.2, 0.95, 1e-4),
-            'v2_base_1k': Recipe(0.4, 0.95, 1e-4),
-            'v2_large_1k': Recipe(0.5, 0.95, 1e-4),
-            'v2_huge_1k': Recipe(0.5, 0.95, 1e-4),
-        },
-    ),
-    'mmseg': Task(
-        'ConvNeXtStageDecay',
-        {
-            'tiny_1k': Recipe(0.4, 0.9, 1e-4),
-            'small_1k': Recipe(0.3, 0.9, 1e-4),
-            'base_1k': Recipe(0.4, 0.9, 1e-4),
-            'base_22k': Recipe(0.4, 0.9, 1e-4),
-            'large_22k': Recipe(0.4, 0.9, 1e-4),
-            'xlarge_22k': Recipe(0.4, 0.9, 8e-5),
-            'v2_tiny_1k': Recipe(0.2, 0.9, 1e-4),
-            'v2_base_1k': Recipe(0.3, 0.9, 1e-4),
-            'v2_large_1k': Recipe(0.4, 0.9, 1e-4),
-            'v2_huge_1k': Recipe(0.4, 0.9, 1e-4),
-        },
-    ),
-}
+TASKS = {'mmdet': Task('ConvNeXtLayerDecay', CASCADE_MASK_RCNN), 'mmseg': Task('ConvNeXtStageDecay', UPERNET)}
 
 
 def find_arch(name: str) -> str:
@@ -122,16 +78,15 @@ def find_recipe(scope: str, arch: str, in22k: bool, v2: bool) -> Recipe:
     """Return the recipe of a size, or that of the nearest size with one.
 
     >>> find_recipe('mmdet', 'base', in22k=True, v2=False)
-    Recipe(drop_path_rate=0.6, decay_rate=0.8, lr=0.0001)
+    Recipe(arch='base', drop_path_rate=0.6, lr=0.0001, decay_rate=0.8, amp=True)
     >>> find_recipe('mmdet', 'atto', in22k=False, v2=False) == find_recipe('mmdet', 'tiny', in22k=False, v2=False)
     True
     """
     recipes = TASKS[scope].recipes
-    family = {name: recipe for name, recipe in recipes.items() if name.startswith('v2_') == v2}
     sizes = list(VARIANTS)
 
-    def distance(name: str) -> tuple[int, bool]:
-        size, data = name.removeprefix('v2_').split('_')
-        return abs(sizes.index(size) - sizes.index(arch)), (data == '22k') != in22k
+    def distance(name: str) -> tuple[bool, int, bool]:
+        size = sizes.index(recipes[name].arch)
+        return is_v2(name) != v2, abs(size - sizes.index(arch)), ('22k' in name) != in22k
 
-    return family[min(family, key=distance)]
+    return recipes[min(recipes, key=distance)]

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 
 from mmengine.config import Config
 
+from convnext_dense.recipes import Recipe
 from convnext_dense.swap.changes import Changes
-from convnext_dense.swap.recipes import BATCH, OPTIMIZER, OPTIMIZER_OPTIONS, Recipe
+from convnext_dense.swap.recipes import BATCH, OPTIMIZER, OPTIMIZER_OPTIONS
 
 KEPT = ('clip_grad', 'accumulative_counts', 'loss_scale', 'dtype')  # of upstream's optimizer wrapper
 FACTORS = ('lr_mult', 'decay_mult')

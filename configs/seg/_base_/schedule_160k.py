@@ -1,4 +1,4 @@
-"""160,000 iterations of AdamW with stage-wise learning-rate decay. A leaf sets precision and ``lr``.
+"""160,000 iterations of AdamW with stage-wise learning-rate decay. A leaf sets precision, ``lr`` and ``decay_rate``.
 
 Follows facebookresearch/ConvNeXt: the rate falls linearly to 0 from iteration 0 on, and the warm-up is a factor on it.
 """
@@ -17,7 +17,6 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     constructor='ConvNeXtStageDecay',
-    paramwise_cfg=dict(decay_rate=0.9),
     optimizer=dict(type='AdamW', betas=(0.9, 0.999), weight_decay=0.05),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=16)  # 8 GPUs x 2 images
