@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
@@ -119,3 +120,17 @@ def shorten_head(text: str) -> str:
     """
     loop, places = re.match(r'(\S+\)) *((?:\[[^\]]*\])+)', text).groups()
     return f'{loop} {places}'
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the messages and warnings of models off the screen, but for errors."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,45 +1,69 @@
-"""A config goes in; the time and the memory that its model takes for one image come out, from running it."""
+"""A config goes in; the time and the memory of its model come out, for testing an image or for a training step."""
 
+import copy
+import math
 import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from convnext_dense import run_config
+from convnext_dense.console import quiet
 from convnext_dense.data.samples import empty_sample
+from convnext_dense.drawn_batches import draw_for
 from convnext_dense.errors import UserError
-from convnext_dense.model_stats import build, build_on_meta, library_of, model_scope
+from convnext_dense.model_stats import (
+    build,
+    build_on_meta,
+    explained_failures,
+    is_out_of_memory,
+    library_of,
+    model_scope,
+    round_up,
+)
 
 WARMUP, MIN_TURNS, MAX_TURNS, MAX_SECONDS = 1, 3, 10, 10
 STATUS = Path('/proc/self/status')
-CPU_ALLOCATOR = 'DefaultCPUAllocator'  # PyTorch's error of a CPU without memory has no class, but names it
 
 
 class Measurement(NamedTuple):
-    """One image through the whole model: the median time in seconds, the peak memory in bytes, and where."""
+    """Some work of a model: the median time in seconds, the peak memory in bytes, and where."""
 
     seconds: float
     num_bytes: int | None
     device: str
 
 
-def measure_config(file: str | os.PathLike, size: tuple[int, int]) -> Measurement:
-    """Run one image of noise through the model of a config, in a process of its own; see :func:`measure`.
+def measure_config(
+    file: str | os.PathLike, size: tuple[int, int], training: bool = False, amp: bool = False
+) -> Measurement:
+    """Measure the model of a config in a process of its own; see :func:`measure_test` and :func:`measure_training`.
+
+    Args:
+        file: The config.
+        size: Width and height in pixels.
+        training: Take training steps.
+        amp: In mixed precision.
 
     Raises:
-        UserError: The config cannot be read or built, or memory is short.
+        UserError: The config cannot be read, built or run, or memory is short.
     """
     # a process of its own: memory that an earlier model left behind would count
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         try:
-            return pool.submit(measure, file, size).result()
+            return pool.submit(measure_training if training else measure_test, file, size, amp).result()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -51,47 +75,98 @@ def measure_config(file: str | os.PathLike, size: tuple[int, int]) -> Measuremen
             ) from error
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an error means that memory is short: one of Python, CUDA or the CPU, or the end of a process."""
-    known = (BrokenProcessPool, MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, known) or CPU_ALLOCATOR in str(error)
-
-
-def measure(file: str | os.PathLike, size: tuple[int, int]) -> Measurement:
-    """Return median time and peak memory of inference on one image of (width, height) pixels, in fp32.
+def measure_test(file: str | os.PathLike, size: tuple[int, int], amp: bool = False) -> Measurement:
+    """Return time and memory of inference on one image of (width, height) pixels.
 
     The whole ``test_step`` runs, as the config says: preprocessing, NMS, sliding windows, masks at full size. Weights
-    are random. The peak is what weights and activations add to the process: the allocator's peak on CUDA, the growth of
-    resident memory on a CPU (None where the system does not tell).
+    and image are random.
     """
     cfg = run_config.load_config(file)
     run_config.fit_classes(cfg)
     run_config.drop_training(cfg)
+    width, height = size
+
+    def prepare(model: nn.Module) -> Callable[[], object]:
+        find_objects(model.eval())
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+        samples = [empty_sample(library_of(model), (height, width))]
+        return lambda: model.test_step(dict(inputs=[image], data_samples=copy.deepcopy(samples)))
+
+    with torch.inference_mode():
+        return measure(cfg, prepare, amp)
+
+
+def measure_training(file: str | os.PathLike, size: tuple[int, int], amp: bool = False) -> Measurement:
+    """Return time and memory of a training step with the images that a GPU gets: forward, backward and optimizer.
+
+    Images are square drawings, of the size to which the model crops, or of as many pixels as ``size``. Weights are
+    random. One process trains: SyncBN is BN.
+
+    Raises:
+        UserError: The config has no training.
+    """
+    cfg = run_config.load_config(file)
+    if not cfg.get('optim_wrapper') or not cfg.get('train_dataloader'):
+        raise UserError(f'{file} has no optim_wrapper or no train_dataloader: no training step can be measured.')
+    run_config.fit_classes(cfg)
+    run_config.drop_initial_weights(cfg)
+    wrapper_cfg = {key: value for key, value in cfg.optim_wrapper.items() if key not in ('dtype', 'loss_scale')}
+    wrapper_cfg['type'] = 'AmpOptimWrapper' if amp and torch.cuda.is_available() else 'OptimWrapper'
+    crop = (cfg.model.get('data_preprocessor') or {}).get('size')
+    side = crop[0] if crop else round_up(math.sqrt(size[0] * size[1]))
+    batch_size = cfg.train_dataloader.batch_size
+
+    def prepare(model: nn.Module) -> Callable[[], object]:
+        model = revert_sync_batchnorm(model)
+        model.init_weights()
+        model.train()
+        MessageHub.get_current_instance().update_info_dict(dict(epoch=0, iter=0))  # for which a few heads ask
+        wrapper = build_optim_wrapper(model, wrapper_cfg)
+        batch = draw_for(cfg, range(batch_size), True, side)
+        return lambda: model.train_step(copy.deepcopy(batch), wrapper)
+
+    return measure(cfg, prepare, amp)
+
+
+def measure(cfg: Config, prepare: Callable[[nn.Module], Callable[[], object]], amp: bool) -> Measurement:
+    """Build a model, do its work several times, and return median time and peak memory.
+
+    The peak is what weights and activations add to the process: the allocator's peak on CUDA, the growth of resident
+    memory on a CPU (None where the system does not tell).
+
+    Args:
+        cfg: Of the model.
+        prepare: Takes the model and returns its work.
+        amp: In mixed precision: float16 on CUDA, bfloat16 on a CPU.
+
+    Raises:
+        UserError: It cannot be built or run.
+    """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    dtype = torch.float16 if device.type == 'cuda' else torch.bfloat16
     torch.manual_seed(0)
-    with model_scope(cfg), torch.inference_mode():
+    with model_scope(cfg), quiet():
         build_on_meta(cfg.model)  # imports what the model needs, which is not the model's memory
         before = resident_bytes('VmRSS')
-        model = build(cfg.model)
-        find_objects(model)
-        model.to(device).eval()
-        width, height = size
-        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-        seconds = []
-        while len(seconds) < WARMUP + MIN_TURNS or (len(seconds) < WARMUP + MAX_TURNS and sum(seconds) < MAX_SECONDS):
-            batch = dict(inputs=[image], data_samples=[empty_sample(library_of(model), (height, width))])
-            start = time.perf_counter()
-            model.test_step(batch)
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
+        model = build(cfg.model).to(device)
+        work, seconds = prepare(model), []
+        with explained_failures(model), torch.autocast(device.type, dtype, enabled=amp):
+            while len(seconds) < WARMUP + MIN_TURNS or (
+                len(seconds) < WARMUP + MAX_TURNS and sum(seconds) < MAX_SECONDS
+            ):
+                start = time.perf_counter()
+                work()
+                if device.type == 'cuda':
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+    name = torch.cuda.get_device_name() if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
+    precision = f', {str(dtype).removeprefix("torch.")} AMP' if amp else ', fp32'
     if device.type == 'cuda':
-        return Measurement(
-            statistics.median(seconds[WARMUP:]), torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
-        )
-    peak = resident_bytes('VmHWM')
-    name = f'CPU, {torch.get_num_threads()} threads'
-    return Measurement(statistics.median(seconds[WARMUP:]), None if peak is None else peak - before, name)
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resident_bytes('VmHWM')
+        peak = None if peak is None else peak - before
+    return Measurement(statistics.median(seconds[WARMUP:]), peak, name + precision)
 
 
 def find_objects(model: nn.Module) -> None:

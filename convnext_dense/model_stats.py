@@ -29,10 +29,12 @@ Auxiliary heads are in no figure: with its own UperNet T would be 942 instead of
 """
 
 import contextlib
+import copy
+import inspect
 import math
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -46,6 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_dense import run_config, runs
 from convnext_dense.config_header import Header, find_header
+from convnext_dense.console import quiet
 from convnext_dense.data.samples import empty_sample
 from convnext_dense.errors import UserError
 
@@ -64,6 +67,8 @@ LAYERS = frozenset(
         'conv_transpose3d',
     )
 )  # fmt: skip
+
+CPU_ALLOCATOR = 'DefaultCPUAllocator'  # PyTorch's error of a CPU without memory has no class, but names it
 
 
 @dataclass(frozen=True)
@@ -285,9 +290,8 @@ def build(model_cfg: Mapping) -> nn.Module:
     Raises:
         UserError: It cannot be built.
     """
-    with runs.build_errors(), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of losses, which are not used
-        return MODELS.build(model_cfg)
+    with runs.build_errors(), quiet():  # of losses, which are not used
+        return MODELS.build(copy.deepcopy(model_cfg))  # some models change their config
 
 
 def count_model(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Counts], str]:
@@ -311,24 +315,60 @@ def count_model(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Coun
     image = torch.empty(1, 3, height, width, device='meta')
     neck = model.neck if model.with_neck else None
     parts, uncounted = {'neck': Counts()}, ''
-    try:
+    with explained_failures(model):
         maps, parts['backbone'] = count_call(model.backbone, image)
         if neck is not None:
             maps, parts['neck'] = count_call(neck, maps)
-    except runs.BUILD_ERRORS as error:
-        raise UserError(
-            f'{name} cannot be counted: it does not run on tensors without values ({type(error).__name__}: {error}).'
-        ) from error
     run_heads = run_roi_heads if hasattr(model, 'roi_head') else run_dense_heads
     try:
-        parts['heads'] = count_call(run_heads, model, image, maps)[1]
-    except runs.BUILD_ERRORS as error:
+        with explained_failures(model):
+            parts['heads'] = count_call(run_heads, model, image, maps)[1]
+    except Uncounted as error:
         parts['heads'] = Counts(macs=None, activations=None)
-        reason = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
-        uncounted = f'of the heads of {name} only the parameters are counted: they do not run without values ({reason})'
+        uncounted = f'of the heads of {name} only the parameters are counted: {error}'
     params = {'backbone': num_params(model.backbone), 'neck': num_params(neck) if neck is not None else 0}
     params['heads'] = num_params(model) - sum(params.values())
     return {part: parts[part] + Counts(params=params[part]) for part in PARTS}, uncounted
+
+
+class Uncounted(UserError):
+    """A model is sound as far as is known, and cannot be counted."""
+
+
+@contextlib.contextmanager
+def explained_failures(model: nn.Module) -> Iterator[None]:
+    """Say where a model fails, and whether that is for want of values.
+
+    Raises:
+        Uncounted: It asks for values, which tensors on meta have not.
+        UserError: Anything else, such as channels that do not fit.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    entered = ['']
+
+    def note(module: nn.Module, inputs: object) -> None:
+        entered[0] = names.get(module, entered[0])
+
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield
+    except UserError:
+        raise
+    except runs.BUILD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        place, what = entered[0] or type(model).__name__, f'{type(error).__name__}: {error}'
+        if isinstance(error, NotImplementedError) or 'meta' in str(error):
+            raise Uncounted(f'{place} does not run without values ({what})') from error
+        raise UserError(f'{type(model).__name__} does not run: {place} ends with {what}') from error
+    finally:
+        hook.remove()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error means that memory is short: one of Python, CUDA or the CPU, or the end of a process."""
+    known = (BrokenProcessPool, MemoryError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, known) or CPU_ALLOCATOR in str(error)
 
 
 def num_params(module: nn.Module) -> int:
@@ -347,8 +387,8 @@ def run_roi_heads(model: nn.Module, image: Tensor, maps: Sequence[Tensor]) -> No
     """Run the heads of a two-stage detector, the second stage on maps of RoIs that no image has."""
     roi_head = model.roi_head
     if type(roi_head).__name__ not in ROI_HEADS:
-        raise UserError(
-            f'Two-stage detectors are counted with {" or ".join(ROI_HEADS)}; got {type(roi_head).__name__}.'
+        raise Uncounted(
+            f'two-stage detectors are counted with {" or ".join(ROI_HEADS)}; got {type(roi_head).__name__}.'
         )
     num_box_rois = max_per_img(model.test_cfg, 'rpn', NUM_BOX_ROIS)
     num_mask_rois = max_per_img(model.test_cfg, 'rcnn', NUM_MASK_ROIS)
@@ -381,9 +421,14 @@ def listed(module: nn.Module) -> list[nn.Module]:
 
 def run_dense_heads(model: nn.Module, image: Tensor, maps: Sequence[Tensor]) -> None:
     """Run what follows backbone and neck in a model whose heads see the whole image."""
+    samples = [empty_sample(library_of(model), image.shape[-2:])]
+    head = getattr(model, 'decode_head', None)
+    if hasattr(head, 'forward') and 'batch_data_samples' in inspect.signature(head.forward).parameters:
+        head(maps, samples)  # Mask2Former's, which a segmentor's own forward forgets to give the samples
+        return
     model.extract_feat = lambda image: maps
     try:
-        model._forward(image, [empty_sample(library_of(model), image.shape[-2:])])
+        model._forward(image, samples)
     finally:
         del model.extract_feat
 

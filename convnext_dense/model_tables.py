@@ -10,9 +10,9 @@ from pathlib import Path
 from convnext_dense import runs
 from convnext_dense.errors import UserError
 from convnext_dense.measurement import Measurement, measure_config
-from convnext_dense.model_stats import CONFIGS, ModelStats, count_config, leaf_configs
+from convnext_dense.model_stats import CONFIGS, ModelStats, check_size, count_config, leaf_configs
 
-# the columns of a table and how their numbers are written; the last three are there where something was measured
+# the columns of a table and how their numbers are written; the last ones are there where something was measured
 COLUMNS = {
     'config': '',
     'input': '',
@@ -25,6 +25,8 @@ COLUMNS = {
     'activations (M)': '.2f',
     'peak memory (MB)': '.0f',
     'time (ms)': '.1f',
+    'training memory (MB)': '.0f',
+    'step time (ms)': '.1f',
     'device': '',
 }
 
@@ -40,36 +42,55 @@ def describe_models(
     configs: Sequence[str | os.PathLike] = (),
     size: Sequence[int] | None = None,
     measure: bool = False,
+    train: bool = False,
+    amp: bool = False,
     out: str | None = None,
-) -> str:
+) -> tuple[str, list[str]]:
     """Return the table of configs beside their published figures, and write it to ``out`` as well.
 
     Args:
         configs: Config files; the package's own where there is none.
         size: Width and height of the image in pixels; by default those of the published count, or of the test.
         measure: Time them and take their memory too.
+        train: And so for a training step.
+        amp: Both in mixed precision.
         out: File for the table; its suffix is one of ``WRITERS``.
 
+    Returns:
+        The table, and what was wrong with the configs that it lacks; empty where all are there.
+
     Raises:
-        UserError: A config cannot be counted, or the file not be written.
+        UserError: No config can be counted, an option is wrong, or the file cannot be written.
     """
     if out is not None and Path(out).suffix not in WRITERS:
         raise UserError(f'--out takes a file that ends in {", ".join(WRITERS)}; got {out}.')
-    rows = []
+    size = check_size(size) if size else None
+    rows, failures = [], []
     for config in configs or leaf_configs():
-        stats = count_config(config, size)
-        runs.tell(*([f'{short_name(stats.config)}: {stats.uncounted}'] if stats.uncounted else []))
-        rows += table_rows(stats, measure_config(config, stats.size) if measure else None)
+        try:
+            stats = count_config(config, size)
+            runs.tell(*([f'{short_name(stats.config)}: {stats.uncounted}'] if stats.uncounted else []))
+            works = [training for training, is_asked in ((False, measure), (True, train)) if is_asked]
+            rows += table_rows(stats, {work: measure_config(config, stats.size, work, amp) for work in works})
+        except UserError as error:
+            failures.append(str(error) if str(config) in str(error) else f'{config}: {error}')
+    if not rows:
+        raise UserError(' '.join(failures))
     if out is not None:
         try:
             Path(out).write_text(WRITERS[Path(out).suffix](rows))
         except OSError as error:
             raise UserError(f'{out} cannot be written ({error.strerror}). Give another file with --out.') from error
-    return format_text(rows)
+    return format_text(rows), failures
 
 
-def table_rows(stats: ModelStats, measurement: Measurement | None = None) -> list[dict[str, object]]:
-    """Return a row for each part and one for the total, which has the published figures beside it."""
+def table_rows(stats: ModelStats, measured: Mapping[bool, Measurement] | None = None) -> list[dict[str, object]]:
+    """Return a row for each part and one for the total, which has the published figures beside it.
+
+    Args:
+        stats: What was counted.
+        measured: Whether it trained -> what was measured.
+    """
     rows = []
     for part, counts in {**stats.parts, 'total': stats.total}.items():
         row = {
@@ -88,11 +109,13 @@ def table_rows(stats: ModelStats, measurement: Measurement | None = None) -> lis
             row['published params (M)'] = None if params is None else float(params)
             row['published GFLOPs'] = stats.published_gflops
             row['difference (%)'] = None if stats.difference is None else round(stats.difference, 2)
-        if measurement is not None:
+        for training, measurement in (measured or {}).items():
+            memory, time = ('training memory (MB)', 'step time (ms)') if training else ('peak memory (MB)', 'time (ms)')
             is_known = part == 'total' and measurement.num_bytes is not None
-            row['peak memory (MB)'] = round(measurement.num_bytes / 1e6) if is_known else None
-            row['time (ms)'] = round(1000 * measurement.seconds, 1) if part == 'total' else None
-            row['device'] = measurement.device if part == 'total' else None
+            row[memory] = round(measurement.num_bytes / 1e6) if is_known else None
+            row[time] = round(1000 * measurement.seconds, 1) if part == 'total' else None
+        if measured:
+            row['device'] = next(iter(measured.values())).device if part == 'total' else None
         rows.append(row)
     return rows
 

@@ -212,10 +212,15 @@ def drop_training(cfg: Config) -> None:
     training = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
     for key in (*training, 'val_dataloader', 'val_cfg', 'val_evaluator'):
         cfg[key] = None
+    drop_initial_weights(cfg)  # which the checkpoint replaces
+
+
+def drop_initial_weights(cfg: Config) -> None:
+    """Let every part of the model start from random weights."""
     for node in walk(cfg.model):
         init_cfg = node.get('init_cfg')
         if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-            node['init_cfg'] = None  # the checkpoint replaces the initial weights
+            node['init_cfg'] = None
 
 
 def fit_classes(cfg: Config) -> list[str]:

@@ -289,7 +289,7 @@ def test_measuring_runs_heads_that_follow_the_classes(tmp_path, monkeypatch):
     (tmp_path / 'own.py').write_text(f"_base_ = ['{DRAWN_SEG}']\ntrain_dataloader = dict(dataset={dataset})\n")
     built = []
     monkeypatch.setattr(measurement, 'build', lambda cfg: built.append(cfg) or model_stats.build(cfg))
-    measurement.measure(tmp_path / 'own.py', (64, 64))
+    measurement.measure_test(tmp_path / 'own.py', (64, 64))
     assert built[0].decode_head.num_classes == 3
 
 
@@ -379,23 +379,23 @@ def test_models_that_are_none(tiny_config, model, message):
         (
             'sparse_rcnn/sparse-rcnn_r50_fpn_300-proposals_crop-ms-480-800-3x_coco.py',
             106,
-            'of the heads of SparseRCNN only the parameters are counted: they do not run without values (Two-stage '
-            'detectors are counted with StandardRoIHead or CascadeRoIHead; got SparseRoIHead.)',
+            'of the heads of SparseRCNN only the parameters are counted: two-stage detectors are counted with '
+            'StandardRoIHead or CascadeRoIHead; got SparseRoIHead.',
         ),
         (
             'dino/dino-4scale_r50_8xb2-12e_coco.py',
             47,
-            'of the heads of DINO only the parameters are counted: they do not run without values (RuntimeError: ',
+            'of the heads of DINO only the parameters are counted: positional_encoding does not run without values (',
         ),
         (
             'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
             44,
-            'of the heads of Mask2Former only the parameters are counted: they do not run without values (Runtime',
+            'of the heads of Mask2Former only the parameters are counted: panoptic_head.pixel_decoder.encoder.layers.',
         ),
     ],
 )
 def test_heads_that_cannot_be_counted(config, params, reason, capsys):
-    text = describe_models([MMDET / config])
+    text = describe_models([MMDET / config])[0]
     assert capsys.readouterr().err.startswith(f'note: {MMDET / config}: {reason}')
     backbone, _, heads, total = (line.split() for line in text.splitlines()[1:])
     assert backbone[2:4] == ['backbone', '23.51']
@@ -412,12 +412,40 @@ def test_sums_with_what_is_not_counted():
     assert (stats.published_gflops, stats.difference) == (1, None)
 
 
+@pytest.mark.parametrize('work', [count_config, lambda file: measurement.measure_test(file, (64, 64))])
+def test_channels_that_do_not_fit_are_a_mistake_and_are_found(work, tmp_path):
+    file = tmp_path / 'own.py'
+    file.write_text(f"_base_ = ['{DRAWN_SEG}']\nmodel = dict(decode_head=dict(in_channels=[40, 80, 160, 700]))\n")
+    with pytest.raises(UserError) as error:
+        work(file)
+    assert str(error.value).startswith('EncoderDecoder does not run: decode_head.')
+    assert ' ends with RuntimeError: ' in str(error.value)
+
+
+def test_a_wrong_config_does_not_lose_the_others(tmp_path, monkeypatch, capsys):
+    wrong = tmp_path / 'wrong.py'
+    wrong.write_text(f"_base_ = ['{DRAWN_SEG}']\nmodel = dict(backbone=dict(arch='tinny'))\n")
+    with pytest.raises(SystemExit) as leave:
+        run_tool(monkeypatch, str(wrong), 'no.py', str(DRAWN), '--out', str(tmp_path / 'table.csv'))
+    assert leave.value.code == 2
+    told = capsys.readouterr()
+    mistakes = told.err.splitlines()
+    assert mistakes[0].startswith(f"error: {wrong}: The config cannot be built: Unknown ConvNeXt arch 'tinny'.")
+    assert mistakes[1].startswith('The config file no.py does not exist.')
+    assert f'det/{DRAWN.name}' in told.out
+    assert len((tmp_path / 'table.csv').read_text().splitlines()) == 1 + 4
+    with pytest.raises(
+        UserError, match=r'wrong\.py: The config cannot be built: .* The config file no\.py does not ex'
+    ):
+        describe_models([wrong, 'no.py'])
+
+
 def test_backbones_that_do_not_run():
     cfg = Config.fromfile(DRAWN)
     with model_stats.model_scope(cfg):
         model = model_stats.build_on_meta(cfg.model)
         model.backbone.forward = lambda image: image.sum().item()
-        with pytest.raises(UserError, match=r'CascadeRCNN cannot be counted: it does not run on tensors without value'):
+        with pytest.raises(UserError, match=r'^backbone does not run without values \(RuntimeError: Tensor\.item'):
             count_model(model, (64, 64))
 
 
@@ -448,7 +476,8 @@ def test_an_installation_without_configs(monkeypatch, tmp_path):
 
 def test_tables(tmp_path, stats_of):
     stats = stats_of('det/cascade_convnext_t_coco')
-    text = describe_models([CASCADE_T, DRAWN], out=str(tmp_path / 'table.json'))
+    text, failures = describe_models([CASCADE_T, DRAWN], out=str(tmp_path / 'table.json'))
+    assert failures == []
     rows = json.loads((tmp_path / 'table.json').read_text())
     assert [row['part'] for row in rows] == ['backbone', 'neck', 'heads', 'total'] * 2
     assert {row['config'] for row in rows} == {'det/cascade_convnext_t_coco.py', f'det/{DRAWN.name}'}
@@ -486,11 +515,42 @@ def test_measuring_runs_the_model(file, monkeypatch):
     monkeypatch.setattr(measurement, 'MAX_TURNS', 2)
     calls = []
     monkeypatch.setattr(measurement, 'empty_sample', lambda *args: calls.append(args) or empty_sample(*args))
-    measured = measurement.measure(file, (128, 128))
+    measured = measurement.measure_test(file, (128, 128))
     assert 0 < measured.seconds < 60
     assert calls[-1][1] == (128, 128)
     assert measured.num_bytes >= 0 or not Path('/proc/self/status').is_file()
     assert measured.device.startswith('CPU, ') or torch.cuda.is_available()
+
+
+@pytest.mark.parametrize('amp', [False, True])
+@pytest.mark.parametrize('file', [DRAWN, DRAWN_SEG], ids=['detector', 'segmentor'])
+def test_measuring_trains_the_model(file, amp, tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, 'MIN_TURNS', 1)
+    monkeypatch.setattr(measurement, 'MAX_TURNS', 1)
+    batches, draw = [], measurement.draw_for
+    monkeypatch.setattr(measurement, 'draw_for', lambda *args: batches.append(draw(*args)) or batches[-1])
+    (tmp_path / 'own.py').write_text(f"_base_ = ['{file}']\ntrain_dataloader = dict(batch_size=2)\n")
+    measured = measurement.measure_training(tmp_path / 'own.py', (128, 32), amp)
+    side = 128 if file == DRAWN_SEG else 64  # the crop, or as many pixels
+    assert [image.shape for image in batches[0]['inputs']] == [(3, side, side)] * 2
+    assert 0 < measured.seconds < 60
+    assert measured.device.endswith(', bfloat16 AMP' if amp else ', fp32') or torch.cuda.is_available()
+    assert measured.num_bytes > 0 or not Path('/proc/self/status').is_file()
+
+
+def test_a_config_without_training_has_no_step(tiny_config):
+    with pytest.raises(UserError, match=r'tiny\.py has no optim_wrapper or no train_dataloader: no training step can'):
+        measurement.measure_training(tiny_config(dict(type='RetinaNet')), (64, 64))
+
+
+def test_measuring_a_model_that_changes_its_config(tmp_path, monkeypatch):
+    """DINO builds itself from a config once, and not a second time."""
+    monkeypatch.setattr(measurement, 'MIN_TURNS', 1)
+    monkeypatch.setattr(measurement, 'MAX_TURNS', 1)
+    small = dict(num_queries=8, encoder=dict(num_layers=1), decoder=dict(num_layers=1), backbone=dict(arch='atto'))
+    small['neck'] = dict(in_channels=[80, 160, 320])
+    (tmp_path / 'own.py').write_text(f"_base_ = ['{CONFIGS / 'det/dino_convnext_t_coco.py'}']\nmodel = {small}\n")
+    assert measurement.measure_test(tmp_path / 'own.py', (128, 128)).seconds > 0
 
 
 def test_an_untrained_detector_finds_objects_to_segment():
@@ -513,11 +573,14 @@ def run_tool(monkeypatch, *arguments):
 
 
 def test_the_tool(tmp_path, monkeypatch, capsys):
-    run_tool(monkeypatch, str(DRAWN), '--size', '64', '64', '--measure', '--out', str(tmp_path / 'table.json'))
-    assert 'peak memory (MB)  time (ms)  device' in capsys.readouterr().out
+    options = ('--measure', '--train', '--amp', '--out', str(tmp_path / 'table.json'))
+    run_tool(monkeypatch, str(DRAWN), '--size', '64', '64', *options)
+    assert 'peak memory (MB)  time (ms)  training memory (MB)  step time (ms)  device' in capsys.readouterr().out
     total = json.loads((tmp_path / 'table.json').read_text())[-1]
     assert total['input'] == '64x64'
     assert total['time (ms)'] > 0
+    assert total['step time (ms)'] > 0
+    assert total['device'].endswith(' AMP')
     # what the process adds holds the weights at least
     assert total['peak memory (MB)'] is None or total['peak memory (MB)'] > 4 * total['params (M)']
 

@@ -6,8 +6,8 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 
+from convnext_dense.console import quiet
 from convnext_dense.data.samples import draw_batch
-from convnext_dense.swap.proof import quiet
 from convnext_dense.swap.upstream import config_folder
 
 CHANNELS_LAST = torch.channels_last

@@ -3,6 +3,7 @@
 import argparse
 
 from convnext_dense.command_line import user_errors
+from convnext_dense.errors import UserError
 from convnext_dense.model_tables import describe_models
 
 if __name__ == '__main__':
@@ -16,6 +17,13 @@ if __name__ == '__main__':
         help='image in pixels (default: that of the published count, or of the test)',
     )
     parser.add_argument('--measure', action='store_true', help='run one image for time and peak memory, on CUDA or CPU')
+    parser.add_argument(
+        '--train', action='store_true', help='take a training step with the images of one GPU, likewise'
+    )
+    parser.add_argument('--amp', action='store_true', help='measure in mixed precision')
     parser.add_argument('--out', metavar='FILE', help='write the table to a .md, .csv or .json file too')
     with user_errors():
-        print(describe_models(**vars(parser.parse_args())))
+        table, failures = describe_models(**vars(parser.parse_args()))
+        print(table)
+        if failures:
+            raise UserError('\n'.join(failures))

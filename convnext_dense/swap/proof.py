@@ -2,19 +2,17 @@
 
 import contextlib
 import copy
-import logging
 import math
 import os
 import tempfile
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
@@ -24,13 +22,12 @@ from torch import Tensor, nn
 
 from convnext_dense import run_config
 from convnext_dense.backbone import ConvNeXt
-from convnext_dense.data.samples import add_proposals, draw_batch, make_clips, split_into_branches
+from convnext_dense.console import quiet
+from convnext_dense.drawn_batches import SIDE, draw_for
 from convnext_dense.errors import UserError
 from convnext_dense.model_stats import model_scope
 from convnext_dense.swap.changes import kind
 
-SIDE = 128  # pixels of the drawn images
-LARGE_SIDE = 224  # where as many places as queries are needed
 NUM_IMAGES = 2
 SEED = 0
 NUM_BOXES = 64  # that a detector proposes and learns from, at most; a proof need not last
@@ -108,20 +105,6 @@ def in_words(failure: str, advice: str = '') -> Iterator[None]:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         what = str(error).rstrip('.') or f'{frame.line} ({Path(frame.filename).name}, line {frame.lineno})'
         raise UserError(f'{failure}: {type(error).__name__}: {what}{advice}') from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the messages of models off the screen."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            logger.setLevel(logging.ERROR)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def build_model(cfg: Config, device: str) -> nn.Module:
@@ -228,34 +211,3 @@ def tensors(node: object) -> Iterator[Tensor]:
     elif isinstance(node, (Mapping, list, tuple)):
         for child in node.values() if isinstance(node, Mapping) else node:
             yield from tensors(child)
-
-
-def draw_for(cfg: Config, indices: Sequence[int], training: bool) -> dict:
-    """Return drawings with what a config's model learns from, or predicts."""
-    heads = list(run_config.walk(cfg.model, run_config.CLASS_AGNOSTIC))
-    counts = [head[key] for key in ('num_things_classes', 'num_classes') for head in heads if head.get(key)]
-    steps = list(run_config.walk(cfg.get('train_dataloader')))
-    batch = draw_batch(
-        cfg.default_scope,
-        indices,
-        side_for(heads),
-        num_classes=counts[0] if counts else None,
-        seg_scale=next((step['scale_factor'] for step in steps if step.get('type') == 'SegRescale'), 1.0),
-    )
-    if not any(step.get('with_mask') or step.get('type') == 'LoadPanopticAnnotations' for step in steps):
-        for sample in batch['data_samples']:
-            if 'gt_instances' in sample:
-                del sample.gt_instances.masks
-    model = cfg.model
-    if 'roi_head' in model and 'rpn_head' not in model:
-        batch = add_proposals(batch)
-    preprocessor = kind(model.get('data_preprocessor') or {})
-    if preprocessor == 'MultiBranchDataPreprocessor' and training:
-        return split_into_branches(batch)
-    return make_clips(batch) if preprocessor == 'TrackDataPreprocessor' else batch
-
-
-def side_for(heads: Sequence[Mapping]) -> int:
-    """Return height and width of drawings in pixels: small ones, unless a head needs so many places or that size."""
-    sizes = [head['input_size'] for head in heads if isinstance(head.get('input_size'), int)]
-    return max([SIDE, *sizes, *(LARGE_SIDE for head in heads if 'num_queries' in head)])

@@ -10,12 +10,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
 from convnext_dense import runs
+from convnext_dense.console import quiet
 from convnext_dense.errors import UserError
 from convnext_dense.model_stats import model_scope
 from convnext_dense.swap.changes import Changes, Place, apply, at, dotted, kind
 from convnext_dense.swap.channels import Pair, channel_changes, find_backbone, normalization_changes, pair_maps
 from convnext_dense.swap.maps import STRIDES, backbone_maps
-from convnext_dense.swap.proof import in_words, prove, quiet
+from convnext_dense.swap.proof import in_words, prove
 from convnext_dense.swap.recipes import TASKS, find_arch, find_recipe, find_weights
 from convnext_dense.swap.training import checkpoint_changes, import_changes, optimizer_changes, schedule_changes
 from convnext_dense.swap.upstream import find_config, read_config
