@@ -21,7 +21,7 @@ PATIENCE = 10  # seconds within which a launcher ends the other processes of a r
 
 def config_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with a config file and options that override it."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = OneVoiceParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE', help='override the config')
     return parser
@@ -53,6 +53,16 @@ def call(function: Callable, parser: argparse.ArgumentParser) -> Any:
     trust = trust_checkpoints() if options.pop('trust_checkpoint', False) else contextlib.nullcontext()
     with user_errors(), trust:
         return function(**options)
+
+
+class OneVoiceParser(argparse.ArgumentParser):
+    """Argparse's parser, of which the first of several processes alone speaks."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit."""
+        if process_rank() == 0:
+            super().error(message)
+        sys.exit(2)
 
 
 class Options(DictAction):

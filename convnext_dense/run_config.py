@@ -34,6 +34,8 @@ def load_config(file: str | os.PathLike, options: Mapping | None = None) -> Conf
         UserError: The file is missing, does not parse, or has a mistyped top-level key.
     """
     path = Path(file)
+    if path.is_dir():
+        raise UserError(f'{path} is a folder. Name a config file in it.')
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path('.')
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob('*.py')], cutoff=0.5)
@@ -79,6 +81,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     Raises:
         UserError: The config does not say for which batch size its lr is, or has no lr.
     """
+    check_step(cfg)
     if not recipe_batch(cfg):
         raise UserError(
             '--auto-scale-lr needs the batch size for which the lr was chosen: set '
@@ -96,7 +99,11 @@ def fit_lr(cfg: Config, num_processes: int) -> list[str]:
     the log and the lowest rate of a schedule follow. The config then names the batch size that it is for: its copy in
     the work dir is not scaled twice. MMEngine's own scaling is switched off; it knows no accumulated steps, and leaves
     out the base rate and the lowest one.
+
+    Raises:
+        UserError: A number is none.
     """
+    check_step(cfg)
     if not recipe_batch(cfg) or not optimizers(cfg):
         return []
     is_wanted = cfg.auto_scale_lr.get('enable', False)
@@ -116,6 +123,26 @@ def fit_lr(cfg: Config, num_processes: int) -> list[str]:
             schedule[key] *= factor if 'LR' in str(schedule.get('type')) else 1  # momentum has schedules as well
     cfg.auto_scale_lr.base_batch_size = batch
     return [f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})']
+
+
+def check_step(cfg: Config) -> None:
+    """Look at the numbers of a training step.
+
+    Raises:
+        UserError: The rate is no number, the images or the accumulated steps no count, or ``auto_scale_lr`` no dict.
+    """
+    if not isinstance(cfg.get('auto_scale_lr') or {}, Mapping):
+        raise UserError(f'auto_scale_lr is a dict, such as dict(base_batch_size=16); got {cfg.auto_scale_lr!r}.')
+    counts = {
+        'train_dataloader.batch_size': cfg.train_dataloader.get('batch_size', 1),
+        'optim_wrapper.accumulative_counts': (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1),
+    }
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise UserError(f'{name} is a number of 1 or more; got {count!r}.')
+    for optimizer in optimizers(cfg):
+        if isinstance(optimizer['lr'], bool) or not isinstance(optimizer['lr'], (int, float)):
+            raise UserError(f'optim_wrapper.optimizer.lr is a number; got {optimizer["lr"]!r}.')
 
 
 def recipe_batch(cfg: Config) -> int | None:
@@ -164,14 +191,35 @@ def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: fl
     hook['interval'] = 1
 
 
-def enable_tta(cfg: Config) -> None:
-    """Wrap the model and exchange the test pipeline for test-time augmentation."""
+def enable_tta(cfg: Config) -> list[str]:
+    """Wrap the model and exchange the test pipeline for test-time augmentation; return what may be forgotten.
+
+    Raises:
+        UserError: The config does not say how.
+    """
     for key in ('tta_model', 'tta_pipeline'):
         if not cfg.get(key):
-            raise UserError(f'--tta needs {key} in the config; this one has none.')
+            raise UserError(
+                f'--tta needs {key} in the config; this one has none. convnext_dense/tta.py tells how to write both.'
+            )
+    if not any(step.get('type') == 'TestTimeAug' for step in cfg.tta_pipeline):
+        steps = ', '.join(str(step.get('type')) for step in cfg.tta_pipeline)
+        raise UserError(f'--tta needs a TestTimeAug in tta_pipeline, which makes the views; this one has {steps}.')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    notes, views = [], [node for node in walk(cfg.tta_pipeline) if node.get('type') == 'Resize']
     for _, dataset in open_wrappers(cfg.test_dataloader.dataset):
+        plain = [node for node in walk(dataset.get('pipeline')) if node.get('type') == 'Resize']
+        if plain and views and not any(size_of(view) == size_of(plain[0]) for view in views):
+            sizes = ', '.join(str(size_of(view)) for view in views)
+            notes.append(f'--tta tests with sizes of its own, {sizes}; without it the size is {size_of(plain[0])}')
         dataset['pipeline'] = cfg.tta_pipeline
+    return list(dict.fromkeys(notes))
+
+
+def size_of(resize: Mapping) -> object:
+    """Return the size to which a ``Resize`` brings an image: pixels, in no order, or a factor."""
+    scale = resize.get('scale', resize.get('scale_factor'))
+    return tuple(sorted(scale)) if isinstance(scale, (list, tuple)) else scale
 
 
 def dump_predictions(cfg: Config, out: str) -> None:

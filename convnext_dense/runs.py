@@ -150,7 +150,7 @@ def test(
     if show or show_dir:
         run_config.enable_pictures(cfg, show, show_dir, wait_time)
     if tta:
-        run_config.enable_tta(cfg)
+        tell(*run_config.enable_tta(cfg))
     if out is not None:
         run_config.dump_predictions(cfg, out)
     prepare(cfg, config, work_dir, launcher, ('test',))

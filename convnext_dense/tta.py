@@ -14,24 +14,32 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
+NMS_TYPES = ('nms', 'soft_nms')
 FLIPPED_DIMS = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
 
 
-def multi_scale(test_pipeline: Sequence[Mapping], ratios: Sequence[float]) -> list[dict]:
+def multi_scale(test_pipeline: Sequence[Mapping], ratios: Sequence[float] = (0.75, 1.0, 1.25)) -> list[dict]:
     """Return the ``tta_pipeline`` that sees an image in several sizes, each as it is and mirrored.
 
     Args:
         test_pipeline: Loading, the ``Resize`` whose size is the unit of ``ratios``, and what follows.
-        ratios: One a size.
+        ratios: One a size. No detector of the papers is tested in several; theirs are this package's choice.
 
     >>> load, views = multi_scale([dict(type='Load'), dict(type='Resize', scale=(20, 10)), dict(type='Pack')], (0.5, 1))
     >>> [resize['scale'] for resize in views['transforms'][0]]
     [(10, 5), (20, 10)]
     """
-    load, resize, *others = test_pipeline
+    load, resize, *others = map(noting_flips, test_pipeline)
     resizes = [scaled(resize, ratio) for ratio in ratios]
     flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
     return [load, dict(type='TestTimeAug', transforms=[resizes, flips, *([step] for step in others)])]
+
+
+def noting_flips(step: Mapping) -> Mapping:
+    """Return a step that, where it lists the metadata to keep, keeps whether the view is mirrored."""
+    if 'meta_keys' not in step:
+        return step
+    return dict(step, meta_keys=tuple(dict.fromkeys((*step['meta_keys'], 'flip', 'flip_direction'))))
 
 
 def scaled(resize: Mapping, ratio: float) -> dict:
@@ -104,11 +112,16 @@ class InstanceTTA(BaseTTAModel):
     Args:
         tta_cfg: ``nms``, as in a detector's ``test_cfg.rcnn``, and ``max_per_img``, the most boxes of an image.
         **kwargs: As for ``BaseTTAModel``: ``module``, the detector or its config.
+
+    Raises:
+        ValueError: There is no such suppression.
     """
 
     def __init__(self, tta_cfg: Mapping, **kwargs) -> None:
         super().__init__(**kwargs)
         self.nms = dict(tta_cfg['nms'])
+        if self.nms.get('type') not in NMS_TYPES:
+            raise ValueError(f'tta_cfg.nms.type is {" or ".join(NMS_TYPES)}; got {self.nms.get("type")!r}.')
         self.max_per_img = tta_cfg['max_per_img']
 
     def test_step(self, data: Mapping[str, Sequence]) -> list[BaseDataElement]:

@@ -117,6 +117,28 @@ def test_scaling_needs_an_lr():
         run_config.enable_auto_scale_lr(cfg)
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'train_dataloader.batch_size': 'abc'}, "train_dataloader.batch_size is a number of 1 or more; got 'abc'."),
+        ({'train_dataloader.batch_size': 0}, 'train_dataloader.batch_size is a number of 1 or more; got 0.'),
+        (
+            {'optim_wrapper.accumulative_counts': 0},
+            'optim_wrapper.accumulative_counts is a number of 1 or more; got 0.',
+        ),
+        ({'optim_wrapper.optimizer.lr': 'abc'}, "optim_wrapper.optimizer.lr is a number; got 'abc'."),
+        ({'auto_scale_lr': 5}, 'auto_scale_lr is a dict, such as dict(base_batch_size=16); got 5.'),
+    ],
+)
+@pytest.mark.parametrize('scale', [run_config.enable_auto_scale_lr, lambda cfg: run_config.fit_lr(cfg, 2)])
+def test_numbers_that_are_none(changes, message, scale):
+    cfg = recipe()
+    cfg.merge_from_dict(changes)
+    with pytest.raises(UserError) as error:
+        scale(cfg)
+    assert str(error.value) == message
+
+
 @pytest.mark.parametrize('constructor', ['ConvNeXtLayerDecay', 'ConvNeXtStageDecay'])
 @pytest.mark.parametrize('late', ['CosineAnnealingLR', 'PolyLR'])
 def test_every_rate_of_the_schedule_is_scaled_alike(constructor, late):

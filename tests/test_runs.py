@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 
 from convnext_dense import UserError, command_line, run_config, runs
+from convnext_dense.config_header import read_header
 from convnext_dense.data.writer import write_shapes
 from convnext_dense.model_stats import build, model_scope
 from convnext_dense.stack import read_checkpoint
@@ -561,3 +562,29 @@ def test_panoptic_heads_keep_their_classes():
     cfg.train_dataloader.dataset.metainfo = dict(classes=('date', 'fig', 'hazelnut'))
     assert run_config.fit_classes(cfg) == []
     assert cfg.model.panoptic_head.num_things_classes == 80
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_wrong_option_is_answered_by_one_process(rank, monkeypatch, capsys):
+    monkeypatch.setenv('RANK', str(rank))
+    with pytest.raises(SystemExit) as leave:
+        config_parser('Train.').parse_args(['config.py', '--nonsense'])
+    assert leave.value.code == 2
+    assert ('unrecognized arguments: --nonsense' in capsys.readouterr().err) == (rank == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['det/cascade_convnext_atto_shapes', 'seg/upernet_convnext_atto_shapes'])
+def test_the_drawn_configs_reach_what_their_headers_promise(name, tmp_path):
+    """They train for minutes; the metrics of COCO are called otherwise there."""
+    config = ROOT / f'configs/{name}.py'
+    data = tmp_path / 'shapes'
+    options = {f'{split}_dataloader.dataset.data_root': data for split in ('train', 'val')}
+    if name.startswith('det'):
+        options['val_evaluator.ann_file'] = data / 'annotations/instances_val.json'
+    runs.train(config, str(tmp_path / 'run'), cfg_options={key: str(value) for key, value in options.items()})
+    last = logged_rows(tmp_path / 'run')[-1]
+    keys = {'box AP50': 'coco/bbox_mAP_50', 'mask AP50': 'coco/segm_mAP_50', 'mIoU': 'mIoU'}
+    promised = [metric for metric in read_header(config).metrics if metric.is_bound]
+    assert promised
+    assert all(last[keys[metric.name]] >= float(metric.value) for metric in promised)

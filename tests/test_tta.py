@@ -1,5 +1,6 @@
 """Test-time augmentation: views of known scenes come back together, and real models agree with sums written out."""
 
+import copy
 import runpy
 import sys
 from pathlib import Path
@@ -362,21 +363,93 @@ def test_joined_and_wrapped_data_sets_are_augmented(config, shapes):
     [
         ('det/retinanet_convnext_t_coco', 'DetTTAModel'),
         ('det/rtmdet_convnext_t_coco', 'DetTTAModel'),
+        ('det/dino_convnext_t_coco', 'InstanceTTA'),
+        ('det/mask2former_convnext_t_coco', 'InstanceTTA'),
         ('seg/mask2former_convnext_t_ade20k', 'SegTTAModel'),
-        ('det/dino_convnext_t_coco', None),
-        ('det/mask2former_convnext_t_coco', None),
     ],
 )
-def test_modern_heads_have_what_upstream_has(name, model):
+def test_modern_heads_are_augmented(name, model):
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
-    if model is None:
-        with pytest.raises(UserError, match='--tta needs tta_model in the config; this one has none'):
-            run_config.enable_tta(cfg)
-        return
     inner = cfg.model
     run_config.enable_tta(cfg)
     assert (cfg.model.type, cfg.model.module) == (model, inner)
-    assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
+    load, views = cfg.test_dataloader.dataset.pipeline
+    assert (load.type, views.type) == ('LoadImageFromFile', 'TestTimeAug')
+    (pack,) = views.transforms[-1]
+    assert pack.type.startswith('Pack')
+    assert {'flip', 'flip_direction'} <= set(pack.get('meta_keys', ('flip', 'flip_direction')))
+
+
+@pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention:DeprecationWarning')  # in mmcv
+@PYCOCOTOOLS
+@pytest.mark.parametrize('name', ['dino_convnext_t_coco', 'mask2former_convnext_t_coco'])
+def test_views_of_a_transformers_mirrored_image(name, shapes):
+    """Without a backbone's borders they would be the mirrored ones; here boxes lie inside of the image, best first."""
+    cfg = Config.fromfile(CONFIGS / f'det/{name}.py')
+    backbone = dict(type='ConvNeXt', arch='atto', out_indices=cfg.model.backbone.get('out_indices', (0, 1, 2, 3)))
+    takers = {'neck': [80, 160, 320], 'panoptic_head': [40, 80, 160, 320]}
+    for part, widths in takers.items():
+        if part in cfg.model:
+            cfg.model[part].in_channels = widths
+    cfg.model.backbone = backbone
+    dataset = cfg.test_dataloader.dataset
+    dataset.update(data_root=str(shapes), ann_file='annotations/instances_val.json', data_prefix=dict(img='images/val'))
+    dataset.metainfo = dict(classes=('circle', 'square'))
+    run_config.enable_tta(cfg)
+    for resizes in [views.transforms[0] for views in cfg.tta_pipeline if views.type == 'TestTimeAug']:
+        for resize, side in zip(resizes, (224, 256, 288), strict=True):
+            resize.scale = (side, side)
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).eval()
+    model.module.init_weights()
+    with torch.no_grad():
+        (sample,) = model.test_step(pseudo_collate([DATASETS.build(dataset)[0]]))
+    found = sample.pred_instances
+    assert 0 < len(found) <= 100
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    height, width = sample.ori_shape
+    assert found.bboxes.min() >= 0
+    assert found.bboxes[:, 2].max() <= width
+    assert found.bboxes[:, 3].max() <= height
+    assert 'masks' not in found or found.masks.shape == (len(found), height, width)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            dict(tta_model=None),
+            '--tta needs tta_model in the config; this one has none. convnext_dense/tta.py tells how',
+        ),
+        (
+            dict(tta_pipeline=[dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]),
+            '--tta needs a TestTimeAug in tta_pipeline, which makes the views; this one has LoadImageFromFile, PackDet',
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_augmented(changes, message):
+    cfg = Config.fromfile(DETECTOR)
+    for key, value in changes.items():
+        cfg[key] = value
+    with pytest.raises(UserError) as error:
+        run_config.enable_tta(cfg)
+    assert str(error.value).startswith(message)
+
+
+def test_views_of_other_sizes_than_the_test_are_noted():
+    """As where a config inherits the views, and has a test pipeline of its own."""
+    cfg = Config.fromfile(CONFIGS / 'det/cascade_convnext_t_coco.py')
+    assert run_config.enable_tta(copy.deepcopy(cfg)) == []
+    cfg.test_dataloader.dataset.pipeline[1].scale = (320, 240)
+    assert run_config.enable_tta(cfg) == [
+        '--tta tests with sizes of its own, (600, 1000), (800, 1333), (1000, 1666); without it the size is (240, 320)'
+    ]
+
+
+def test_a_suppression_that_does_not_exist():
+    with pytest.raises(ValueError, match=r"^tta_cfg\.nms\.type is nms or soft_nms; got 'nope'\.$"):
+        InstanceTTA(dict(nms=dict(type='nope'), max_per_img=3), module=Brightest())
 
 
 def test_the_tool_hands_the_option_on(monkeypatch):

@@ -12,7 +12,7 @@ def drop_masks(steps):
 
 train_pipeline = drop_masks(_base_.train_pipeline)
 test_pipeline = drop_masks(_base_.test_pipeline)
-tta_pipeline = multi_scale(test_pipeline, _base_.ratios)
+tta_pipeline = multi_scale(test_pipeline)
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -34,9 +34,7 @@ test_pipeline = [
     dict(type='PackDetInputs'),
 ]
 
-# `tools/test.py --tta`: other sizes and mirror images; nothing is published with it
-ratios = [0.75, 1.0, 1.25]
-tta_pipeline = multi_scale(test_pipeline, ratios)
+tta_pipeline = multi_scale(test_pipeline)
 
 train_dataloader = dict(
     batch_size=2,

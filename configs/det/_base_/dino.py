@@ -7,9 +7,12 @@ norms are of a class that the rule for norms does not know; here the custom key 
 It matters little: at these rates layer scale and norms lose less than 0.01 % in 12 epochs.
 """
 
-_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
+_base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', 'tta.py']
+
+from convnext_dense.tta import multi_scale
 
 custom_imports = dict(imports=['convnext_dense'], allow_failed_imports=False)
 model = dict(backbone=dict(_delete_=True, type='ConvNeXt', out_indices=(1, 2, 3), drop_path_rate=0.0))
 optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))  # as elsewhere here; upstream keeps all
+tta_pipeline = multi_scale(_base_.test_pipeline)
