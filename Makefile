@@ -1,11 +1,12 @@
 # make train   from a fresh clone to a trained Cascade Mask R-CNN
-# make test    the fast tests;  make test-slow  all of them;  make lint  ruff
+# make test    the fast tests, WORKERS=2 at a time;  make test-slow  all of them;  make lint  ruff
 # make matrix  the fast tests on other versions of Python and of the packages; docs/versions.md
 #
 # The first use makes .venv and installs the pinned set of constraints.txt. To use an environment of your own:
 #   pip install -e '.[mm,dev]'   and then   make train PYTHON=python
 
 VENV := .venv
+WORKERS := 2
 PYTHON := $(VENV)/bin/python
 # the newest Python >= 3.10 on the path
 BASE_PYTHON := $(shell for v in 3.13 3.12 3.11 3.10 3; do p=$$(command -v python$$v) && \
@@ -20,10 +21,10 @@ train: $(INSTALLED)
 	$(PYTHON) tools/train.py configs/det/cascade_convnext_atto_shapes.py
 
 test: $(INSTALLED)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n $(WORKERS)
 
 test-slow: $(INSTALLED)
-	$(PYTHON) -m pytest -m 'slow or not slow'
+	$(PYTHON) -m pytest -n $(WORKERS) -m 'slow or not slow'
 
 matrix: $(INSTALLED)
 	$(PYTHON) tools/matrix.py

@@ -20,7 +20,7 @@ OPENMMLAB = [
     'ftfy',
     'regex',
 ]
-DEVELOPMENT = ['timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'ruff', 'pre-commit']
+DEVELOPMENT = ['timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'pytest-xdist', 'ruff', 'pre-commit']
 
 setup(
     name='convnext-dense',

@@ -58,7 +58,7 @@ def test_the_page_has_the_rows_of_the_table():
 
 def test_pip_is_called_as_a_user_would():
     assert matrix.pip_calls(BY_NAME['py312']) == [['install', '-e', '.[mm,dev]']]
-    assert matrix.pip_calls(BY_NAME['core']) == [['install', '-e', '.', 'pytest', 'timm']]
+    assert matrix.pip_calls(BY_NAME['core']) == [['install', '-e', '.', 'pytest', 'pytest-xdist', 'timm']]
     (install,) = matrix.pip_calls(BY_NAME['oldest'])
     assert {'torch==2.4', 'torchvision==0.19', 'numpy==1.26', 'mmengine==0.10.7', 'mmdet==3.3'} < set(install)
     assert len(install) == len(set(install))

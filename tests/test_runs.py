@@ -568,7 +568,7 @@ def test_panoptic_heads_keep_their_classes():
 def test_a_wrong_option_is_answered_by_one_process(rank, monkeypatch, capsys):
     monkeypatch.setenv('RANK', str(rank))
     with pytest.raises(SystemExit) as leave:
-        config_parser('Train.').parse_args(['config.py', '--nonsense'])
+        command_line.config_parser('Train.').parse_args(['config.py', '--nonsense'])
     assert leave.value.code == 2
     assert ('unrecognized arguments: --nonsense' in capsys.readouterr().err) == (rank == 0)
 

@@ -23,6 +23,7 @@ from .versions import FORKS, KNOWN_TO_FAIL, MMCV, MMDET, MMENGINE, MMSEG, OURS, 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'docs/versions.md'
 FOLDER = ROOT / '.matrix'
+WORKERS = '2'  # tests at a time
 SHOWN = ('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmseg')  # modules whose versions the page has
 
 
@@ -57,7 +58,7 @@ ENVIRONMENTS = (
         'no MMDetection, no MMSegmentation',
         '3.11',
         extras='',
-        requirements=('pytest', 'timm'),
+        requirements=('pytest', 'pytest-xdist', 'timm'),
         tests=('tests/test_backbone.py', 'tests/test_doctor.py', 'tests/test_stack_versions.py'),
     ),
 )
@@ -179,7 +180,7 @@ def run_pytest(python: Path, tests: Sequence[str], log: Path) -> str:
     """Run pytest in the root of the repository, its output in a log file; return the outcome."""
     start, report = time.monotonic(), log.with_suffix('.xml')
     report.unlink(missing_ok=True)
-    command = [str(python), '-m', 'pytest', '-p', 'no:cacheprovider', f'--junitxml={report}', *tests]
+    command = [str(python), '-m', 'pytest', '-n', WORKERS, '-p', 'no:cacheprovider', f'--junitxml={report}', *tests]
     with log.open('w') as stream:
         code = subprocess.run(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT).returncode
     if not report.is_file():
