@@ -146,6 +146,45 @@ def test_soft_nms_is_what_a_plain_loop_does(kind, method, device):
         torch.testing.assert_close(dets, rows, equal_nan=True, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('offset', [0, 1])
+def test_soft_nms_of_many_classes_is_what_a_plain_loop_does(method, offset, monkeypatch):
+    """They lie apart, and are suppressed together, one winner of each at a time."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 9, 150) ** 2 % 9  # of very different counts
+    boxes, scores = draw_boxes(rng, 'distinct', 150)
+    boxes[:, 2:] += 1  # none is empty
+    boxes += torch.from_numpy(labels.astype(np.float32))[:, None] * 40
+    expected = softnms_by_hand(boxes, scores, 0.3, 0.5, 0.2, method, offset)
+    monkeypatch.setattr('convnext_dense.stack.ops.nms._Waiting.move_best_to', None)  # one after the other
+    dets = torch.zeros(150, 5)
+    kept = find_op('softnms')(boxes, scores, dets, 0.3, 0.5, 0.2, METHODS.index(method), offset)
+    assert kept.tolist() == [row[5] for row in expected]
+    assert 9 < len(kept) < 150
+    rows = torch.tensor([row[:5] for row in expected], dtype=torch.float32)
+    torch.testing.assert_close(dets[: len(kept)], rows, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('changed', ['score', 'threshold', 'empty', 'negative', 'group'])
+def test_soft_nms_goes_one_by_one_where_the_order_depends_on_it(changed):
+    rng = np.random.default_rng(4)
+    boxes, scores = draw_boxes(rng, 'distinct', 40)
+    boxes[:, 2:] += 1
+    threshold, apart = 0.3, 0.0 if changed == 'group' else 40.0
+    boxes += torch.arange(40)[:, None] % 4 * apart
+    if changed == 'score':
+        scores[7] = scores[8]
+    elif changed == 'threshold':
+        threshold = 0.0
+    elif changed == 'empty':
+        boxes[3, 2:] = boxes[3, :2]
+    elif changed == 'negative':
+        scores -= 0.5
+    expected = softnms_by_hand(boxes, scores, threshold, 0.5, 0.001, 'linear', 0)
+    kept = find_op('softnms')(boxes, scores, torch.zeros(40, 5), threshold, 0.5, 0.001, METHODS.index('linear'), 0)
+    assert kept.tolist() == [row[5] for row in expected]
+
+
 def test_softnms_fills_the_rows_it_keeps_and_no_other():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 0, 30, 10]])
     dets = torch.full((3, 5), -7.0)

@@ -464,6 +464,7 @@ def test_unknown_and_missing_arguments_are_named(op, ext_calls):
     ('op', 'changes', 'message'),
     [
         ('softnms', dict(method=3), r'softnms: method is 3\. Allowed are 0, 1, 2\.'),
+        ('nms', dict(iou_threshold='0.5'), r"nms takes numbers for thresholds and sigma; got '0\.5'\."),
         ('bbox_overlaps', dict(mode=2), r'mode is 2\. Allowed are 0, 1\.'),
         ('box_iou_rotated', dict(mode_flag=2), r'mode_flag is 2\. Allowed are 0, 1\.'),
         ('box_iou_quadri', dict(mode_flag=-1), r'mode_flag is -1\. Allowed are 0, 1\.'),

@@ -80,9 +80,10 @@ def nms_match(device: str) -> Turn:
     return Turn(lambda ext: ext.nms_match(dets, iou_threshold=0.7))
 
 
-def softnms(count: int, method: int, device: str) -> Turn:
-    """Soft NMS."""
+def softnms(count: int, method: int, classes: int, device: str) -> Turn:
+    """Soft NMS of boxes that are moved apart by class, as mmcv's ``batched_nms`` does."""
     boxes, scores = (t.cpu() for t in draw_boxes(count, device))
+    boxes = boxes + (torch.arange(count) % classes * (boxes.max() + 1))[:, None]
     numbers = dict(iou_threshold=0.5, sigma=0.5, min_score=0.05, method=method, offset=0)
     return Turn(lambda ext: ext.softnms(boxes, scores, torch.empty(count, 5), **numbers))
 
@@ -362,9 +363,11 @@ BOX_CASES: dict[str, Callable[[str], Turn]] = {
     'nms, 4000 boxes': partial(nms, 0),
     'nms with offset 1, 4000 boxes': partial(nms, 1),
     'nms_match, 4000 boxes': nms_match,
-    'softnms linear, 1000 boxes': partial(softnms, 1000, 1),
-    'softnms linear, 4000 boxes': partial(softnms, 4000, 1),
-    'softnms gaussian, 4000 boxes': partial(softnms, 4000, 2),
+    'softnms linear, 1000 boxes': partial(softnms, 1000, 1, 1),
+    'softnms linear, 1000 in 80 classes': partial(softnms, 1000, 1, 80),
+    'softnms linear, 4000 boxes': partial(softnms, 4000, 1, 1),
+    'softnms linear, 4000 in 80 classes': partial(softnms, 4000, 1, 80),
+    'softnms gaussian, 4000 boxes': partial(softnms, 4000, 2, 1),
     'nms_rotated, 2000 boxes': partial(nms_rotated, False),
     'nms_quadri, 2000 boxes': partial(nms_rotated, True),
     'box_iou_rotated, 1000 x 1000': partial(box_iou, False),

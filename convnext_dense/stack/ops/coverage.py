@@ -39,9 +39,9 @@ BOXES_AND_ROIS: tuple[Row, ...] = (
     Row(
         ops=('softnms',),
         used_by="CornerNet, CentripetalNet and every detector with nms=dict(type='soft_nms')",
-        served_by='NumPy, vectorized over the boxes that wait; one after the other wins, and that is the algorithm',
+        served_by='NumPy, vectorized over classes and the boxes that wait: of each class one wins at a time',
         exactness='the same boxes in the same order, bit-equal scores; with the gaussian method scores to 1e-7',
-        speed='0.2 with 1000 boxes, 0.5 with 4000',
+        speed='of one class 0.2 with 1000 boxes, 0.5 with 4000; of 80 classes 5 to 9 times the speed of one',
     ),
     Row(
         ops=('nms_rotated', 'nms_quadri'),
@@ -334,7 +334,8 @@ second derivative. Of many boxes the pairs are never held all at once: 100 000 b
 on the CPU.
 
 Of what MMDetection and MMSegmentation use, `CornerPool`, `CrissCrossAttention`, `point_sample` and the merge cells have
-no compiled part in mmcv 2.1, and `SAConv2d` none of its own.
+no compiled part in mmcv 2.1, and `SAConv2d` none of its own. The onedl fork has one op more, `line_nms_forward` for the
+lanes of CLRerNet, which is not served.
 """
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from .arguments import as_computable, check_choice, check_shape
 from .greedy import find_owners
 
@@ -29,9 +30,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
         # torchvision takes equal scores by index, mmcv as torch's sort leaves them; sorted first, the order stays.
         order = _best_first(scores)
-        return order[torchvision.ops.nms(boxes[order], scores[order], _as_float32(iou_threshold))]
+        return order[torchvision.ops.nms(boxes[order], scores[order], _as_float32('nms', iou_threshold))]
     order = _best_first(scores)
-    owners = _find_owners(boxes[order], _as_float32(iou_threshold), offset, reaches=torch.gt)
+    owners = _find_owners(boxes[order], _as_float32('nms', iou_threshold), offset, reaches=torch.gt)
     return order[owners == torch.arange(len(owners), device=owners.device)]
 
 
@@ -45,7 +46,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     (dets,) = as_computable('nms_match', dets=dets)
     check_shape('nms_match', dets=(dets.shape, (*dets.shape[:1], 5)))
     order = _best_first(dets[:, 4])
-    owners = _find_owners(dets[order, :4], _as_float32(iou_threshold), offset=0, reaches=torch.ge)
+    owners = _find_owners(dets[order, :4], _as_float32('nms_match', iou_threshold), offset=0, reaches=torch.ge)
     # A group's boxes follow each other, by score; its owner is the best of them.
     owners, grouped = owners.sort(stable=True)
     members = order[grouped].tolist()
@@ -80,15 +81,24 @@ def softnms(
     """
     boxes, scores = _checked('softnms', boxes, scores)
     check_choice('softnms', (NAIVE, LINEAR, GAUSSIAN), method=method)
-    iou_threshold, sigma, min_score = map(_as_float32, (iou_threshold, sigma, min_score))
+    iou_threshold, sigma, min_score = (_as_float32('softnms', number) for number in (iou_threshold, sigma, min_score))
+
+    def decay(overlaps: np.ndarray) -> np.ndarray:
+        return _decay(overlaps, iou_threshold, sigma, method)
+
     waiting = _Waiting(boxes.cpu().numpy(), scores.cpu().numpy(), offset)
+    if iou_threshold > 0 and (kept := waiting.suppress_apart(decay, min_score)):
+        indices, lowered = kept
+        dets[: len(indices), :4] = boxes[indices]
+        dets[: len(indices), 4] = lowered
+        return indices
     position = 0
     with np.errstate(all='ignore'):
         while position < waiting.count:
             waiting.move_best_to(position)
             position += 1
             rest = waiting.scores[position : waiting.count]
-            rest *= _decay(waiting.overlaps(position), iou_threshold, sigma, method)
+            rest *= decay(waiting.overlaps(position))
             dropped = rest < min_score
             if dropped.any():
                 waiting.drop(position, dropped)
@@ -123,12 +133,71 @@ class _Waiting:
 
     def overlaps(self, first: int) -> np.ndarray:
         """Return the IoU of the box before ``first`` with each one from there on; NaN and two empty boxes give NaN."""
-        x1, y1, x2, y2, _, area, _ = self.columns[:, first - 1]
-        others = self.columns[:, first : self.count]
-        width = np.minimum(x2, others[2]) - np.maximum(x1, others[0]) + self.offset
-        height = np.minimum(y2, others[3]) - np.maximum(y1, others[1]) + self.offset
+        return self.overlap(self.columns[:, first - 1], self.columns[:, first : self.count])
+
+    def overlap(self, box: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return the IoU of boxes whose columns are given, of any shapes that are broadcast."""
+        width = np.minimum(box[2], others[2]) - np.maximum(box[0], others[0]) + self.offset
+        height = np.minimum(box[3], others[3]) - np.maximum(box[1], others[1]) + self.offset
         common = np.maximum(width, 0) * np.maximum(height, 0)
-        return common / (area + others[5] - common)
+        return common / (box[5] + others[5] - common)
+
+    def suppress_apart(self, decay: Callable, min_score: float) -> tuple[Tensor, Tensor] | None:
+        """Suppress the boxes of all groups at once; groups lie beside each other, as classes do that are moved apart.
+
+        Where no two scores are ever equal the order in which boxes wait is of no account, and where no score is
+        negative the boxes of several groups win in the order of their scores.
+
+        Args:
+            decay: Returns the factors of scores, given overlaps.
+            min_score: As for :func:`softnms`.
+
+        Returns:
+            The indices of the kept boxes, ``(M,)``, and their scores; None where the groups are one or scores tie.
+        """
+        if not self.is_sound or (self.scores < 0).any():
+            return None
+        starts, order = self.find_groups()
+        if len(starts) < 2:
+            return None
+        may_win = self.scores >= min_score
+        may_win[self.scores.argmax()] = True  # it wins before any box is looked at
+        sizes = np.diff(starts, append=self.count)
+        winners, scores = [], []
+        for power in np.unique(np.frexp(sizes)[1]):  # groups of similar sizes, to pad them little
+            chosen = np.frexp(sizes)[1] == power
+            places = np.arange(sizes[chosen].max())
+            is_member = places < sizes[chosen, None]
+            groups = order[np.minimum(starts[chosen, None] + places, self.count - 1)]
+            columns, alive = self.columns[:, groups], may_win[groups] & is_member
+            while alive.any():
+                rows = np.flatnonzero(alive.any(axis=1))
+                columns, alive, numbers = columns[:, rows], alive[rows], np.arange(len(rows))
+                candidates = np.where(alive, columns[4], -np.inf)
+                best = candidates.argmax(axis=1)
+                box = columns[:, numbers, best, None]
+                if (candidates == box[4]).sum() > len(rows):
+                    return None
+                winners.append(box[6])
+                scores.append(box[4])
+                alive[numbers, best] = False
+                columns[4] *= decay(self.overlap(box, columns))
+                alive &= columns[4] >= min_score
+        scores = np.concatenate(scores).ravel()
+        ranks = np.argsort(-scores)
+        scores = scores[ranks]
+        if (scores[1:] == scores[:-1]).any():
+            return None
+        winners = np.concatenate(winners).ravel()[ranks].astype(np.int64)
+        return torch.from_numpy(winners), torch.from_numpy(scores)
+
+    def find_groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return where groups of boxes start that do not touch on the x axis, and the order in which they stand."""
+        x1, _, x2 = self.columns[:3]
+        order = np.argsort(x1, kind='stable')
+        reach = np.maximum.accumulate(x2[order])
+        starts = np.flatnonzero(reach[:-1] - x1[order][1:] + self.offset <= 0) + 1
+        return np.append(0, starts) if self.count else starts, order
 
     def drop(self, first: int, dropped: np.ndarray) -> None:
         """Drop the flagged ones, counted from ``first``."""
@@ -144,8 +213,10 @@ def _checked(op: str, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     return boxes, scores
 
 
-def _as_float32(value: float) -> float:
+def _as_float32(op: str, value: float) -> float:
     # mmcv takes thresholds as C floats; 0.6 as a double is below 0.6 as a float, which decides ties.
+    if isinstance(value, str):
+        raise UserError(f'{op} takes numbers for thresholds and sigma; got {value!r}.')
     return float(np.float32(value))
 
 
