@@ -52,7 +52,8 @@ known types:
 
 So the counts here stay within 0.2 % of the published ones. [model_stats.md](model_stats.md) splits them into backbone,
 neck and heads, as `python tools/model_stats.py CONFIG` does for any config; with `--measure` it also runs the whole
-test of an image, NMS and sliding windows included, for time and memory.
+test of an image, NMS and sliding windows included, for time and memory, with `--train` a training step of the images of
+one GPU, and with `--amp` both in mixed precision.
 """
 
 
