@@ -90,7 +90,12 @@ def measure_test(file: str | os.PathLike, size: tuple[int, int], amp: bool = Fal
         find_objects(model.eval())
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
         samples = [empty_sample(library_of(model), (height, width))]
-        return lambda: model.test_step(dict(inputs=[image], data_samples=copy.deepcopy(samples)))
+
+        def work() -> None:
+            with autocast(amp):
+                model.test_step(dict(inputs=[image], data_samples=copy.deepcopy(samples)))
+
+        return work
 
     with torch.inference_mode():
         return measure(cfg, prepare, amp)
@@ -123,7 +128,12 @@ def measure_training(file: str | os.PathLike, size: tuple[int, int], amp: bool =
         MessageHub.get_current_instance().update_info_dict(dict(epoch=0, iter=0))  # for which a few heads ask
         wrapper = build_optim_wrapper(model, wrapper_cfg)
         batch = draw_for(cfg, range(batch_size), True, side)
-        return lambda: model.train_step(copy.deepcopy(batch), wrapper)
+
+        def work() -> None:
+            with autocast(amp and wrapper_cfg['type'] == 'OptimWrapper'):  # the other one does that by itself
+                model.train_step(copy.deepcopy(batch), wrapper)
+
+        return work
 
     return measure(cfg, prepare, amp)
 
@@ -137,20 +147,19 @@ def measure(cfg: Config, prepare: Callable[[nn.Module], Callable[[], object]], a
     Args:
         cfg: Of the model.
         prepare: Takes the model and returns its work.
-        amp: In mixed precision: float16 on CUDA, bfloat16 on a CPU.
+        amp: It is in mixed precision.
 
     Raises:
         UserError: It cannot be built or run.
     """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    dtype = torch.float16 if device.type == 'cuda' else torch.bfloat16
     torch.manual_seed(0)
     with model_scope(cfg), quiet():
         build_on_meta(cfg.model)  # imports what the model needs, which is not the model's memory
         before = resident_bytes('VmRSS')
         model = build(cfg.model).to(device)
         work, seconds = prepare(model), []
-        with explained_failures(model), torch.autocast(device.type, dtype, enabled=amp):
+        with explained_failures(model):
             while len(seconds) < WARMUP + MIN_TURNS or (
                 len(seconds) < WARMUP + MAX_TURNS and sum(seconds) < MAX_SECONDS
             ):
@@ -160,13 +169,23 @@ def measure(cfg: Config, prepare: Callable[[nn.Module], Callable[[], object]], a
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
     name = torch.cuda.get_device_name() if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
-    precision = f', {str(dtype).removeprefix("torch.")} AMP' if amp else ', fp32'
+    precision = f', {str(amp_dtype()).removeprefix("torch.")} AMP' if amp else ', fp32'
     if device.type == 'cuda':
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resident_bytes('VmHWM')
         peak = None if peak is None else peak - before
     return Measurement(statistics.median(seconds[WARMUP:]), peak, name + precision)
+
+
+def autocast(enabled: bool) -> torch.autocast:
+    """Return a context of mixed precision on the device at hand."""
+    return torch.autocast('cuda' if torch.cuda.is_available() else 'cpu', amp_dtype(), enabled=enabled)
+
+
+def amp_dtype() -> torch.dtype:
+    """Return the half precision of the device at hand: float16 of CUDA, as MMEngine has it, bfloat16 of a CPU."""
+    return torch.float16 if torch.cuda.is_available() else torch.bfloat16
 
 
 def find_objects(model: nn.Module) -> None:
