@@ -263,8 +263,9 @@ def _contains(versions: str | None, version: str) -> bool:
 def _versions(names: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError, KeyError):
-            found[name] = metadata.version(name) or ''  # nothing or KeyError where pip was stopped half-way
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            # where pip was stopped half-way there may be no metadata, or no version in it
+            found[name] = (metadata.metadata(name) or {}).get('Version') or ''
     return found
 
 
