@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 import warnings
-from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,7 +212,7 @@ def test_an_old_pytorch_reads_files_of_strangers_at_a_risk():
 
 
 def test_a_clone_that_was_never_installed(monkeypatch):
-    monkeypatch.setattr(doctor.versions, '_our_metadata', Message)
+    monkeypatch.setattr(doctor.versions, '_our_requirements', list)
     *rows, note = doctor.version_lines({'torch': {'torch': '2.14.1'}})
     assert rows[1].split() == ['torch', '2.14.1', 'untested']
     assert note == 'The supported ranges are unknown, since pip does not know convnext-dense: pip install -e .'

@@ -32,11 +32,11 @@ def write_metadata(folder, *packages):
 @pytest.fixture
 def pip_knows(tmp_path, monkeypatch):
     """Let pip know the given packages and this one, and no others."""
-    ours = importlib.metadata.metadata(versions.OURS)
+    ours = importlib.metadata.requires(versions.OURS)
 
     def know(*packages):
         write_metadata(tmp_path, *packages)
-        monkeypatch.setattr(versions, '_our_metadata', lambda: ours)
+        monkeypatch.setattr(versions, '_our_requirements', lambda: ours)
         monkeypatch.setattr(versions, '_is_there', lambda module: False)
         monkeypatch.setattr(sys, 'path', [str(tmp_path)])
         return find_installed()
@@ -91,7 +91,8 @@ def test_no_range_no_verdict(pip_knows, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.undo()
-    monkeypatch.setattr(versions.metadata, 'metadata', unknown)
+    for name in ('metadata', 'requires'):
+        monkeypatch.setattr(versions.metadata, name, unknown)
     assert {judge(module, installed) for module in installed} == {'untested'}
     assert versions.judge_python() == 'untested'
     assert versions.install_command('mmcv', {}) == "pip install 'mmcv-lite'"

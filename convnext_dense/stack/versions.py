@@ -9,7 +9,6 @@ import logging
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from email.message import Message
 from importlib import metadata
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -122,8 +121,11 @@ def find_installed() -> Installed:
 def judge_python() -> str:
     """Return the verdict on the running Python: ``supported`` or ``untested``."""
     minor = '.'.join(platform.python_version_tuple()[:2])
-    known = f'Programming Language :: Python :: {minor}' in (_our_metadata().get_all('Classifier') or ())
-    return 'supported' if known else 'untested'
+    try:
+        classifiers = metadata.metadata(OURS).get_all('Classifier') or ()
+    except metadata.PackageNotFoundError:
+        classifiers = ()
+    return 'supported' if f'Programming Language :: Python :: {minor}' in classifiers else 'untested'
 
 
 def judge(module: str, installed: Installed) -> str:
@@ -144,7 +146,7 @@ def supported_range(name: str) -> str | None:
     if name in FORKS:
         return FORKS[name]
     first = BY_NAME[name].names[0] if name in BY_NAME else name
-    asked = _requirements(_our_metadata().get_all('Requires-Dist'))
+    asked = _requirements(_our_requirements())
     return next((str(each.specifier) for each in asked if canonicalize_name(each.name) == first), None)
 
 
@@ -279,8 +281,8 @@ def _requirements(lines: Sequence[str] | None) -> Iterator[Requirement]:
             yield Requirement(line)
 
 
-def _our_metadata() -> Message:
+def _our_requirements() -> list[str]:
     try:
-        return metadata.metadata(OURS)
+        return metadata.requires(OURS) or []  # wherever setuptools put them: its old versions have a file of their own
     except metadata.PackageNotFoundError:  # the package is on the path alone
-        return Message()
+        return []
