@@ -27,7 +27,7 @@ def row_of(name):
     return dict(zip(columns, cells, strict=True))
 
 
-def test_the_pages_are_current(leaf_stats, monkeypatch):
+def test_the_pages_are_current(leaf_stats, originals, monkeypatch):
     monkeypatch.setattr(model_zoo, 'count_config', leaf_stats)
     assert model_zoo.outdated_pages() == [], 'run python tools/model_zoo.py'
 

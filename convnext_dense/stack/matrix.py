@@ -230,7 +230,7 @@ They have the same modules as the originals, so the originals have to go:
     pip install {forks}
 
 pip builds `onedl-mmcv` without its ops where it finds no wheel for the PyTorch at hand; they are then served by
-torchvision.
+torchvision. The forks have a few more configs, and their DINO has 0.1 M parameters more than the pages here say.
 
 ## Known not to work
 
