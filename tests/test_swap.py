@@ -1027,7 +1027,7 @@ def test_the_libraries_own_tools_test_it(drawn_run):
     run_in(folder, tools / 'train.py')
     before = re.search(r'python -c "(.+)" \\\n', (ROOT / 'docs/swap.md').read_text())[1]
     command = [sys.executable, *(['-c', before] if package == 'mmdet' else []), str(tools / 'test.py'), 'run.py']
-    (checkpoint,) = folder.glob('work_dirs/run/*.pth')
+    checkpoint = next(folder.glob('work_dirs/run/*.pth'))
     run = subprocess.run([*command, str(checkpoint)], cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}[package] in run.stdout + run.stderr
