@@ -574,6 +574,7 @@ def test_a_wrong_option_is_answered_by_one_process(rank, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:__array_:DeprecationWarning')  # NumPy's, of pycocotools
 @pytest.mark.parametrize('name', ['det/cascade_convnext_atto_shapes', 'seg/upernet_convnext_atto_shapes'])
 def test_the_drawn_configs_reach_what_their_headers_promise(name, tmp_path):
     """They train for minutes; the metrics of COCO are called otherwise there."""
