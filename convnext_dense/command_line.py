@@ -60,9 +60,10 @@ class OneVoiceParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit."""
-        if process_rank() == 0:
-            super().error(message)
-        sys.exit(2)
+        if process_rank() > 0:
+            time.sleep(PATIENCE)  # the launcher ends all processes when one has ended, and the first has yet to speak
+            sys.exit(2)
+        super().error(message)
 
 
 class Options(DictAction):

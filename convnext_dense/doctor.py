@@ -127,7 +127,7 @@ CURES = {
         '{install_torchvision}'
     ),
     r'_ext\S*: undefined symbol': (
-        'compile this mmcv for the installed PyTorch, or take the other one: pip uninstall -y mmcv; {install_mmcv}'
+        'compile this mmcv for the installed PyTorch, or take the other one: {install_mmcv}'
     ),
     r"'torchvision::\w+'.*'CUDA' backend|(?i:not compiled with (gpu|cuda))": (
         'reinstall torch and torchvision from one place, both built for the same CUDA'

@@ -19,7 +19,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from convnext_dense import run_config
+from convnext_dense import run_config, runs
 from convnext_dense.console import quiet
 from convnext_dense.data.samples import empty_sample
 from convnext_dense.drawn_batches import draw_for
@@ -39,11 +39,12 @@ STATUS = Path('/proc/self/status')
 
 
 class Measurement(NamedTuple):
-    """Some work of a model: the median time in seconds, the peak memory in bytes, and where."""
+    """Some work of a model: the median time in seconds, the peak memory in bytes, where, and on which images."""
 
     seconds: float
     num_bytes: int | None
     device: str
+    images: str = ''
 
 
 def measure_config(
@@ -69,9 +70,14 @@ def measure_config(
                 raise
             is_ended = isinstance(error, BrokenProcessPool)
             reason = 'its process was ended, for want of memory most likely' if is_ended else 'memory is short'
+            work, remedy, option = (
+                ('a training step', 'the config a smaller train_dataloader.batch_size', '--train')
+                if training
+                else (f'an image of {size[0]}x{size[1]}', 'a smaller --size', '--measure')
+            )
             raise UserError(
-                f'{file} cannot be measured at {size[0]}x{size[1]}: {reason}. Give a smaller --size, or leave '
-                '--measure out: counting needs no memory.'
+                f'{file} cannot be measured with {work}: {reason}. Give {remedy}, or leave {option} out: counting '
+                'needs no memory.'
             ) from error
 
 
@@ -108,18 +114,20 @@ def measure_training(file: str | os.PathLike, size: tuple[int, int], amp: bool =
     random. One process trains: SyncBN is BN.
 
     Raises:
-        UserError: The config has no training.
+        UserError: The config has no training, or a number in it is wrong.
     """
     cfg = run_config.load_config(file)
     if not cfg.get('optim_wrapper') or not cfg.get('train_dataloader'):
         raise UserError(f'{file} has no optim_wrapper or no train_dataloader: no training step can be measured.')
+    run_config.check_step(cfg)
     run_config.fit_classes(cfg)
-    run_config.drop_initial_weights(cfg)
-    wrapper_cfg = {key: value for key, value in cfg.optim_wrapper.items() if key not in ('dtype', 'loss_scale')}
-    wrapper_cfg['type'] = 'AmpOptimWrapper' if amp and torch.cuda.is_available() else 'OptimWrapper'
+    run_config.drop_initial_weights(cfg.model)
+    wrapper_cfg = run_config.without_amp(cfg.optim_wrapper)
+    if amp and torch.cuda.is_available():
+        wrapper_cfg['type'] = 'AmpOptimWrapper'
     crop = (cfg.model.get('data_preprocessor') or {}).get('size')
     side = crop[0] if crop else round_up(math.sqrt(size[0] * size[1]))
-    batch_size = cfg.train_dataloader.batch_size
+    batch_size = cfg.train_dataloader.get('batch_size', 1)
 
     def prepare(model: nn.Module) -> Callable[[], object]:
         model = revert_sync_batchnorm(model)
@@ -135,7 +143,7 @@ def measure_training(file: str | os.PathLike, size: tuple[int, int], amp: bool =
 
         return work
 
-    return measure(cfg, prepare, amp)
+    return measure(cfg, prepare, amp)._replace(images=f'{batch_size} x {side}x{side}')
 
 
 def measure(cfg: Config, prepare: Callable[[nn.Module], Callable[[], object]], amp: bool) -> Measurement:
@@ -158,7 +166,8 @@ def measure(cfg: Config, prepare: Callable[[nn.Module], Callable[[], object]], a
         build_on_meta(cfg.model)  # imports what the model needs, which is not the model's memory
         before = resident_bytes('VmRSS')
         model = build(cfg.model).to(device)
-        work, seconds = prepare(model), []
+        with runs.build_errors():
+            work, seconds = prepare(model), []
         with explained_failures(model):
             while len(seconds) < WARMUP + MIN_TURNS or (
                 len(seconds) < WARMUP + MAX_TURNS and sum(seconds) < MAX_SECONDS

@@ -33,9 +33,12 @@ import copy
 import inspect
 import math
 import os
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,6 +71,7 @@ LAYERS = frozenset(
     )
 )  # fmt: skip
 
+MISFIT = re.compile('channel|shape|size|match')  # in PyTorch's errors of layers that do not fit their inputs
 CPU_ALLOCATOR = 'DefaultCPUAllocator'  # PyTorch's error of a CPU without memory has no class, but names it
 
 
@@ -94,7 +98,7 @@ class ModelStats:
         parts: The counts of each of ``PARTS``.
         header: What the config promises; None where it has no header.
         cfg: What the file resolves to.
-        uncounted: Why the heads have parameters alone; empty where all is counted.
+        uncounted: Why the heads, or neck and heads, have parameters alone; empty where all is counted.
     """
 
     config: Path
@@ -285,12 +289,12 @@ def build_on_meta(model_cfg: Mapping) -> nn.Module:
 
 
 def build(model_cfg: Mapping) -> nn.Module:
-    """Build a model that is not going to be trained.
+    """Build a model, without what libraries say of it.
 
     Raises:
         UserError: It cannot be built.
     """
-    with runs.build_errors(), quiet():  # of losses, which are not used
+    with runs.build_errors(), quiet():
         return MODELS.build(copy.deepcopy(model_cfg))  # some models change their config
 
 
@@ -302,7 +306,8 @@ def count_model(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Coun
         size: Width and height of the image in pixels.
 
     Returns:
-        The counts of each part, and why the heads have parameters alone; empty where all is counted.
+        The counts of each part, and why the heads, or neck and heads, have parameters alone; empty where all is
+        counted.
 
     Raises:
         UserError: It has no backbone, or one that does not run.
@@ -312,23 +317,23 @@ def count_model(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Coun
     name = type(model).__name__
     if not hasattr(model, 'backbone') or not hasattr(model, 'extract_feat'):
         raise UserError(f'{name} has no backbone: only detectors and segmentors with a backbone and heads are counted.')
-    image = torch.empty(1, 3, height, width, device='meta')
-    neck = model.neck if model.with_neck else None
-    parts, uncounted = {'neck': Counts()}, ''
-    with explained_failures(model):
-        maps, parts['backbone'] = count_call(model.backbone, image)
-        if neck is not None:
-            maps, parts['neck'] = count_call(neck, maps)
+    image = maps = torch.empty(1, 3, height, width, device='meta')
+    neck = model.neck if model.with_neck else nn.Identity()
     run_heads = run_roi_heads if hasattr(model, 'roi_head') else run_dense_heads
-    try:
-        with explained_failures(model):
-            parts['heads'] = count_call(run_heads, model, image, maps)[1]
-    except Uncounted as error:
-        parts['heads'] = Counts(macs=None, activations=None)
-        uncounted = f'of the heads of {name} only the parameters are counted: {error}'
-    params = {'backbone': num_params(model.backbone), 'neck': num_params(neck) if neck is not None else 0}
+    params = {'backbone': num_params(model.backbone), 'neck': num_params(neck)}
     params['heads'] = num_params(model) - sum(params.values())
-    return {part: parts[part] + Counts(params=params[part]) for part in PARTS}, uncounted
+    parts, uncounted = {part: Counts(params[part], None, None) for part in PARTS}, ''
+    try:
+        for part, step in zip(PARTS, (model.backbone, neck, partial(run_heads, model, image)), strict=True):
+            with explained_failures(model):
+                maps, counts = count_call(step, maps)
+            parts[part] = counts + Counts(params=params[part])
+    except Uncounted as error:
+        if part == 'backbone':
+            raise
+        missing = 'the heads' if part == 'heads' else 'neck and heads'
+        uncounted = f'of {missing} of {name} only the parameters are counted: {error}'
+    return parts, uncounted
 
 
 class Uncounted(UserError):
@@ -337,19 +342,12 @@ class Uncounted(UserError):
 
 @contextlib.contextmanager
 def explained_failures(model: nn.Module) -> Iterator[None]:
-    """Say where a model fails, and whether that is for want of values.
+    """Say which module of a model fails, and whether that is for want of values.
 
     Raises:
-        Uncounted: It asks for values, which tensors on meta have not.
+        Uncounted: The model is on meta, and the failure may be that its tensors have no values.
         UserError: Anything else, such as channels that do not fit.
     """
-    names = {module: name for name, module in model.named_modules()}
-    entered = ['']
-
-    def note(module: nn.Module, inputs: object) -> None:
-        entered[0] = names.get(module, entered[0])
-
-    hook = nn.modules.module.register_module_forward_pre_hook(note)
     try:
         yield
     except UserError:
@@ -357,12 +355,20 @@ def explained_failures(model: nn.Module) -> Iterator[None]:
     except runs.BUILD_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        place, what = entered[0] or type(model).__name__, f'{type(error).__name__}: {error}'
-        if isinstance(error, NotImplementedError) or 'meta' in str(error):
+        place, what = failing_module(model, error), f'{type(error).__name__}: {error}'
+        is_misfit = isinstance(error, RuntimeError) and MISFIT.search(str(error)) and 'meta' not in str(error)
+        if any(parameter.is_meta for parameter in model.parameters()) and not is_misfit:
             raise Uncounted(f'{place} does not run without values ({what})') from error
         raise UserError(f'{type(model).__name__} does not run: {place} ends with {what}') from error
-    finally:
-        hook.remove()
+
+
+def failing_module(model: nn.Module, error: BaseException) -> str:
+    """Return the name of the innermost module of a model that was at work when an error came, or the model's class."""
+    names = {module: name for name, module in model.named_modules()}
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [frame.f_locals.get('self') for frame in frames]
+    found = [names[module] for module in modules if isinstance(module, nn.Module) and names.get(module)]
+    return found[-1] if found else type(model).__name__
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,10 +1,11 @@
 """Configs go in, a table of what their models cost comes out, as text, Markdown, CSV or JSON."""
 
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from convnext_dense import runs
@@ -12,7 +13,7 @@ from convnext_dense.errors import UserError
 from convnext_dense.measurement import Measurement, measure_config
 from convnext_dense.model_stats import CONFIGS, ModelStats, check_size, count_config, leaf_configs
 
-# the columns of a table and how their numbers are written; the last ones are there where something was measured
+# the columns of a table and how their numbers are written
 COLUMNS = {
     'config': '',
     'input': '',
@@ -27,6 +28,7 @@ COLUMNS = {
     'time (ms)': '.1f',
     'training memory (MB)': '.0f',
     'step time (ms)': '.1f',
+    'step images': '',
     'device': '',
 }
 
@@ -64,16 +66,20 @@ def describe_models(
     """
     if out is not None and Path(out).suffix not in WRITERS:
         raise UserError(f'--out takes a file that ends in {", ".join(WRITERS)}; got {out}.')
+    if amp and not (measure or train):
+        raise UserError('--amp is for measuring: give --measure or --train with it.')
     size = check_size(size) if size else None
+    works = [training for training, is_asked in ((False, measure), (True, train)) if is_asked]
     rows, failures = [], []
     for config in configs or leaf_configs():
-        try:
+        with noting(failures, config):
             stats = count_config(config, size)
             runs.tell(*([f'{short_name(stats.config)}: {stats.uncounted}'] if stats.uncounted else []))
-            works = [training for training, is_asked in ((False, measure), (True, train)) if is_asked]
-            rows += table_rows(stats, {work: measure_config(config, stats.size, work, amp) for work in works})
-        except UserError as error:
-            failures.append(str(error) if str(config) in str(error) else f'{config}: {error}')
+            measured = {}
+            for training in works:
+                with noting(failures, config):
+                    measured[training] = measure_config(config, stats.size, training, amp)
+            rows += table_rows(stats, measured)
     if not rows:
         raise UserError(' '.join(failures))
     if out is not None:
@@ -82,6 +88,15 @@ def describe_models(
         except OSError as error:
             raise UserError(f'{out} cannot be written ({error.strerror}). Give another file with --out.') from error
     return format_text(rows), failures
+
+
+@contextlib.contextmanager
+def noting(failures: list[str], config: str | os.PathLike) -> Iterator[None]:
+    """Go on after a user's mistake, and note what it was and in which config."""
+    try:
+        yield
+    except UserError as error:
+        failures.append(str(error) if str(config) in str(error) else f'{config}: {error}')
 
 
 def table_rows(stats: ModelStats, measured: Mapping[bool, Measurement] | None = None) -> list[dict[str, object]]:
@@ -93,30 +108,26 @@ def table_rows(stats: ModelStats, measured: Mapping[bool, Measurement] | None = 
     """
     rows = []
     for part, counts in {**stats.parts, 'total': stats.total}.items():
-        row = {
-            'config': short_name(stats.config),
-            'input': '{}x{}'.format(*stats.size),
-            'part': part,
-            'params (M)': round(counts.params / 1e6, 2),
-            'published params (M)': None,
-            'GFLOPs': None if counts.macs is None else round(counts.macs / 1e9, 2),
-            'published GFLOPs': None,
-            'difference (%)': None,
-            'activations (M)': None if counts.activations is None else round(counts.activations / 1e6, 2),
-        }
-        if part == 'total':
-            params = stats.header.params if stats.header else None
-            row['published params (M)'] = None if params is None else float(params)
-            row['published GFLOPs'] = stats.published_gflops
-            row['difference (%)'] = None if stats.difference is None else round(stats.difference, 2)
-        for training, measurement in (measured or {}).items():
-            memory, time = ('training memory (MB)', 'step time (ms)') if training else ('peak memory (MB)', 'time (ms)')
-            is_known = part == 'total' and measurement.num_bytes is not None
-            row[memory] = round(measurement.num_bytes / 1e6) if is_known else None
-            row[time] = round(1000 * measurement.seconds, 1) if part == 'total' else None
-        if measured:
-            row['device'] = next(iter(measured.values())).device if part == 'total' else None
+        row = dict.fromkeys(COLUMNS)
+        row |= {'config': short_name(stats.config), 'input': '{}x{}'.format(*stats.size), 'part': part}
+        row['params (M)'] = round(counts.params / 1e6, 2)
+        if counts.macs is not None:
+            row['GFLOPs'] = round(counts.macs / 1e9, 2)
+        if counts.activations is not None:
+            row['activations (M)'] = round(counts.activations / 1e6, 2)
         rows.append(row)
+    total = rows[-1]
+    if stats.header and stats.header.params is not None:
+        total['published params (M)'] = float(stats.header.params)
+    total['published GFLOPs'] = stats.published_gflops
+    if stats.difference is not None:
+        total['difference (%)'] = round(stats.difference, 2)
+    for training, measurement in (measured or {}).items():
+        memory, time = ('training memory (MB)', 'step time (ms)') if training else ('peak memory (MB)', 'time (ms)')
+        total[memory] = None if measurement.num_bytes is None else round(measurement.num_bytes / 1e6)
+        total[time] = round(1000 * measurement.seconds, 1)
+        total['step images'] = measurement.images if training else None
+        total['device'] = measurement.device
     return rows
 
 
@@ -128,7 +139,7 @@ def short_name(config: Path) -> str:
 
 def format_cells(rows: Sequence[Mapping[str, object]]) -> list[list[str]]:
     """Return head and rows of a table as text, cell by cell, without columns in which nothing stands."""
-    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    names = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
     cells = [['' if row[name] is None else format(row[name], COLUMNS[name]) for name in names] for row in rows]
     return [names, *cells]
 
@@ -162,7 +173,7 @@ def format_markdown(rows: Sequence[Mapping[str, object]]) -> str:
 def format_csv(rows: Sequence[Mapping[str, object]]) -> str:
     """Return comma-separated values with a head."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator='\n')
+    writer = csv.DictWriter(stream, fieldnames=list(COLUMNS), lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()

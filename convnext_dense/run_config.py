@@ -165,9 +165,9 @@ def lr_text(cfg: Config) -> str:
 
 
 def optimizers(cfg: Config) -> list[dict]:
-    """Return the optimizers' settings that have an lr."""
-    wrappers = walk(cfg.get('optim_wrapper'))
-    return [wrapper['optimizer'] for wrapper in wrappers if 'lr' in (wrapper.get('optimizer') or {})]
+    """Return the optimizers' settings that have an lr; Adafactor's may be None."""
+    given = [wrapper.get('optimizer') or {} for wrapper in walk(cfg.get('optim_wrapper'))]
+    return [optimizer for optimizer in given if optimizer.get('lr') is not None]
 
 
 def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
@@ -239,9 +239,7 @@ def fit_to_cpu(cfg: Config) -> list[str]:
     notes = []
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == 'AmpOptimWrapper':
-        wrapper['type'] = 'OptimWrapper'
-        for key in ('loss_scale', 'dtype'):
-            wrapper.pop(key, None)
+        cfg.optim_wrapper = without_amp(wrapper)
         notes.append('no GPU: training in fp32 instead of mixed precision')
     if cfg.launcher != 'none':  # a single process reverts SyncBN by itself
         unused = cfg.get('find_unused_parameters', False)
@@ -255,17 +253,23 @@ def fit_to_cpu(cfg: Config) -> list[str]:
     return notes
 
 
+def without_amp(wrapper_cfg: Mapping) -> dict:
+    """Return the config of an optimizer wrapper that trains in full precision."""
+    options = {key: value for key, value in wrapper_cfg.items() if key not in ('loss_scale', 'dtype')}
+    return {**options, 'type': 'OptimWrapper'}
+
+
 def drop_training(cfg: Config) -> None:
     """Take training and validation out of a config, so that a test needs no training data."""
     training = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
     for key in (*training, 'val_dataloader', 'val_cfg', 'val_evaluator'):
         cfg[key] = None
-    drop_initial_weights(cfg)  # which the checkpoint replaces
+    drop_initial_weights(cfg.model)  # which the checkpoint replaces
 
 
-def drop_initial_weights(cfg: Config) -> None:
-    """Let every part of the model start from random weights."""
-    for node in walk(cfg.model):
+def drop_initial_weights(model_cfg: Mapping) -> None:
+    """Let every part of a model start from random weights."""
+    for node in walk(model_cfg):
         init_cfg = node.get('init_cfg')
         if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
             node['init_cfg'] = None

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
-NMS_TYPES = ('nms', 'soft_nms')
+NMS_TYPES = ('nms', 'soft_nms')  # the first is mmcv's default
 FLIPPED_DIMS = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
 
 
@@ -119,9 +119,9 @@ class InstanceTTA(BaseTTAModel):
 
     def __init__(self, tta_cfg: Mapping, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.nms = dict(tta_cfg['nms'])
-        if self.nms.get('type') not in NMS_TYPES:
-            raise ValueError(f'tta_cfg.nms.type is {" or ".join(NMS_TYPES)}; got {self.nms.get("type")!r}.')
+        self.nms = {'type': NMS_TYPES[0], **tta_cfg['nms']}
+        if self.nms['type'] not in NMS_TYPES:
+            raise ValueError(f'tta_cfg.nms.type is {" or ".join(NMS_TYPES)}; got {self.nms["type"]!r}.')
         self.max_per_img = tta_cfg['max_per_img']
 
     def test_step(self, data: Mapping[str, Sequence]) -> list[BaseDataElement]:

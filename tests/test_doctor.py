@@ -196,7 +196,8 @@ def test_what_needs_a_failure_is_not_tried(monkeypatch):
     ],
 )
 def test_cures(module, error, cure):
-    assert doctor.find_cure(Failure('a trial', module, error, []), {'torch': {'torch': '2.4.1+cu121'}}) == cure
+    installed = {'torch': {'torch': '2.4.1+cu121'}, 'mmcv': {'mmcv': '2.1.0'}}
+    assert doctor.find_cure(Failure('a trial', module, error, []), installed) == cure
 
 
 def test_problems_with_one_cure_stand_together():

@@ -66,6 +66,7 @@ def test_forgotten_scaling_is_noted(monkeypatch):
     assert cfg.optim_wrapper.optimizer.lr == 2e-4
     assert run_config.fit_lr(recipe(auto_scale_lr=None), 1) == []
     assert run_config.fit_lr(recipe(optim_wrapper=dict(optimizer=dict(type='AdamW'))), 1) == []
+    assert run_config.fit_lr(recipe(optim_wrapper=dict(optimizer=dict(type='Adafactor', lr=None))), 1) == []
 
 
 def test_accumulated_steps_count():

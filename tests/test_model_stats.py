@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import mmdet
+import mmseg
 import pytest
 import torch
 from mmcv.cnn import get_model_complexity_info
@@ -31,7 +32,7 @@ CONFIGS = ROOT / 'configs'
 DRAWN = CONFIGS / 'det/cascade_convnext_atto_shapes.py'
 DRAWN_SEG = CONFIGS / 'seg/upernet_convnext_atto_shapes.py'
 CASCADE_T = CONFIGS / 'det/cascade_convnext_t_coco.py'
-MMDET = Path(mmdet.__file__).parent / '.mim/configs'
+MMDET, MMSEG = (Path(library.__file__).parent / '.mim/configs' for library in (mmdet, mmseg))
 # millions of parameters and GFLOPs as the papers print them (arXiv 2201.03545, Tables 3 and 4), and the image
 INF = float('inf')
 COCO, ADE, LARGE_ADE = (1280, 800), (2048, 512), (2560, 640)
@@ -385,7 +386,7 @@ def test_models_that_are_none(tiny_config, model, message):
         (
             'dino/dino-4scale_r50_8xb2-12e_coco.py',
             47,
-            'of the heads of DINO only the parameters are counted: positional_encoding does not run without values (',
+            'of the heads of DINO only the parameters are counted: DINO does not run without values (',
         ),
         (
             'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
@@ -410,6 +411,46 @@ def test_sums_with_what_is_not_counted():
     header = Header('title', 'run', gflops=Decimal(1), size=(64, 32))
     stats = ModelStats(Path('a.py'), header.size, {'heads': Counts(1, None)}, header)
     assert (stats.published_gflops, stats.difference) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ('config', 'place'),
+    [
+        (MMDET / 'condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py', 'heads of CondInst'),
+        (MMSEG / 'point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py', 'heads of CascadeEncoderDecoder'),
+        (MMDET / 'carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py', 'neck and heads of FasterRCNN'),
+    ],
+)
+def test_what_fails_without_values_has_its_parameters(config, place):
+    stats = count_config(config, (512, 256))
+    assert place in stats.uncounted
+    assert ' does not run without values (' in stats.uncounted
+    assert (stats.parts['neck'].macs is None) == place.startswith('neck')
+    assert stats.parts['heads'].macs is None
+    with model_stats.model_scope(stats.cfg):
+        model = model_stats.build(stats.cfg.model)
+    assert stats.total.params == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_failing_module_is_the_innermost_one_at_work():
+    """Neither the last one that was entered nor a layer without a name."""
+
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def forward(self, x):
+            self.layer(x)
+            raise KeyError('metainfo')
+
+    model = torch.nn.Sequential(torch.nn.Sequential(Head()))
+    with pytest.raises(UserError) as error, model_stats.explained_failures(model):
+        model(torch.ones(1, 1))
+    assert str(error.value) == "Sequential does not run: 0.0 ends with KeyError: 'metainfo'"
+    with pytest.raises(UserError) as error, model_stats.explained_failures(model):
+        raise ValueError('x')
+    assert str(error.value) == 'Sequential does not run: Sequential ends with ValueError: x'
 
 
 @pytest.mark.parametrize('work', [count_config, lambda file: measurement.measure_test(file, (64, 64))])
@@ -457,6 +498,7 @@ def test_backbones_that_do_not_run():
             '--size takes width and height in pixels, multiples of 32 (the stride of the last map); got 1333 800.',
         ),
         (dict(size=(0, 32)), 'got 0 32.'),
+        (dict(amp=True), '--amp is for measuring: give --measure or --train with it.'),
         (dict(out='table.txt'), '--out takes a file that ends in .md, .csv, .json; got table.txt.'),
         (dict(out='no/such/folder/table.md'), 'cannot be written (No such file or directory). Give another file with'),
     ],
@@ -538,6 +580,40 @@ def test_measuring_trains_the_model(file, amp, tmp_path, monkeypatch):
     assert measured.num_bytes > 0 or not Path('/proc/self/status').is_file()
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ("optim_wrapper = dict(optimizer=dict(type='AdamWW'))", 'The config cannot be built: .*AdamWW'),
+        ("optim_wrapper = dict(constructor='Nope')", 'The config cannot be built: .*Nope'),
+        (
+            "train_dataloader = dict(batch_size='2')",
+            r"train_dataloader\.batch_size is a number of 1 or more; got '2'\.",
+        ),
+    ],
+)
+def test_mistakes_in_a_training(change, message, tmp_path):
+    (tmp_path / 'own.py').write_text(f"_base_ = ['{DRAWN}']\n{change}\n")
+    with pytest.raises(UserError, match=message):
+        measurement.measure_training(tmp_path / 'own.py', (64, 64))
+
+
+def test_a_failed_measurement_does_not_lose_the_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, 'MIN_TURNS', 1)
+    monkeypatch.setattr(measurement, 'MAX_TURNS', 1)
+    monkeypatch.setattr(measurement, 'ProcessPoolExecutor', lambda *args: ThreadPoolExecutor(1))
+    (tmp_path / 'own.py').write_text(f"_base_ = ['{DRAWN}']\noptim_wrapper = None\n")
+    configs = [tmp_path / 'own.py', DRAWN]
+    text, failures = describe_models(configs, (64, 64), train=True, out=str(tmp_path / 'table.csv'))
+    assert [failure.partition(' has ')[2].split(':')[0] for failure in failures] == [
+        'no optim_wrapper or no train_dataloader'
+    ]
+    with (tmp_path / 'table.csv').open(newline='') as stream:
+        totals = [row for row in csv.DictReader(stream) if row['part'] == 'total']
+    assert [bool(row['params (M)']) for row in totals] == [True, True]
+    assert [row['step images'] for row in totals] == ['', '8 x 64x64']
+    assert '8 x 64x64' in text
+
+
 def test_a_config_without_training_has_no_step(tiny_config):
     with pytest.raises(UserError, match=r'tiny\.py has no optim_wrapper or no train_dataloader: no training step can'):
         measurement.measure_training(tiny_config(dict(type='RetinaNet')), (64, 64))
@@ -575,7 +651,10 @@ def run_tool(monkeypatch, *arguments):
 def test_the_tool(tmp_path, monkeypatch, capsys):
     options = ('--measure', '--train', '--amp', '--out', str(tmp_path / 'table.json'))
     run_tool(monkeypatch, str(DRAWN), '--size', '64', '64', *options)
-    assert 'peak memory (MB)  time (ms)  training memory (MB)  step time (ms)  device' in capsys.readouterr().out
+    assert (
+        'peak memory (MB)  time (ms)  training memory (MB)  step time (ms)  step images  device'
+        in capsys.readouterr().out
+    )
     total = json.loads((tmp_path / 'table.json').read_text())[-1]
     assert total['input'] == '64x64'
     assert total['time (ms)'] > 0
@@ -593,6 +672,13 @@ def test_the_tool_answers_a_mistake(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ('training', 'work', 'remedy'),
+    [
+        (False, 'an image of 64x32', 'a smaller --size, or leave --measure out'),
+        (True, 'a training step', 'the config a smaller train_dataloader.batch_size, or leave --train out'),
+    ],
+)
+@pytest.mark.parametrize(
     ('error', 'reason'),
     [
         (BrokenProcessPool(), 'its process was ended, for want of memory most likely'),
@@ -600,17 +686,16 @@ def test_the_tool_answers_a_mistake(monkeypatch, capsys):
         (MemoryError(), 'memory is short'),
     ],
 )
-def test_measuring_more_than_memory_holds(error, reason, monkeypatch):
+def test_measuring_more_than_memory_holds(error, reason, training, work, remedy, monkeypatch):
     class Pool(ThreadPoolExecutor):
         def submit(self, *args):
             raise error
 
     monkeypatch.setattr(measurement, 'ProcessPoolExecutor', lambda *args: Pool(1))
     with pytest.raises(UserError) as raised:
-        measurement.measure_config(DRAWN, (64, 32))
+        measurement.measure_config(DRAWN, (64, 32), training)
     assert str(raised.value).endswith(
-        f'shapes.py cannot be measured at 64x32: {reason}. Give a smaller --size, or leave --measure out: counting '
-        'needs no memory.'
+        f'shapes.py cannot be measured with {work}: {reason}. Give {remedy}: counting needs no memory.'
     )
 
 
@@ -627,7 +712,8 @@ def test_measuring_more_than_a_cpu_can_allocate(size, num_classes, tmp_path, mon
     with pytest.raises(UserError) as raised:
         measurement.measure_config(file, size)
     assert 'DefaultCPUAllocator' in str(raised.value.__cause__)
-    assert str(raised.value).startswith(f'{file} cannot be measured at {size[0]}x{size[1]}: memory is short. Give a')
+    work = f'an image of {size[0]}x{size[1]}'
+    assert str(raised.value).startswith(f'{file} cannot be measured with {work}: memory is short. Give a smaller --si')
 
 
 def test_other_errors_of_measuring_stay_what_they_are(monkeypatch):

@@ -565,12 +565,16 @@ def test_panoptic_heads_keep_their_classes():
 
 
 @pytest.mark.parametrize('rank', [0, 1])
-def test_a_wrong_option_is_answered_by_one_process(rank, monkeypatch, capsys):
+def test_a_wrong_option_is_answered_by_the_first_process(rank, monkeypatch, capsys):
+    """Another one gives it the time to speak: a launcher ends all of them when one has ended."""
+    pauses = []
+    monkeypatch.setattr(command_line.time, 'sleep', pauses.append)
     monkeypatch.setenv('RANK', str(rank))
     with pytest.raises(SystemExit) as leave:
         command_line.config_parser('Train.').parse_args(['config.py', '--nonsense'])
     assert leave.value.code == 2
     assert ('unrecognized arguments: --nonsense' in capsys.readouterr().err) == (rank == 0)
+    assert pauses == [command_line.PATIENCE] * rank
 
 
 @pytest.mark.slow

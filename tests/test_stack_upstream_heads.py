@@ -51,7 +51,7 @@ def test_a_dynamic_convolution_takes_channels_last_maps(fusion):
     torch.testing.assert_close(module(x.to(memory_format=CHANNELS_LAST)), expected)
 
 
-def test_the_head_of_ssd_predicts(monkeypatch):
+def test_the_head_of_ssd_predicts():
     from mmdet.models.dense_heads import SSDHead
     from mmdet.registry import MODELS
     from mmdet.structures import DetDataSample
@@ -64,9 +64,18 @@ def test_the_head_of_ssd_predicts(monkeypatch):
     samples = [DetDataSample(metainfo=dict(img_shape=(300, 300), scale_factor=(1.0, 1.0)))]
     (found,) = head.predict(maps, samples)
     assert len(found) > 0
-    monkeypatch.delattr(SSDHead, 'loss_cls')
+    del head.loss_cls
     with pytest.raises(AttributeError, match="no attribute 'loss_cls'"):
         head.predict(maps, samples)
+
+    class Focal(SSDHead):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.loss_cls = torch.nn.Identity()
+
+    model.bbox_head.pop('type')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        assert isinstance(Focal(**model.bbox_head).loss_cls, torch.nn.Identity)
 
 
 def build_ddq():

@@ -74,7 +74,8 @@ def test_what_is_tested_is_supported(packages, pip_knows):
         ('onedl-mmdetection 3.5.1', 'supported'),
         ('onedl-mmdetection 3.6.0', 'untested'),
         ('onedl-mmcv 2.3.5', 'too old'),
-        ('timm 1.0.27', 'too old'),
+        ('timm 1.0.27', 'untested'),  # only the tests ask for it
+        ('transformers 4.55.0', 'untested'),
     ],
 )
 def test_ranges(package, verdict, pip_knows):
@@ -146,6 +147,21 @@ def test_odd_metadata_stops_no_import(pip_knows, tmp_path):
             with_versions(CORE + MM, mmdet='2.28.0'),
             'mmdet 2.28.0 is too old for convnext-dense, which takes <3.4,>=3.3',
             "pip install 'mmdet<3.4,>=3.3'",
+        ),
+        (
+            (*CORE, 'mmcv 2.0.1'),
+            'mmcv 2.0.1 is too old for convnext-dense, which takes <2.2,>=2.1',
+            "pip uninstall -y mmcv; pip install 'mmcv-lite<2.2,>=2.1'",
+        ),
+        (
+            (*CORE, 'onedl-mmcv 2.3.5'),
+            'onedl-mmcv 2.3.5 is too old for convnext-dense, which takes >=2.3.6,<2.4',
+            "pip install 'onedl-mmcv>=2.3.6,<2.4'",
+        ),
+        (
+            (*CORE[:3], 'mmengine-lite 0.10.6'),
+            'mmengine-lite 0.10.6 is too old for convnext-dense, which takes >=0.10.7',
+            "pip uninstall -y mmengine-lite; pip install 'mmengine>=0.10.7'",
         ),
         (
             (*CORE, *MM[1:]),

@@ -690,6 +690,18 @@ model = dict(
 """
 
 
+@pytest.mark.parametrize('student', ['ld_r18-gflv1-r101_fpn_1x_coco', 'ld_r101-gflv1-r101-dcn_fpn_2x_coco'])
+def test_the_config_of_a_teacher_is_found_from_any_folder(student, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teacher = swap_backbone(f'mmdet::ld/{student}.py', 'atto', weights='').changes['model', 'teacher_config']
+    assert Config.fromfile(teacher).model.type == 'GFL'
+    # as in a clone of MMDetection
+    upstreams = load_config(upstream.find_config(f'ld/{student}.py')[1]).model.teacher_config
+    (tmp_path / upstreams).parent.mkdir(parents=True)
+    (tmp_path / upstreams).touch()
+    assert ('model', 'teacher_config') not in swap_backbone(f'mmdet::ld/{student}.py', 'atto', weights='').changes
+
+
 def test_a_backbone_of_the_users_own(users, tmp_path, monkeypatch):
     users(OWN_CODE, 'own_backbone_of_a_user.py')
     monkeypatch.syspath_prepend(tmp_path)

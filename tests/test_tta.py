@@ -384,7 +384,7 @@ def test_modern_heads_are_augmented(name, model):
 @PYCOCOTOOLS
 @pytest.mark.parametrize('name', ['dino_convnext_t_coco', 'mask2former_convnext_t_coco'])
 def test_views_of_a_transformers_mirrored_image(name, shapes):
-    """Without a backbone's borders they would be the mirrored ones; here boxes lie inside of the image, best first."""
+    """The views of an image and those of its mirror image are the same ones, and what comes out is mirrored."""
     cfg = Config.fromfile(CONFIGS / f'det/{name}.py')
     backbone = dict(type='ConvNeXt', arch='atto', out_indices=cfg.model.backbone.get('out_indices', (0, 1, 2, 3)))
     takers = {'neck': [80, 160, 320], 'panoptic_head': [40, 80, 160, 320]}
@@ -404,11 +404,24 @@ def test_views_of_a_transformers_mirrored_image(name, shapes):
     model = MODELS.build(cfg.model).eval()
     model.module.init_weights()
     with torch.no_grad():
-        (sample,) = model.test_step(pseudo_collate([DATASETS.build(dataset)[0]]))
-    found = sample.pred_instances
-    assert 0 < len(found) <= 100
+        data = DATASETS.build(dataset)[0]
+        views = data['inputs']
+        assert [sample.flip for sample in data['data_samples']] == [False, True] * 3
+        mirrored = dict(
+            inputs=[views[i ^ 1] for i in range(len(views))], data_samples=copy.deepcopy(data['data_samples'])
+        )
+        (found,), (others,) = (model.test_step(pseudo_collate([each])) for each in (data, mirrored))
+    (height, width), found, others = found.ori_shape, found.pred_instances, others.pred_instances
+    assert 0 < len(found) == len(others) <= 100
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
-    height, width = sample.ori_shape
+    torch.testing.assert_close(found.scores, others.scores, atol=1e-4, rtol=0)
+    x1, y1, x2, y2 = others.bboxes.unbind(-1)
+    unmirrored = torch.stack([width - x2, y1, width - x1, y2], -1)
+    is_other = (found.labels[:, None] != others.labels) * 1e6
+    distances, nearest = (torch.cdist(found.bboxes, unmirrored, p=float('inf')) + is_other).min(1)
+    assert distances.max() < 0.1  # of a pixel
+    if 'masks' in found:
+        assert (found.masks == others.masks[nearest].flip(-1)).float().mean() > 0.999
     assert found.bboxes.min() >= 0
     assert found.bboxes[:, 2].max() <= width
     assert found.bboxes[:, 3].max() <= height
@@ -450,6 +463,7 @@ def test_views_of_other_sizes_than_the_test_are_noted():
 def test_a_suppression_that_does_not_exist():
     with pytest.raises(ValueError, match=r"^tta_cfg\.nms\.type is nms or soft_nms; got 'nope'\.$"):
         InstanceTTA(dict(nms=dict(type='nope'), max_per_img=3), module=Brightest())
+    assert InstanceTTA(dict(nms=dict(iou_threshold=0.5), max_per_img=3), module=Brightest()).nms['type'] == 'nms'
 
 
 def test_the_tool_hands_the_option_on(monkeypatch):

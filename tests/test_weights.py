@@ -507,6 +507,8 @@ def test_weights_beside_the_weights_are_named():
         lambda weights: {'net': {'module': weights}, 'optimizer': {'state': {0: {'exp_avg': torch.ones(1)}}}},
         lambda weights: {'model_ema': weights, 'args': {'lr': 1}},
         lambda weights: {'state_dict': {'model': weights}},
+        lambda weights: {'net': weights, 'best_acc': torch.tensor(3.0)},
+        lambda weights: {'model': {'arch': 'tiny'}, 'weights': weights},
     ],
 )
 def test_wrappers_around_the_weights(wrap):
@@ -520,6 +522,8 @@ def test_wrappers_between_which_nothing_decides():
     weights = ConvNeXt(SMALL).state_dict()
     with pytest.raises(UserError, match=r'holds several sets of weights, in student, ema\. Save the one'):
         load_weights(ConvNeXt(SMALL), {'student': weights, 'ema': weights, 'epoch': 3})
+    with pytest.raises(UserError, match=r'holds several sets of weights, in 0, \(1, 2\)\. Save the one'):
+        load_weights(ConvNeXt(SMALL), {0: weights, (1, 2): weights})
     endless = {}
     endless['model'] = endless
     assert find_state_dict(endless) is endless

@@ -353,13 +353,14 @@ def test_a_card_that_was_edited_stays(tmp_path):
     again = publish(file, f'{tmp_path}/zoo/')  # nothing changes
     assert (again.file, again.card) == (published.file, published.card)
     card = published.card.read_text()
-    published.card.write_text(f'{card}\nTrained on a rainy day.\n')
+    edited = f'{card}\nEntraîné un jour de pluie.\n'.encode('latin-1')  # which is no UTF-8
+    published.card.write_bytes(edited)
     with pytest.raises(
         UserError,
         match=rf'^{published.card.name} in .*zoo would change: the same weights were published before\. .*--force',
     ):
         publish(file, f'{tmp_path}/zoo/')
-    assert published.card.read_text().endswith('rainy day.\n')
+    assert published.card.read_bytes() == edited
     publish(file, f'{tmp_path}/zoo/', force=True)
     assert published.card.read_text() == card
 

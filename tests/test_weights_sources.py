@@ -236,7 +236,7 @@ def test_what_the_hub_refuses(code, monkeypatch):
         server.shutdown()
 
 
-def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(tmp_path, weights, monkeypatch):
+def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(monkeypatch):
     asked = []
 
     def download(repository, name, revision, local_files_only):
@@ -247,7 +247,6 @@ def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(tmp_path, weights, m
     with pytest.raises(UserError, match=r'hf://me/mine is not in the cache and the Hub cannot be reached\.'):
         fetch('hf://me/mine')
     assert [only_local for _, only_local in asked] == [False, True, True, True, True]
-    monkeypatch.undo()
 
 
 def test_a_cached_file_of_another_name_is_found_without_the_hub(tmp_path, weights, monkeypatch):

@@ -18,9 +18,12 @@ if __name__ == '__main__':
     )
     parser.add_argument('--measure', action='store_true', help='run one image for time and peak memory, on CUDA or CPU')
     parser.add_argument(
-        '--train', action='store_true', help='take a training step with the images of one GPU, likewise'
+        '--train',
+        action='store_true',
+        help='take a training step likewise, with as many images as a GPU gets, of the size to which the model crops '
+        'or else of as many pixels as --size',
     )
-    parser.add_argument('--amp', action='store_true', help='measure in mixed precision')
+    parser.add_argument('--amp', action='store_true', help='--measure and --train in mixed precision')
     parser.add_argument('--out', metavar='FILE', help='write the table to a .md, .csv or .json file too')
     with user_errors():
         table, failures = describe_models(**vars(parser.parse_args()))

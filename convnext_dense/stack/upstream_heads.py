@@ -61,8 +61,18 @@ def take_maps_of_any_layout(module: ModuleType) -> None:
 
 
 def predict_without_a_loss(module: ModuleType) -> None:
-    """Let SSD's head predict: upstream asks each head for its ``loss_cls``, and this one has none."""
-    module.SSDHead.loss_cls = None
+    """Let SSD's head predict: upstream asks each head for its ``loss_cls``, and this one has none.
+
+    Each head gets its own: one of the class would hide the loss that a head derived from it makes.
+    """
+    build = module.SSDHead.__init__
+
+    @functools.wraps(build)
+    def build_with_none(self: nn.Module, *args, **kwargs) -> None:
+        build(self, *args, **kwargs)
+        self.loss_cls = None
+
+    module.SSDHead.__init__ = build_with_none
 
 
 def tie_branches_when_built(module: ModuleType) -> None:

@@ -4,10 +4,8 @@ One row for each method, with ConvNeXt-atto; a row is tried by :func:`try_config
 comes of it, the gaps too. Out: ``docs/pipelines.md``, written by :mod:`~convnext_dense.swap.pipelines_page`.
 """
 
-import contextlib
-import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +16,6 @@ from convnext_dense.swap.maps import STRIDES
 from convnext_dense.swap.proof import prove
 from convnext_dense.swap.survey import Survey
 from convnext_dense.swap.swapping import swap_backbone
-from convnext_dense.swap.upstream import find_config
 from convnext_dense.swap.writing import save
 
 ARCH = 'atto'
@@ -363,25 +360,13 @@ SURVEY = Survey(
 )
 
 
-@contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Make a folder the current one."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def try_config(config: str) -> tuple[tuple[int, ...], float, str, tuple[str, ...]]:
     """Exchange the backbone of a config and prove it; return what :class:`Row` says of it, from ``strides`` on.
 
     Raises:
         UserError: It does not run.
     """
-    root = find_config(config)[1].parents[2]
-    with tempfile.TemporaryDirectory() as folder, inside(root):  # where a few configs look for another one
+    with tempfile.TemporaryDirectory() as folder:
         swap = swap_backbone(config, ARCH, weights='')
         file = Path(folder, 'config.py')
         save(swap.text(folder), file)

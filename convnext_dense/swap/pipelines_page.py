@@ -54,10 +54,11 @@ def describe_counts() -> str:
     needing = [row for row in ROWS if row.needs]
     names = ', '.join(f'{row.method} ({PIP_NAMES[row.needs]})' for row in needing)
     unused = ', '.join(row.method for row in ROWS if row.unused)
+    without_gradient = f'Parameters of the backbone get no gradient in: {unused}.\n' if unused else ''
     return (
         f'**{len(ROWS) - len(needing)} of {len(ROWS) + len(GAPS)} run**, and {len(needing)} more where a package is '
         f'installed that upstream asks for:\n{names}. {len(GAPS)} do not, for the reasons that stand below.\n'
-        f'{unused} leaves parameters of the backbone without a gradient, as its row says.\n'
+        f'{without_gradient}'
     )
 
 

@@ -33,7 +33,6 @@ SEED = 0
 NUM_BOXES = 64  # that a detector proposes and learns from, at most; a proof need not last
 THRESHOLDS = ('score_thr', 'mask_thr', 'filter_thr')  # an untrained model is sure of nothing
 UNTRIED = '. Where the model needs what drawings have not, such as sentences, --no-proof writes the config untried.'
-NO_SCALING = ('loss_scale', 'dtype')  # gradients are taken in full precision
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,10 @@ def build_model(cfg: Config, device: str) -> nn.Module:
     model_cfg = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor'):
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
+    run_config.drop_initial_weights(model_cfg)
     for node in run_config.walk(model_cfg):
         if 'drop_path_rate' in node:
             node['drop_path_rate'] = 0.0  # a dropped block gets no gradient
-        if isinstance(node.get('init_cfg'), Mapping) and node['init_cfg'].get('type') == 'Pretrained':
-            node['init_cfg'] = None
         if 'teacher_ckpt' in node:
             node['teacher_ckpt'] = None
         if 'mean' in node and 'std' in node:  # a data preprocessor
@@ -159,9 +157,8 @@ def take_step(model: nn.Module, cfg: Config) -> tuple[float, tuple[str, ...]]:
         if gradient is not None and not gradient.isfinite().all():
             raise UserError(f'The gradient of {name} on drawn images is not finite.')
     if cfg.get('optim_wrapper'):
-        options = {key: value for key, value in cfg.optim_wrapper.items() if key not in NO_SCALING}
-        wrapper = build_optim_wrapper(model, {**options, 'type': 'OptimWrapper'})
-        wrapper.step()
+        # the gradients are in full precision
+        build_optim_wrapper(model, run_config.without_amp(cfg.optim_wrapper)).step()
     return loss.item(), tuple(name for name, gradient in gradients.items() if gradient is None or not gradient.any())
 
 

@@ -19,10 +19,12 @@ from convnext_dense.swap.maps import STRIDES, backbone_maps
 from convnext_dense.swap.proof import in_words, prove
 from convnext_dense.swap.recipes import TASKS, find_arch, find_recipe, find_weights
 from convnext_dense.swap.training import checkpoint_changes, import_changes, optimizer_changes, schedule_changes
-from convnext_dense.swap.upstream import find_config, read_config
+from convnext_dense.swap.upstream import config_folder, find_config, read_config
 from convnext_dense.swap.writing import check_writable, relative_path, save, write_config
 from convnext_dense.variants import channels
 from convnext_dense.weights.sources import check_source
+
+TEACHER = 'teacher_config'
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,17 @@ def model_changes(cfg: Config, path: Place, pairs: Sequence[Pair], backbone: dic
     for place in (path[:length] for length in range(1, len(path) + 1)):
         if holds_checkpoint(at(cfg, place)):
             changes[(*place, 'init_cfg')] = None
+    changes |= teacher_changes(cfg)
     return changes | channel_changes(owner, path, pairs, channels(backbone['arch'])) | normalization_changes(cfg, path)
+
+
+def teacher_changes(cfg: Config) -> Changes:
+    """Return the place of a teacher's config that upstream looks for from its own root, as LD does."""
+    name, folder = cfg.model.get(TEACHER), config_folder(cfg.default_scope)
+    if not isinstance(name, str) or Path(name).is_file() or folder is None:
+        return {}
+    file = folder.parent / name
+    return {('model', TEACHER): str(file)} if file.is_file() else {}
 
 
 def names_outside(model_cfg: ConfigDict, path: Place) -> Iterable[str]:
@@ -202,7 +214,7 @@ def describe(cfg: Config, owner: ConfigDict, pairs: Sequence[Pair], changes: Cha
         f'backbone: {kind(owner.backbone)} -> ConvNeXt, maps at strides {", ".join(str(new) for _, new in strides)}'
     ]
     for path, value in changes.items():
-        if isinstance(path[-1], str) and path[-1].endswith('in_channels'):
+        if str(path[-1]).endswith('in_channels') or path[-1] == TEACHER:
             notes.append(f'{dotted(path)}: {at(cfg, path)} -> {value}')
     if coarser := [(old, new) for old, new in strides if old < new]:
         notes.append(

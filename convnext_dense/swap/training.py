@@ -16,7 +16,7 @@ CHECK = dict(type='CheckWeightsHook')  # that a checkpoint fits
 
 
 def optimizer_changes(cfg: Config, constructor: str, recipe: Recipe, other_names: Callable[[], Iterable]) -> Changes:
-    """Return an AdamW with decayed rates; it is upstream's where that has one, lr, weight decay and all.
+    """Return an AdamW with decayed rates; it is upstream's where that has one, whose gaps the recipe fills.
 
     Factors of single parameters are kept, those of the backbone aside, which the decay replaces.
 

@@ -144,7 +144,7 @@ def publish(
     texts = {card: write_card(found, licence, tensors, written, config_file)}
     if config_file:
         texts[config_file] = meta['cfg']
-    edited = [file.name for file, text in texts.items() if file.is_file() and file.read_text() != text]
+    edited = [file.name for file, text in texts.items() if file.is_file() and file.read_bytes() != text.encode()]
     if edited and not force:
         raise UserError(
             f'{" and ".join(edited)} in {folder} would change: the same weights were published before. Give another '

@@ -66,7 +66,7 @@ def unwrap(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
     state_dict = find_state_dict(checkpoint)
     if several := [key for key, value in state_dict.items() if holds_weights(value)]:
         raise UserError(
-            f'{source} holds several sets of weights, in {shorten(several)}. Save the one that is meant: '
+            f'{source} holds several sets of weights, in {shorten(map(str, several))}. Save the one that is meant: '
             f'torch.save(torch.load(FILE)[{several[0]!r}], OTHER_FILE).'
         )
     raise UserError(
@@ -98,31 +98,38 @@ def find_tensors(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
 
 
 def find_state_dict(checkpoint: Mapping) -> Mapping:
-    """Return the entry of a checkpoint that holds its tensors, however deep it lies, or the checkpoint itself.
+    """Return the entry of a checkpoint that holds its tensors, or the checkpoint itself.
+
+    It is one of :data:`WRAPPERS` or the only one with weights, and so again within it.
 
     >>> find_state_dict({'net': {'state_dict': {'stem.weight': torch.ones(1)}}, 'optimizer': {'lr': 0.1}})
     {'stem.weight': tensor([1.])}
     """
     for _ in range(MOST_WRAPPERS):
-        nested = [key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)]
-        if not nested and not any(isinstance(value, Tensor) for value in checkpoint.values()):
-            nested = [key for key, value in checkpoint.items() if holds_weights(value)]
-            nested = nested if len(nested) == 1 else []
-        if not nested:
+        known = [key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)]
+        filled = [key for key in known if holds_weights(checkpoint[key])]
+        if not filled and not has_own_weights(checkpoint):
+            others = [key for key, value in checkpoint.items() if holds_weights(value)]
+            filled = others if len(others) == 1 else known  # which may have names without dots
+        if not filled:
             break
-        checkpoint = checkpoint[nested[0]]
+        checkpoint = checkpoint[filled[0]]
     return checkpoint
 
 
 def holds_weights(entry: object, depth: int = MOST_WRAPPERS) -> bool:
-    """Tell whether an entry of a checkpoint is a state dict, or holds one under a name of :data:`WRAPPERS`.
-
-    The names of weights have dots; those of what an optimizer keeps for each weight have not.
-    """
+    """Tell whether an entry of a checkpoint is a state dict, or holds one under a name of :data:`WRAPPERS`."""
     if not isinstance(entry, Mapping) or not depth:
         return False
-    has_own = any(isinstance(key, str) and '.' in key and isinstance(value, Tensor) for key, value in entry.items())
-    return has_own or any(holds_weights(entry.get(key), depth - 1) for key in WRAPPERS)
+    return has_own_weights(entry) or any(holds_weights(entry.get(key), depth - 1) for key in WRAPPERS)
+
+
+def has_own_weights(entry: Mapping) -> bool:
+    """Tell whether an entry of a checkpoint is a state dict.
+
+    The names of weights have dots; those of a measured number, or of what an optimizer keeps for a weight, have not.
+    """
+    return any(isinstance(key, str) and '.' in key and isinstance(value, Tensor) for key, value in entry.items())
 
 
 def other_weights(checkpoint: Mapping) -> list[str]:
