@@ -35,6 +35,7 @@ from convnext_dense.model_stats import (
 )
 
 WARMUP, MIN_TURNS, MAX_TURNS, MAX_SECONDS = 1, 3, 10, 10
+AMP_DTYPES = {'cuda': torch.float16, 'cpu': torch.bfloat16}  # on CUDA as MMEngine has it
 STATUS = Path('/proc/self/status')
 
 
@@ -160,7 +161,7 @@ def measure(cfg: Config, prepare: Callable[[nn.Module], Callable[[], object]], a
     Raises:
         UserError: It cannot be built or run.
     """
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    device = torch.device(runs.device_type())
     torch.manual_seed(0)
     with model_scope(cfg), quiet():
         build_on_meta(cfg.model)  # imports what the model needs, which is not the model's memory
@@ -178,7 +179,7 @@ def measure(cfg: Config, prepare: Callable[[nn.Module], Callable[[], object]], a
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
     name = torch.cuda.get_device_name() if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
-    precision = f', {str(amp_dtype()).removeprefix("torch.")} AMP' if amp else ', fp32'
+    precision = f', {str(AMP_DTYPES[device.type]).removeprefix("torch.")} AMP' if amp else ', fp32'
     if device.type == 'cuda':
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -189,12 +190,8 @@ def measure(cfg: Config, prepare: Callable[[nn.Module], Callable[[], object]], a
 
 def autocast(enabled: bool) -> torch.autocast:
     """Return a context of mixed precision on the device at hand."""
-    return torch.autocast('cuda' if torch.cuda.is_available() else 'cpu', amp_dtype(), enabled=enabled)
-
-
-def amp_dtype() -> torch.dtype:
-    """Return the half precision of the device at hand: float16 of CUDA, as MMEngine has it, bfloat16 of a CPU."""
-    return torch.float16 if torch.cuda.is_available() else torch.bfloat16
+    device = runs.device_type()
+    return torch.autocast(device, AMP_DTYPES[device], enabled=enabled)
 
 
 def find_objects(model: nn.Module) -> None:

@@ -74,7 +74,8 @@ def describe_models(
     for config in configs or leaf_configs():
         with noting(failures, config):
             stats = count_config(config, size)
-            runs.tell(*([f'{short_name(stats.config)}: {stats.uncounted}'] if stats.uncounted else []))
+            if stats.uncounted:
+                runs.tell(f'{short_name(stats.config)}: {stats.uncounted}')
             measured = {}
             for training in works:
                 with noting(failures, config):
@@ -126,7 +127,8 @@ def table_rows(stats: ModelStats, measured: Mapping[bool, Measurement] | None = 
         memory, time = ('training memory (MB)', 'step time (ms)') if training else ('peak memory (MB)', 'time (ms)')
         total[memory] = None if measurement.num_bytes is None else round(measurement.num_bytes / 1e6)
         total[time] = round(1000 * measurement.seconds, 1)
-        total['step images'] = measurement.images if training else None
+        if training:
+            total['step images'] = measurement.images
         total['device'] = measurement.device
     return rows
 

@@ -217,6 +217,11 @@ def fit_to_device(cfg: Config) -> None:
             torch.distributed.init_process_group('gloo')  # MMEngine would ask for a GPU first
 
 
+def device_type() -> str:
+    """Return 'cuda' where there is a GPU, else 'cpu'."""
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
 def tell(*notes: str) -> None:
     """Print notes for the user on standard error, from one process."""
     if process_rank() == 0:

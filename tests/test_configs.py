@@ -16,6 +16,7 @@ from torch import nn
 from convnext_dense import config_header
 from convnext_dense.model_stats import build_on_meta
 from convnext_dense.run_config import load_config, walk
+from convnext_dense.swap.upstream import config_folder
 from convnext_dense.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
@@ -206,12 +207,6 @@ def test_leaf_survives_a_dump(name, tmp_path):
         assert dumped.get(key) == cfg.get(key)
 
 
-def find_mmdet_config(name: str) -> Path:
-    import mmdet
-
-    return Path(mmdet.__file__).parent / '.mim/configs' / name
-
-
 def coco_leaves(method: str) -> list[str]:
     return sorted(file.stem for file in (ROOT / 'configs/det').glob(f'{method}_*_coco.py'))
 
@@ -219,7 +214,7 @@ def coco_leaves(method: str) -> list[str]:
 @pytest.mark.parametrize('name', coco_leaves('cascade'))
 def test_cascade_differs_from_mmdetections_only_where_the_recipe_does(name):
     ours = Config.fromfile(ROOT / f'configs/det/{name}.py').model
-    theirs = Config.fromfile(find_mmdet_config('_base_/models/cascade-mask-rcnn_r50_fpn.py')).model
+    theirs = Config.fromfile(config_folder('mmdet') / '_base_/models/cascade-mask-rcnn_r50_fpn.py').model
     for part in ('data_preprocessor', 'rpn_head', 'train_cfg', 'test_cfg'):
         assert ours[part].to_dict() == theirs[part].to_dict(), part
     for part in ('bbox_roi_extractor', 'mask_roi_extractor', 'mask_head', 'type', 'num_stages', 'stage_loss_weights'):
@@ -229,7 +224,7 @@ def test_cascade_differs_from_mmdetections_only_where_the_recipe_does(name):
 @pytest.mark.parametrize('name', coco_leaves('mask_rcnn'))
 def test_mask_rcnn_is_mmdetections(name):
     ours = Config.fromfile(ROOT / f'configs/det/{name}.py').model
-    theirs = Config.fromfile(find_mmdet_config('_base_/models/mask-rcnn_r50_fpn.py')).model
+    theirs = Config.fromfile(config_folder('mmdet') / '_base_/models/mask-rcnn_r50_fpn.py').model
     if 'convnextv2' in name:
         theirs.test_cfg.rcnn.nms.type = 'soft_nms'
         ours.data_preprocessor.pop('batch_augments')  # of which other tests tell
@@ -262,11 +257,8 @@ def test_its_crop_is_the_papers(shape):
 
 
 def test_upernet_r50_is_mmsegmentations():
-    import mmseg
-
     ours = Config.fromfile(ROOT / 'configs/seg/upernet_r50_ade20k.py')
-    folder = Path(mmseg.__file__).parent / '.mim/configs/upernet'
-    theirs = Config.fromfile(folder / 'upernet_r50_4xb4-160k_ade20k-512x512.py')
+    theirs = Config.fromfile(config_folder('mmseg') / 'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py')
     for part in ('type', 'decode_head', 'auxiliary_head', 'train_cfg', 'test_cfg'):
         assert ours.model[part] == theirs.model[part], part
     assert ours.model.data_preprocessor == theirs.model.data_preprocessor

@@ -10,8 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from decimal import Decimal
 from pathlib import Path
 
-import mmdet
-import mmseg
 import pytest
 import torch
 from mmcv.cnn import get_model_complexity_info
@@ -25,6 +23,7 @@ from convnext_dense.data.samples import empty_sample
 from convnext_dense.model_stats import Counts, ModelStats, count_call, count_config, count_model, default_size
 from convnext_dense.model_tables import describe_models
 from convnext_dense.run_config import walk
+from convnext_dense.swap.upstream import config_folder
 from convnext_dense.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +31,7 @@ CONFIGS = ROOT / 'configs'
 DRAWN = CONFIGS / 'det/cascade_convnext_atto_shapes.py'
 DRAWN_SEG = CONFIGS / 'seg/upernet_convnext_atto_shapes.py'
 CASCADE_T = CONFIGS / 'det/cascade_convnext_t_coco.py'
-MMDET, MMSEG = (Path(library.__file__).parent / '.mim/configs' for library in (mmdet, mmseg))
+MMDET, MMSEG = map(config_folder, ('mmdet', 'mmseg'))
 # millions of parameters and GFLOPs as the papers print them (arXiv 2201.03545, Tables 3 and 4), and the image
 INF = float('inf')
 COCO, ADE, LARGE_ADE = (1280, 800), (2048, 512), (2560, 640)

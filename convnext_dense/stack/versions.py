@@ -222,11 +222,10 @@ def _is_too_old(name: str, version: str) -> bool:
 
     What the tests alone need is no user's: an older version of it is untested.
     """
-    is_users = any(_applies(each, USERS_EXTRA) for each in _asked(name))
-    versions = supported_range(name) if is_users else None
-    bounds = [bound for bound in SpecifierSet(versions or '') if bound.operator == '>=']
+    bounds = [bound for bound in SpecifierSet(supported_range(name) or '') if bound.operator == '>=']
     with contextlib.suppress(InvalidVersion):
-        return any(Version(Version(version).base_version) < Version(bound.version) for bound in bounds)
+        is_below = any(Version(Version(version).base_version) < Version(bound.version) for bound in bounds)
+        return is_below and any(_applies(each, USERS_EXTRA) for each in _asked(name))
     return False
 
 

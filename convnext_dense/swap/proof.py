@@ -20,7 +20,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from convnext_dense import run_config
+from convnext_dense import run_config, runs
 from convnext_dense.backbone import ConvNeXt
 from convnext_dense.console import quiet
 from convnext_dense.drawn_batches import SIDE, draw_for
@@ -78,7 +78,7 @@ def prove(file: str | os.PathLike, device: str | None = None, reload: bool = Fal
             predict something else.
     """
     cfg = run_config.load_config(file)
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = device or runs.device_type()
     name = kind(cfg.model)
     with model_scope(cfg), quiet():
         torch.manual_seed(SEED)

@@ -166,8 +166,8 @@ def model_changes(cfg: Config, path: Place, pairs: Sequence[Pair], backbone: dic
     for place in (path[:length] for length in range(1, len(path) + 1)):
         if holds_checkpoint(at(cfg, place)):
             changes[(*place, 'init_cfg')] = None
-    changes |= teacher_changes(cfg)
-    return changes | channel_changes(owner, path, pairs, channels(backbone['arch'])) | normalization_changes(cfg, path)
+    changes |= teacher_changes(cfg) | channel_changes(owner, path, pairs, channels(backbone['arch']))
+    return changes | normalization_changes(cfg, path)
 
 
 def teacher_changes(cfg: Config) -> Changes:
@@ -214,7 +214,7 @@ def describe(cfg: Config, owner: ConfigDict, pairs: Sequence[Pair], changes: Cha
         f'backbone: {kind(owner.backbone)} -> ConvNeXt, maps at strides {", ".join(str(new) for _, new in strides)}'
     ]
     for path, value in changes.items():
-        if str(path[-1]).endswith('in_channels') or path[-1] == TEACHER:
+        if str(path[-1]).endswith(('in_channels', TEACHER)):
             notes.append(f'{dotted(path)}: {at(cfg, path)} -> {value}')
     if coarser := [(old, new) for old, new in strides if old < new]:
         notes.append(

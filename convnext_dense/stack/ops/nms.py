@@ -87,22 +87,8 @@ def softnms(
         return _decay(overlaps, iou_threshold, sigma, method)
 
     waiting = _Waiting(boxes.cpu().numpy(), scores.cpu().numpy(), offset)
-    if iou_threshold > 0 and (kept := waiting.suppress_apart(decay, min_score)):
-        indices, lowered = kept
-        dets[: len(indices), :4] = boxes[indices]
-        dets[: len(indices), 4] = lowered
-        return indices
-    position = 0
-    with np.errstate(all='ignore'):
-        while position < waiting.count:
-            waiting.move_best_to(position)
-            position += 1
-            rest = waiting.scores[position : waiting.count]
-            rest *= decay(waiting.overlaps(position))
-            dropped = rest < min_score
-            if dropped.any():
-                waiting.drop(position, dropped)
-
+    if not (iou_threshold > 0 and waiting.suppress_apart(decay, min_score)):
+        waiting.suppress(decay, min_score)
     count = waiting.count
     dets[:count] = torch.from_numpy(waiting.columns[:5, :count].T)
     return torch.from_numpy(waiting.columns[6, :count].astype(np.int64))
@@ -121,6 +107,24 @@ class _Waiting:
         self.count = len(scores)
         # From such numbers no NaN can come.
         self.is_sound = bool(np.isfinite(self.columns).all() and (areas > 0).all())
+
+    def suppress(self, decay: Callable, min_score: float) -> None:
+        """Suppress the boxes; those that are kept come first, best first.
+
+        Args:
+            decay: Returns the factors of scores, given overlaps.
+            min_score: As for :func:`softnms`.
+        """
+        position = 0
+        with np.errstate(all='ignore'):
+            while position < self.count:
+                self.move_best_to(position)
+                position += 1
+                rest = self.scores[position : self.count]
+                rest *= decay(self.overlaps(position))
+                dropped = rest < min_score
+                if dropped.any():
+                    self.drop(position, dropped)
 
     def move_best_to(self, position: int) -> None:
         """Change places with the best of the boxes from ``position`` on."""
@@ -142,30 +146,27 @@ class _Waiting:
         common = np.maximum(width, 0) * np.maximum(height, 0)
         return common / (box[5] + others[5] - common)
 
-    def suppress_apart(self, decay: Callable, min_score: float) -> tuple[Tensor, Tensor] | None:
-        """Suppress the boxes of all groups at once; groups lie beside each other, as classes do that are moved apart.
+    def suppress_apart(self, decay: Callable, min_score: float) -> bool:
+        """Do what :meth:`suppress` does for all groups at once; they lie beside each other, as classes moved apart do.
 
         Where no two scores are ever equal the order in which boxes wait is of no account, and where no score is
         negative the boxes of several groups win in the order of their scores.
 
-        Args:
-            decay: Returns the factors of scores, given overlaps.
-            min_score: As for :func:`softnms`.
-
         Returns:
-            The indices of the kept boxes, ``(M,)``, and their scores; None where the groups are one or scores tie.
+            Whether it is done; where the groups are one or scores tie it is not, and nothing has changed.
         """
         if not self.is_sound or (self.scores < 0).any():
-            return None
+            return False
         starts, order = self.find_groups()
         if len(starts) < 2:
-            return None
+            return False
         may_win = self.scores >= min_score
         may_win[self.scores.argmax()] = True  # it wins before any box is looked at
         sizes = np.diff(starts, append=self.count)
-        winners, scores = [], []
-        for power in np.unique(np.frexp(sizes)[1]):  # groups of similar sizes, to pad them little
-            chosen = np.frexp(sizes)[1] == power
+        powers = np.frexp(sizes)[1]
+        winners = []
+        for power in np.unique(powers):  # groups of similar sizes, to pad them little
+            chosen = powers == power
             places = np.arange(sizes[chosen].max())
             is_member = places < sizes[chosen, None]
             groups = order[np.minimum(starts[chosen, None] + places, self.count - 1)]
@@ -177,19 +178,18 @@ class _Waiting:
                 best = candidates.argmax(axis=1)
                 box = columns[:, numbers, best, None]
                 if (candidates == box[4]).sum() > len(rows):
-                    return None
-                winners.append(box[6])
-                scores.append(box[4])
+                    return False
+                winners.append(box[:, :, 0])
                 alive[numbers, best] = False
                 columns[4] *= decay(self.overlap(box, columns))
                 alive &= columns[4] >= min_score
-        scores = np.concatenate(scores).ravel()
-        ranks = np.argsort(-scores)
-        scores = scores[ranks]
-        if (scores[1:] == scores[:-1]).any():
-            return None
-        winners = np.concatenate(winners).ravel()[ranks].astype(np.int64)
-        return torch.from_numpy(winners), torch.from_numpy(scores)
+        kept = np.concatenate(winners, axis=1)
+        kept = kept[:, np.argsort(-kept[4])]
+        if (kept[4, 1:] == kept[4, :-1]).any():
+            return False
+        self.count = kept.shape[1]
+        self.columns[:, : self.count] = kept
+        return True
 
     def find_groups(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where groups of boxes start that do not touch on the x axis, and the order in which they stand."""
