@@ -1,25 +1,21 @@
 """ConvNeXt backbones for detection and segmentation on MMEngine.
 
-Importing the package prepares the OpenMMLab stack for the PyTorch at hand and registers the backbone, the optimizer
-constructors, the embedded datasets, a head, the models of test-time augmentation, the hooks and the runner in
+Importing the package makes the OpenMMLab stack work on the PyTorch at hand and registers the backbone, the optimizer
+constructors, the embedded data sets, a head, the models of test-time augmentation, the hooks and the runner in
 MMEngine's root registries.
 """
 
-import sys
-
-from convnext_dense import stack
-from convnext_dense.errors import UserError
+from convnext_dense import compat
+from convnext_dense.compat.errors import UserError
 
 __version__ = '0.2.0'
 
-stack.prepare()
+compat.prepare()
+compat.log_problems()
 
-if 'convnext_dense.doctor' not in sys.orig_argv:  # `python -m` imports this first; the doctor says what fails and why
-    stack.log_problems()
-
-    from convnext_dense import data, heads, hooks, runs, tta
-    from convnext_dense.backbone import ConvNeXt
-    from convnext_dense.lr_decay import ConvNeXtLayerDecay, ConvNeXtStageDecay
+from convnext_dense import data, heads, train, tta, weights  # noqa: E402  (the stack is prepared first)
+from convnext_dense.backbone import ConvNeXt  # noqa: E402
+from convnext_dense.lr_decay import ConvNeXtLayerDecay, ConvNeXtStageDecay  # noqa: E402
 
 __all__ = [
     'ConvNeXt',
@@ -27,10 +23,10 @@ __all__ = [
     'ConvNeXtStageDecay',
     'UserError',
     '__version__',
+    'compat',
     'data',
     'heads',
-    'hooks',
-    'runs',
-    'stack',
+    'train',
     'tta',
+    'weights',
 ]

@@ -12,13 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import nn
 
 from convnext_dense.backbone import ConvNeXt
-from convnext_dense.console import show_table
 
 BACKBONE_NAME = re.compile(
     r'(?:downsample_layers\.(?P<down>\d)|stages\.(?P<stage>\d)\.(?P<block>\d+)|norm(?P<norm>\d))\.'
@@ -156,7 +155,7 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
             if self.base_wd is not None:
                 group['weight_decay'] = rate.weight_decay
             params.append(group)
-        show_table(self.describe(groups))
+        MMLogger.get_current_instance().info(self.describe(groups))
 
     def group(self, model: nn.Module) -> Groups:
         """Return the (full name, parameter) pairs that share each rate, in the order of the slots."""

@@ -10,8 +10,8 @@ from importlib import metadata
 import pytest
 import torch
 
-from convnext_dense.stack.checkpoint_loading import SAFE_TORCH
-from convnext_dense.stack.quiet import WARNINGS
+from convnext_dense.compat.checkpoint_loading import SAFE_TORCH
+from convnext_dense.compat.quiet import WARNINGS
 
 
 def pytest_configure(config):
@@ -100,6 +100,6 @@ def originals():
 @pytest.fixture(scope='session')
 def leaf_stats():
     """Count a config's model once for all tests; all leaves together take seconds."""
-    from convnext_dense.model_stats import count_config
+    from convnext_dense.train.stats import count_config
 
     return cache(count_config)

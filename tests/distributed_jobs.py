@@ -1,4 +1,4 @@
-"""Runs of ``convnext_dense.runs``, one after the other, in each process of a group: ``distributed_jobs.py JOBS.json``.
+"""Runs of ``convnext_dense.train.run``, one after the other, in each process of a group...
 
 In: a list of ``[function, arguments]``. Out: a file ``record_<rank>.jsonl`` in the work dir of each run, with the
 images, losses and rates of every iteration, the digest of the weights before and after, and the metrics.
@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from convnext_dense import runs  # before mmdet, which needs the ops that it serves
+from convnext_dense.train import run as runs  # before mmdet, which needs the ops that it serves
 
 # isort: split
 import torch

@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from convnext_dense import UserError
-from convnext_dense.config_header import Header, Metric, find_header, read_header
+from convnext_dense.train.config_header import Header, Metric, find_header, read_header
 
 WHOLE = '''"""Cascade Mask R-CNN, ConvNeXt-S, COCO
 (arXiv 2201.03545, Table 3).

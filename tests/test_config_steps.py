@@ -12,8 +12,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
+from convnext_dense.configs import walk
 from convnext_dense.data.samples import draw_batch
-from convnext_dense.run_config import fit_to_cpu, walk
+from convnext_dense.train.config import fit_to_cpu
 from convnext_dense.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent

@@ -13,10 +13,10 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS, init_default_scope
 from torch import nn
 
-from convnext_dense import config_header
-from convnext_dense.model_stats import build_on_meta
-from convnext_dense.run_config import load_config, walk
+from convnext_dense.configs import load_config, walk
 from convnext_dense.swap.upstream import config_folder
+from convnext_dense.train import config_header
+from convnext_dense.train.stats import build_on_meta
 from convnext_dense.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent

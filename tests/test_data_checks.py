@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 import convnext_dense  # noqa: F401 - makes mmdet importable
+from convnext_dense.compat.errors import UserError
 from convnext_dense.data.checks import check_coco, check_dataset, check_segmentation, configs, files
 from convnext_dense.data.checks import coco as coco_checks
 from convnext_dense.data.checks import segmentation as segmentation_checks
 from convnext_dense.data.shapes import LABELS, SHAPES
 from convnext_dense.data.writer import write_shapes
-from convnext_dense.errors import UserError
 
 WIDTH, HEIGHT = 32, 24
 CLASSES = ('fig', 'date')

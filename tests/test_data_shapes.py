@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import convnext_dense  # noqa: F401 - makes mmdet importable
+from convnext_dense.compat.errors import UserError
 from convnext_dense.data import datasets, shapes, writer
 from convnext_dense.data.shapes import LABELS, SHAPES, draw_scene
 from convnext_dense.data.writer import polygons, run_lengths, write_shapes
-from convnext_dense.errors import UserError
 
 # pycocotools 2 with NumPy 2 says so at each decoded mask.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -16,8 +16,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from convnext_dense import UserError, command_line, runs
+from convnext_dense import UserError
+from convnext_dense import cli as command_line
 from convnext_dense.data.writer import write_shapes
+from convnext_dense.train import run as runs
 
 ROOT = Path(__file__).parent.parent
 SHAPES_CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'

@@ -11,21 +11,20 @@ import pytest
 import torch
 
 import convnext_dense
-from convnext_dense import doctor, stack
-from convnext_dense.doctor import Failure, Trial
-from convnext_dense.stack.patches import Patch, PatchStatus
-from convnext_dense.stack.versions import Problem, find_installed
+from convnext_dense import compat as stack
+from convnext_dense.compat import doctor
+from convnext_dense.compat.doctor import Failure, Trial
+from convnext_dense.compat.patches import Patch, PatchStatus
+from convnext_dense.compat.versions import Problem, find_installed
 
 TITLES = ['Versions', 'Ops of mmcv', 'Patches', 'GPU', 'What does not work']
 
 
 def run_doctor(*paths: Path) -> subprocess.CompletedProcess:
     """Run the doctor with folders that come first on Python's path."""
-    start = (
-        f"import sys; sys.path[:0] = {[str(path) for path in paths]}; sys.orig_argv = ['-m', 'convnext_dense.doctor']"
-    )
-    code = f'{start}; import runpy; runpy.run_module("convnext_dense.doctor", run_name="__main__")'
-    command = [sys.executable, '-c', code] if paths else [sys.executable, '-m', 'convnext_dense.doctor']
+    start = f"import sys; sys.path[:0] = {[str(path) for path in paths]}; sys.orig_argv = ['-m', 'convnext_dense.compat.doctor']"
+    code = f'{start}; import runpy; runpy.run_module("convnext_dense.compat.doctor", run_name="__main__")'
+    command = [sys.executable, '-c', code] if paths else [sys.executable, '-m', 'convnext_dense.compat.doctor']
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 

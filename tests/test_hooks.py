@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import torch
 
-from convnext_dense.console import ConsoleHandler, prints_to
-from convnext_dense.hooks.pictures import draw_curves, draw_predictions, read_scalars
-from convnext_dense.hooks.summary import describe_files, metric_table
+from convnext_dense.train.pictures import draw_curves, draw_predictions, read_scalars
+from convnext_dense.train.screen import ConsoleHandler, prints_to
+from convnext_dense.train.summary import describe_files, metric_table
 
 
 def log_record(message, level=logging.INFO, **extra):
@@ -46,7 +46,7 @@ BAR = """
 import time
 from types import SimpleNamespace
 import convnext_dense
-from convnext_dense.hooks import ProgressBarHook
+from convnext_dense.train import ProgressBarHook
 hook = ProgressBarHook()
 runner = SimpleNamespace(max_iters=40, iter=10, val_dataloader=range(3))
 hook.before_train(runner)

@@ -10,7 +10,7 @@ from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.lr_decay import layer_index
-from convnext_dense.runs import describe_rates
+from convnext_dense.train.run import describe_rates
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 # exponent of the decay rate, from the published table; the third stage's blocks by threes

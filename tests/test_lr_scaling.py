@@ -12,7 +12,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
-from convnext_dense import ConvNeXt, UserError, run_config
+from convnext_dense import ConvNeXt, UserError
+from convnext_dense.train import config as run_config
 
 
 def recipe(**changes) -> Config:

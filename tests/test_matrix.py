@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from convnext_dense.stack import matrix
-from convnext_dense.stack.matrix import ENVIRONMENTS, TITLES, Row, StepFailed
-from convnext_dense.stack.versions import FORKS, KNOWN_TO_FAIL, OURS
+from convnext_dense.compat import matrix
+from convnext_dense.compat.matrix import ENVIRONMENTS, TITLES, Row, StepFailed
+from convnext_dense.compat.versions import FORKS, KNOWN_TO_FAIL, OURS
 
 TOOL = Path(__file__).parents[1] / 'tools/matrix.py'
 BY_NAME = {environment.name: environment for environment in ENVIRONMENTS}

@@ -17,13 +17,15 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
-from convnext_dense import ConvNeXt, UserError, measurement, model_stats
-from convnext_dense.config_header import Header
+from convnext_dense import ConvNeXt, UserError
+from convnext_dense.configs import walk
 from convnext_dense.data.samples import empty_sample
-from convnext_dense.model_stats import Counts, ModelStats, count_call, count_config, count_model, default_size
-from convnext_dense.model_tables import describe_models
-from convnext_dense.run_config import walk
 from convnext_dense.swap.upstream import config_folder
+from convnext_dense.train import measurement
+from convnext_dense.train import stats as model_stats
+from convnext_dense.train.config_header import Header
+from convnext_dense.train.model_tables import describe_models
+from convnext_dense.train.stats import Counts, ModelStats, count_call, count_config, count_model, default_size
 from convnext_dense.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from convnext_dense import model_zoo
-from convnext_dense.config_header import Header, Metric
-from convnext_dense.model_stats import Counts, ModelStats, leaf_configs
-from convnext_dense.model_tables import describe_models
+from convnext_dense.train import model_zoo
+from convnext_dense.train.config_header import Header, Metric
+from convnext_dense.train.model_tables import describe_models
+from convnext_dense.train.stats import Counts, ModelStats, leaf_configs
 
 ROOT = Path(__file__).parent.parent
 PAGE, STATS_PAGE = ROOT / 'docs/model_zoo.md', ROOT / 'docs/model_stats.md'

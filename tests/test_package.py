@@ -22,7 +22,7 @@ def test_import_is_quiet_cheap_and_idempotent():
     result = run_python(
         'import sys, convnext_dense, importlib\n'
         'before = list(sys.meta_path)\n'
-        'convnext_dense.stack.prepare()\n'
+        'convnext_dense.compat.prepare()\n'
         'assert before == sys.meta_path\n'
         "for name in ('torchvision', 'mmcv', 'mmdet', 'mmseg', 'timm', 'pycocotools'):\n"
         '    assert name not in sys.modules, name\n',

@@ -7,11 +7,11 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-from convnext_dense import run_config
-from convnext_dense.config_header import read_header
 from convnext_dense.data import check_dataset, write_shapes
 from convnext_dense.data.shapes import SHAPES
-from convnext_dense.model_stats import leaf_configs
+from convnext_dense.train import config as run_config
+from convnext_dense.train.config_header import read_header
+from convnext_dense.train.stats import leaf_configs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()

@@ -14,8 +14,8 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DATASETS, PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
-from convnext_dense.config_header import read_header
-from convnext_dense.model_stats import build_on_meta
+from convnext_dense.train.config_header import read_header
+from convnext_dense.train.stats import build_on_meta
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 

@@ -11,12 +11,15 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from convnext_dense import UserError, command_line, run_config, runs
-from convnext_dense.config_header import read_header
+from convnext_dense import UserError, configs
+from convnext_dense import cli as command_line
+from convnext_dense.compat import read_checkpoint
 from convnext_dense.data.writer import write_shapes
-from convnext_dense.model_stats import build, model_scope
-from convnext_dense.stack import read_checkpoint
 from convnext_dense.swap.upstream import find_config
+from convnext_dense.train import config as run_config
+from convnext_dense.train import run as runs
+from convnext_dense.train.config_header import read_header
+from convnext_dense.train.stats import build, model_scope
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
@@ -397,19 +400,19 @@ def test_mistyped_top_level_key(tmp_path):
     file = tmp_path / 'config.py'
     file.write_text(f'_base_ = [{str(CONFIG)!r}]\noptim_wraper = dict(type="OptimWrapper")\n')
     with pytest.raises(UserError, match="sets 'optim_wraper', which nothing reads. Did you mean 'optim_wrapper'"):
-        run_config.load_config(file)
+        configs.load_config(file)
 
 
 def test_config_that_does_not_parse(tmp_path):
     file = tmp_path / 'config.py'
     file.write_text('model = dict(\n')
     with pytest.raises(UserError, match='cannot be read: .*never closed'):
-        run_config.load_config(file)
+        configs.load_config(file)
 
 
 def test_missing_config_names_its_neighbours():
     with pytest.raises(UserError, match=r'does not exist. Did you mean .*cascade_convnext_t_coco\.py'):
-        run_config.load_config(COCO_CONFIG.with_name('cascade_convnxt_t_coco.py'))
+        configs.load_config(COCO_CONFIG.with_name('cascade_convnxt_t_coco.py'))
 
 
 def test_work_dir_that_cannot_be_written(tmp_path):

@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
 from convnext_dense import UserError
-from convnext_dense.run_config import load_config
+from convnext_dense.configs import load_config
 from convnext_dense.swap import channels, proof, swapping, training, upstream, writing
 from convnext_dense.swap.changes import apply
 from convnext_dense.swap.channels import Pair

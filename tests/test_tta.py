@@ -18,8 +18,10 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convnext_dense import UserError, run_config, runs
+from convnext_dense import UserError
 from convnext_dense.data import write_shapes
+from convnext_dense.train import config as run_config
+from convnext_dense.train import run as runs
 from convnext_dense.tta import InstanceTTA, WholeImageTTA, unflip_boxes
 
 CONFIGS = Path(__file__).parent.parent / 'configs'

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 
 from convnext_dense import ConvNeXt, UserError
-from convnext_dense.stack import read_checkpoint
+from convnext_dense.compat import read_checkpoint
 from convnext_dense.variants import VARIANTS
 from convnext_dense.weights import Checkpoint, load_weights
 from convnext_dense.weights.conversion import convert, translate

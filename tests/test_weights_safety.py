@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
-from convnext_dense.stack import checkpoint_loading, read_checkpoint, trust_checkpoints
+from convnext_dense.compat import checkpoint_loading, read_checkpoint, trust_checkpoints
 from convnext_dense.weights import fetch, load_weights
 from convnext_dense.weights.inspection import inspect
 

@@ -24,7 +24,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from convnext_dense import ConvNeXt, UserError, runs
+from convnext_dense import ConvNeXt, UserError
+from convnext_dense.train import run as runs
 from convnext_dense.weights import fetch, fit, load_weights
 from convnext_dense.weights import upstream as doors
 from convnext_dense.weights.formats import HF, TORCHVISION

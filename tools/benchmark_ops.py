@@ -21,8 +21,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from convnext_dense import stack
-from convnext_dense.stack.ops import OPS, find_op
+from convnext_dense import compat as stack
+from convnext_dense.compat.ops import OPS, find_op
 
 
 class Turn(NamedTuple):

@@ -2,7 +2,7 @@
 
 import argparse
 
-from convnext_dense.command_line import add_trust_option, call
+from convnext_dense.cli import add_trust_option, call
 from convnext_dense.weights.inspection import describe
 
 if __name__ == '__main__':

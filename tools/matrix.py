@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from convnext_dense.stack.matrix import ENVIRONMENTS, FOLDER, run_matrix
+from convnext_dense.compat.matrix import ENVIRONMENTS, FOLDER, run_matrix
 
 if __name__ == '__main__':
     names = [environment.name for environment in ENVIRONMENTS]

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from convnext_dense.command_line import user_errors
-from convnext_dense.model_zoo import outdated_pages, write_pages
+from convnext_dense.cli import user_errors
+from convnext_dense.train.model_zoo import outdated_pages, write_pages
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)

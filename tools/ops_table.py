@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from convnext_dense.stack.ops.coverage import FILE, is_current, write_page
+from convnext_dense.compat.ops.coverage import FILE, is_current, write_page
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from convnext_dense.command_line import user_errors
+from convnext_dense.cli import user_errors
 from convnext_dense.swap import pipelines, pipelines_page
 from convnext_dense.swap.survey import survey
 

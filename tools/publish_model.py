@@ -2,7 +2,7 @@
 
 import argparse
 
-from convnext_dense.command_line import Options, add_trust_option, call
+from convnext_dense.cli import Options, add_trust_option, call
 from convnext_dense.weights.publishing import FORMATS, publish
 
 if __name__ == '__main__':

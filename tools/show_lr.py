@@ -1,7 +1,7 @@
 """Print the learning rate and weight decay of every parameter group of a config, without data or training."""
 
-from convnext_dense.command_line import config_parser, user_errors
-from convnext_dense.runs import describe_rates
+from convnext_dense.cli import config_parser, user_errors
+from convnext_dense.train.run import describe_rates
 
 if __name__ == '__main__':
     with user_errors():

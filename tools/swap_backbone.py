@@ -2,7 +2,7 @@
 
 import argparse
 
-from convnext_dense.command_line import call
+from convnext_dense.cli import call
 from convnext_dense.swap import write_swap
 
 if __name__ == '__main__':

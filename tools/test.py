@@ -1,7 +1,7 @@
 """Evaluate a detector or a segmentor: ``python tools/test.py CONFIG CHECKPOINT``."""
 
-from convnext_dense.command_line import add_run_options, add_trust_option, call, config_parser
-from convnext_dense.runs import test
+from convnext_dense.cli import add_run_options, add_trust_option, call, config_parser
+from convnext_dense.train.run import test
 
 if __name__ == '__main__':
     parser = config_parser(__doc__)

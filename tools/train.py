@@ -1,7 +1,7 @@
 """Train a detector or a segmentor: ``python tools/train.py CONFIG``."""
 
-from convnext_dense.command_line import add_run_options, add_trust_option, call, config_parser
-from convnext_dense.runs import train
+from convnext_dense.cli import add_run_options, add_trust_option, call, config_parser
+from convnext_dense.train.run import train
 
 if __name__ == '__main__':
     parser = config_parser(__doc__)

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from mmengine.registry import DATASETS
 
+from convnext_dense.compat.errors import UserError
 from convnext_dense.data.shapes import LABELS, SHAPES, SPLITS
 from convnext_dense.data.writer import NUM_TRAIN, NUM_VAL, SIZE, write_shapes
-from convnext_dense.errors import UserError
 
 if TYPE_CHECKING:
     from mmdet.datasets import CocoDataset

@@ -19,8 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from convnext_dense.compat.errors import UserError
 from convnext_dense.data.shapes import SHAPES, SPLITS, Instance, draw_scene
-from convnext_dense.errors import UserError
 
 MARKER = 'shapes.json'
 FORMAT_VERSION = 1  # raise it with every change to the drawings or to the layout

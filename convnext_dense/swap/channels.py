@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from convnext_dense.errors import UserError
+from convnext_dense.compat.errors import UserError
 from convnext_dense.swap.changes import Changes, Place, at, dotted, kind
 from convnext_dense.swap.maps import Map, stages_for
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from mmengine.registry import MODELS
 
-from convnext_dense.errors import UserError
+from convnext_dense.compat.errors import UserError
 from convnext_dense.swap.changes import kind
 from convnext_dense.variants import VARIANTS, channels
 

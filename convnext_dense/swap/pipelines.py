@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from convnext_dense.errors import UserError
+from convnext_dense.compat.errors import UserError
 from convnext_dense.swap.changes import dotted
 from convnext_dense.swap.maps import STRIDES
 from convnext_dense.swap.proof import prove

@@ -20,13 +20,15 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from convnext_dense import run_config, runs
+from convnext_dense import configs
 from convnext_dense.backbone import ConvNeXt
-from convnext_dense.console import quiet
-from convnext_dense.drawn_batches import SIDE, draw_for
-from convnext_dense.errors import UserError
-from convnext_dense.model_stats import model_scope
+from convnext_dense.compat.errors import UserError
+from convnext_dense.data.drawn_batches import SIDE, draw_for
 from convnext_dense.swap.changes import kind
+from convnext_dense.train import config as run_config
+from convnext_dense.train import run as runs
+from convnext_dense.train.screen import quiet
+from convnext_dense.train.stats import model_scope
 
 NUM_IMAGES = 2
 SEED = 0
@@ -77,7 +79,7 @@ def prove(file: str | os.PathLike, device: str | None = None, reload: bool = Fal
         UserError: The model cannot be built or run, its loss or a gradient is not finite, or the loaded weights
             predict something else.
     """
-    cfg = run_config.load_config(file)
+    cfg = configs.load_config(file)
     device = device or runs.device_type()
     name = kind(cfg.model)
     with model_scope(cfg), quiet():
@@ -112,7 +114,7 @@ def build_model(cfg: Config, device: str) -> nn.Module:
     if cfg.get('data_preprocessor'):
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
     run_config.drop_initial_weights(model_cfg)
-    for node in run_config.walk(model_cfg):
+    for node in configs.walk(model_cfg):
         if 'drop_path_rate' in node:
             node['drop_path_rate'] = 0.0  # a dropped block gets no gradient
         if 'teacher_ckpt' in node:

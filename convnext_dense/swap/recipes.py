@@ -6,7 +6,7 @@ The rows are those of :mod:`convnext_dense.recipes`; sizes without a row get the
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from convnext_dense.errors import UserError
+from convnext_dense.compat.errors import UserError
 from convnext_dense.recipes import CASCADE_MASK_RCNN, UPERNET, Recipe, is_v2
 from convnext_dense.variants import VARIANTS
 from convnext_dense.weights.published import PUBLISHED

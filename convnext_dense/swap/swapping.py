@@ -9,10 +9,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
-from convnext_dense import runs
-from convnext_dense.console import quiet
-from convnext_dense.errors import UserError
-from convnext_dense.model_stats import model_scope
+from convnext_dense.compat.errors import UserError
 from convnext_dense.swap.changes import Changes, Place, apply, at, dotted, kind
 from convnext_dense.swap.channels import Pair, channel_changes, find_backbone, normalization_changes, pair_maps
 from convnext_dense.swap.maps import STRIDES, backbone_maps
@@ -21,6 +18,9 @@ from convnext_dense.swap.recipes import TASKS, find_arch, find_recipe, find_weig
 from convnext_dense.swap.training import checkpoint_changes, import_changes, optimizer_changes, schedule_changes
 from convnext_dense.swap.upstream import config_folder, find_config, read_config
 from convnext_dense.swap.writing import check_writable, relative_path, save, write_config
+from convnext_dense.train import run as runs
+from convnext_dense.train.screen import quiet
+from convnext_dense.train.stats import model_scope
 from convnext_dense.variants import channels
 from convnext_dense.weights.sources import check_source
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from convnext_dense.errors import UserError
-from convnext_dense.runs import LIBRARIES
+from convnext_dense.compat.errors import UserError
 from convnext_dense.swap.training import imported_modules
+from convnext_dense.train.run import LIBRARIES
 
 IN_PACKAGE = Path('.mim/configs')  # where the wheels have the configs
 

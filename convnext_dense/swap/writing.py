@@ -10,7 +10,7 @@ from typing import Any
 
 from yapf.yapflib.yapf_api import FormatCode
 
-from convnext_dense.errors import UserError
+from convnext_dense.compat.errors import UserError
 from convnext_dense.swap.changes import Changes
 from convnext_dense.swap.training import IMPORT
 

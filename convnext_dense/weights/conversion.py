@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convnext_dense.errors import UserError
+from convnext_dense.compat.errors import UserError
 from convnext_dense.weights.architecture import NORM_EPS, OTHER_SIZES, what_differs
 from convnext_dense.weights.formats import (
     CLASSIFIER,

@@ -16,7 +16,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from convnext_dense.backbone import ConvNeXt
-from convnext_dense.errors import UserError
+from convnext_dense.compat.errors import UserError
 from convnext_dense.weights.architecture import Architecture, other_eps, stage_of, what_differs
 from convnext_dense.weights.formats import CLASSIFIER, FB, Found, find_backbones
 from convnext_dense.weights.provenance import name_licence

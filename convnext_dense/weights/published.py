@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from convnext_dense.backbone import ConvNeXt
-from convnext_dense.errors import UserError
+from convnext_dense.compat.errors import UserError
 from convnext_dense.weights.licences import CC_BY_NC, MIT
 
 HOST = 'https://dl.fbaipublicfiles.com/convnext/'

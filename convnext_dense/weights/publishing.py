@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from convnext_dense import __version__
-from convnext_dense.errors import UserError
-from convnext_dense.run_config import load_config
+from convnext_dense.compat.errors import UserError
+from convnext_dense.configs import load_config
 from convnext_dense.weights.inspection import Inspection, inspect_checkpoint, millions
 from convnext_dense.weights.loading import check_finite, module_versions
 from convnext_dense.weights.provenance import (

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from convnext_dense.errors import UserError
+from convnext_dense.compat.errors import UserError
 from convnext_dense.weights.architecture import Architecture, name_other_model, read_architecture
 from convnext_dense.weights.formats import CLASSIFIER, MMPRETRAIN, Found, find_backbones
 from convnext_dense.weights.report import shorten

@@ -22,14 +22,14 @@ from typing import Any
 
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from convnext_dense.errors import UserError
-from convnext_dense.stack import read_checkpoint
-from convnext_dense.stack.checkpoint_loading import (
+from convnext_dense.compat import read_checkpoint
+from convnext_dense.compat.checkpoint_loading import (
     check_exists,
     first_on_this_machine,
     read_checkpoint_from_url,
     warn_of_old_torch,
 )
+from convnext_dense.compat.errors import UserError
 from convnext_dense.weights.provenance import licence_of
 from convnext_dense.weights.published import find_published
 

@@ -6,7 +6,6 @@ model with its weights, and a report in the log. Models without our backbone are
 """
 
 import functools
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -14,13 +13,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from convnext_dense.backbone import ConvNeXt
-from convnext_dense.console import show_table
-from convnext_dense.errors import UserError
-from convnext_dense.stack import Patch, add_patch, replace_function
+from convnext_dense.compat import Patch, add_patch, replace_function
+from convnext_dense.compat.errors import UserError
 from convnext_dense.weights.loading import find_places, load_weights
 from convnext_dense.weights.reading import find_state_dict, other_weights
 from convnext_dense.weights.report import Report
@@ -59,9 +58,9 @@ def show_report(report: Report, model: nn.Module) -> None:
     heads = [key for key in report.from_scratch if not key.startswith(tuple(find_places(model)))]
     if heads and not _to_train.get():
         warning = f'  heads         {len(heads)} weights are random, for training only: what they predict means nothing'
-        show_table(f'{report}\n{warning}', logging.WARNING)
+        MMLogger.get_current_instance().warning(f'{report}\n{warning}')
     else:
-        show_table(str(report))
+        MMLogger.get_current_instance().info(str(report))
 
 
 def is_to_train(runner: Runner) -> bool:
@@ -111,7 +110,9 @@ def initialize_loudly(module: ModuleType) -> None:
         if not is_ours:
             upstream_call(self, part)
             return
-        show_table(str(load_weights(part, self.checkpoint, prefix=self.prefix, **self.options)))
+        MMLogger.get_current_instance().info(
+            str(load_weights(part, self.checkpoint, prefix=self.prefix, **self.options))
+        )
         if hasattr(part, '_params_init_info'):
             module.update_init_info(part, init_info=self._get_init_info())
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from convnext_dense.compat.errors import UserError
 from convnext_dense.data.checks import files
 from convnext_dense.data.checks.files import (
     check_files,
@@ -24,7 +25,6 @@ from convnext_dense.data.checks.files import (
     spread,
     where_to_put,
 )
-from convnext_dense.errors import UserError
 
 TOLERATED_SHARE = 0.01  # of annotations or images: below it a defect is a note, as public data sets have a few
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from convnext_dense.compat.errors import UserError
 from convnext_dense.data.checks.coco import check_coco
 from convnext_dense.data.checks.files import listed
 from convnext_dense.data.checks.segmentation import IGNORED, check_segmentation
-from convnext_dense.errors import UserError
 
 COCO_TYPES = ('CocoDataset',)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import ExifTags, Image
 
-from convnext_dense.errors import UserError
+from convnext_dense.compat.errors import UserError
 
 MAX_PICTURES = 2000  # whose files are looked into
 TAIL_BYTES = 4096  # some cameras append to a JPEG; its end marker is looked for in so many bytes

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from convnext_dense.compat.errors import UserError
 from convnext_dense.data.checks import files
 from convnext_dense.data.checks.files import (
     check_files,
@@ -20,7 +21,6 @@ from convnext_dense.data.checks.files import (
     some,
     spread,
 )
-from convnext_dense.errors import UserError
 
 MAX_LABEL_MAPS = 50  # that are read
 IGNORED = 255

@@ -1,0 +1,352 @@
+"""The defects of the OpenMMLab packages on today's Python and PyTorch, one patch each.
+
+In: the installed versions. Out: the modules named in ``PATCHES``, mended when they are imported, now or later.
+A package is patched only in the versions that have the defect, and nothing is imported for it.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import ModuleType
+
+from packaging.specifiers import SpecifierSet
+
+from . import atomic_files, checkpoint_configs, checkpoint_loading, installed_packages, quiet, upstream_heads
+from .import_hook import on_import
+from .versions import MMCV, MMDET, MMENGINE, MMSEG
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A defect and its cure.
+
+    Attributes:
+        name: Short and unique.
+        packages: The names under which pip may have installed the package.
+        versions: Those with the defect, as in a requirement; empty means all versions so far.
+        module: The module to mend.
+        link: Where the defect is reported, or the code that has it.
+        why: What goes wrong without the patch.
+        apply: Mends the module.
+        during: Makes a context in which the module is imported.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    versions: str
+    module: str
+    link: str
+    why: str
+    apply: Callable[[ModuleType], None] = lambda module: None
+    during: Callable[[], AbstractContextManager] = nullcontext
+
+
+@dataclass(frozen=True)
+class PatchStatus:
+    """What became of a patch: ``applied``, ``waiting`` for the import of its module, or ``not needed``."""
+
+    patch: Patch
+    status: str
+    reason: str
+
+
+def _use_importlib_metadata(module: ModuleType) -> None:
+    for name in ('is_installed', 'get_installed_path', 'package2module'):
+        replace_function(module, name, getattr(installed_packages, name))
+
+
+def _ops_can_be_imported() -> bool:
+    return find_spec('mmcv') is not None and find_spec('mmcv._ext') is not None
+
+
+def _mend_mmcv_full_available(module: ModuleType) -> None:
+    replace_function(module, 'mmcv_full_available', _ops_can_be_imported)
+
+
+def _mend_check_ops_exist(module: ModuleType) -> None:
+    replace_function(module, 'check_ops_exist', _ops_can_be_imported)
+
+
+def _collect_env_without_distutils(module: ModuleType) -> None:
+    upstream_collect_env = module.collect_env
+
+    def collect_env() -> dict:
+        with _importable_distutils():
+            return upstream_collect_env()
+
+    replace_function(module, 'collect_env', collect_env)
+
+
+PATCHES = (
+    Patch(
+        name='pkg_resources',
+        packages=MMENGINE,
+        versions='<0.11.0rc3',
+        module='mmengine.utils.package_utils',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/utils/package_utils.py',
+        why="`_base_ = 'mmdet::...'` asks pkg_resources for the package, which setuptools >= 82 no longer has",
+        apply=_use_importlib_metadata,
+    ),
+    Patch(
+        name='find_loader in mmengine',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.utils.dl_utils.misc',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/utils/dl_utils/misc.py',
+        why='mmcv_full_available() calls pkgutil.find_loader, which Python 3.14 removed',
+        apply=_mend_mmcv_full_available,
+    ),
+    Patch(
+        name='find_loader in mmcv',
+        packages=MMCV,
+        versions='',
+        module='mmcv.utils.ext_loader',
+        link='https://github.com/open-mmlab/mmcv/blob/v2.1.0/mmcv/utils/ext_loader.py',
+        why='check_ops_exist() calls pkgutil.find_loader, which Python 3.14 removed',
+        apply=_mend_check_ops_exist,
+    ),
+    Patch(
+        name='distutils',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.utils.dl_utils.collect_env',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/utils/dl_utils/collect_env.py',
+        why='collect_env(), which every Runner calls, imports distutils, which Python >= 3.12 has only by setuptools',
+        apply=_collect_env_without_distutils,
+    ),
+    Patch(
+        name='safe checkpoints',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.runner.checkpoint',
+        link='https://github.com/open-mmlab/mmengine/issues/1655',
+        why='PyTorch >= 2.6 refuses the HistoryBuffer and the NumPy scalars in every MMEngine checkpoint, so that no '
+        'run resumes; older versions, downloads, and MMEngine 0.11.0rc3 run any code that a checkpoint contains',
+        apply=checkpoint_loading.read_safely_in,
+    ),
+    Patch(
+        name='configs of strangers in the inferencers',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.infer.infer',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/infer/infer.py',
+        why='DetInferencer(weights=FILE) and its like run the config inside of the checkpoint, which is Python',
+        apply=checkpoint_configs.ask_for_config,
+    ),
+    Patch(
+        name='configs of strangers in the runner',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.runner.runner',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/runner/runner.py',
+        why="resume() runs meta['config'] of the checkpoint, which is Python, to compare numbers of GPUs",
+        apply=checkpoint_configs.resume_without_config,
+    ),
+    Patch(
+        name='configs of strangers in the flexible runner',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.runner._flexible_runner',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/runner/_flexible_runner.py',
+        why="resume() runs meta['config'] of the checkpoint, which is Python, to compare numbers of GPUs",
+        apply=checkpoint_configs.resume_without_config,
+    ),
+    Patch(
+        name='checkpoints in one piece',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.fileio.backends.local_backend',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/fileio/backends/local_backend.py',
+        why='checkpoints are written in place: a full disk or a kill leaves half a file, which nothing resumes',
+        apply=atomic_files.replace_put,
+    ),
+    Patch(
+        name='idle log lines',
+        packages=MMENGINE,
+        versions='',
+        module='mmengine.logging.logger',
+        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/fileio/file_client.py',
+        why='a sound run logs warnings that no user can act on; convnext_dense/compat/quiet.py lists them',
+        apply=quiet.silence_log_lines,
+    ),
+    Patch(
+        name='MMSyncBN in one process',
+        packages=MMCV,
+        versions='',
+        module='mmcv.ops.sync_bn',
+        link='https://github.com/open-mmlab/mmcv/blob/v2.1.0/mmcv/ops/sync_bn.py',
+        why='SyncBatchNorm asks torch.distributed for the number of processes, so that the strong baselines of mmdet '
+        'cannot be built in a process without a group',
+        apply=upstream_heads.let_sync_bn_stand_alone,
+    ),
+    Patch(
+        name='masks outside of the image',
+        packages=('mmdet', 'onedl-mmdetection'),
+        versions='',
+        module='mmdet.models.roi_heads.mask_heads.fcn_mask_head',
+        link='https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/models/roi_heads/mask_heads/fcn_mask_head.py',
+        why='on the CPU a test of QueryInst ends with an error where a box lies outside of the image',
+        apply=upstream_heads.paste_masks_anywhere,
+    ),
+    Patch(
+        name='checkpoints of DDQ',
+        packages=('mmdet', 'onedl-mmdetection'),
+        versions='',
+        module='mmdet.models.detectors.ddq_detr',
+        link='https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/models/detectors/ddq_detr.py',
+        why='a trained model has parameters under more names than a built one, so that its checkpoint does not fit',
+        apply=upstream_heads.tie_branches_when_built,
+    ),
+    Patch(
+        name='predictions of SSD',
+        packages=('mmdet', 'onedl-mmdetection'),
+        versions='',
+        module='mmdet.models.dense_heads.ssd_head',
+        link='https://github.com/open-mmlab/mmdetection/issues/11780',
+        why='the head has no loss_cls, for which upstream asks when it predicts: every validation ends in an error',
+        apply=upstream_heads.predict_without_a_loss,
+    ),
+    Patch(
+        name='DMNet and channels-last maps',
+        packages=('mmsegmentation', 'onedl-mmsegmentation'),
+        versions='',
+        module='mmseg.models.decode_heads.dm_head',
+        link='https://github.com/open-mmlab/mmsegmentation/blob/v1.2.2/mmseg/models/decode_heads/dm_head.py',
+        why='the head views its maps as channels-first; ConvNeXt gives channels-last ones',
+        apply=upstream_heads.take_maps_of_any_layout,
+    ),
+    Patch(
+        name='lines of mmdet about OneDL',
+        packages=MMDET,
+        versions='>=3.4',
+        module='mmdet.datasets',
+        link='https://github.com/VBTI-development/onedl-mmdetection/blob/main/mmdet/datasets/__init__.py',
+        why='the onedl fork prints at every start that it lacks the package of a product, which no recipe uses',
+        during=quiet.without_onedl_lines,
+    ),
+    Patch(
+        name='lines of mmseg about OneDL',
+        packages=MMSEG,
+        versions='>=1.3',
+        module='mmseg.datasets',
+        link='https://github.com/VBTI-development/onedl-mmsegmentation/blob/main/mmseg/datasets/__init__.py',
+        why='the onedl fork prints at every start that it lacks the package of a product, which no recipe uses',
+        during=quiet.without_onedl_lines,
+    ),
+    Patch(
+        name='TorchScript warning',
+        packages=('torch',),
+        versions='<2.6',
+        module='torch.distributed.optim',
+        link='https://github.com/pytorch/pytorch/issues/139661',
+        why='the import, which MMEngine makes at every start, warns of TorchScript whatever the filters say',
+        during=quiet.without_torchscript_warning,
+    ),
+)
+
+_added: list[Patch] = []
+_applied: set[str] = set()
+_armed: set[str] = set()
+
+
+def apply_patches() -> None:
+    """Apply the patches that the installed versions need: now to imported modules, to others when they are imported."""
+    for patch in PATCHES:
+        _arm(patch)
+
+
+def add_patch(patch: Patch) -> None:
+    """Apply a patch of another room of this package, which needs what is in that room."""
+    _added.append(patch)
+    _arm(patch)
+
+
+def _arm(patch: Patch) -> None:
+    if patch.name not in _armed and not _not_needed(patch):
+        _armed.add(patch.name)
+        on_import(patch.module, _applier(patch), patch.during)
+
+
+def patch_report() -> list[PatchStatus]:
+    """Return the status of every patch: those of ``PATCHES`` in their order, then the added ones."""
+    return [_status(patch) for patch in (*PATCHES, *_added)]
+
+
+def _status(patch: Patch) -> PatchStatus:
+    if patch.name in _applied:
+        return PatchStatus(patch, 'applied', patch.why)
+    reason = _not_needed(patch)
+    if reason:
+        return PatchStatus(patch, 'not needed', reason)
+    if patch.name in _armed:
+        return PatchStatus(patch, 'waiting', f'it is applied when {patch.module} is imported')
+    return PatchStatus(patch, 'waiting', 'convnext_dense.compat.prepare() has not been called')
+
+
+def _applier(patch: Patch) -> Callable[[ModuleType], None]:
+    def apply(module: ModuleType) -> None:
+        patch.apply(module)
+        _applied.add(patch.name)
+
+    return apply
+
+
+def _not_needed(patch: Patch) -> str:
+    """Say why the installed version needs no patch; empty if it does."""
+    installed = _installed(patch.packages)
+    if installed is None:
+        # Without metadata the package may still be there, by PYTHONPATH; its version is then unknown.
+        module = patch.module.partition('.')[0]
+        return '' if find_spec(module) is not None else f'{module} is not installed'
+    if SpecifierSet(patch.versions).contains(installed[1], prereleases=True):
+        return ''
+    return f'{" ".join(installed)} does not have the defect, versions {patch.versions} do'
+
+
+def _installed(packages: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return the name and the version of the first of these that pip knows."""
+    for package in packages:
+        try:
+            return package, version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def replace_function(module: ModuleType, name: str, replacement: Callable) -> None:
+    """Replace a function in its module and in every loaded module that imported it by name."""
+    original = getattr(module, name)
+    for holder in [module, *sys.modules.values()]:
+        if getattr(holder, '__dict__', {}).get(name) is original:
+            setattr(holder, name, replacement)
+
+
+@contextmanager
+def _importable_distutils() -> Iterator[None]:
+    """Where Python has no distutils, stand in for the little of it that ``collect_env`` uses."""
+    if find_spec('distutils') is not None:
+        yield
+        return
+    stand_in = {name: ModuleType(name) for name in ('distutils', 'distutils.errors', 'distutils.ccompiler')}
+    stand_in['distutils'].errors = stand_in['distutils.errors']
+    stand_in['distutils.errors'].DistutilsPlatformError = _NoCompiler
+    stand_in['distutils.ccompiler'].new_compiler = _find_no_compiler
+    before = {name: sys.modules[name] for name in stand_in if name in sys.modules}
+    sys.modules.update(stand_in)
+    try:
+        yield
+    finally:
+        for name in stand_in:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+class _NoCompiler(Exception):
+    """What distutils raises where it finds no compiler; ``collect_env`` then reports 'n/a'."""
+
+
+def _find_no_compiler() -> None:
+    raise _NoCompiler

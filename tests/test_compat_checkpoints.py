@@ -1,0 +1,503 @@
+"""Checkpoints are read without running code, MMEngine's own are read, and others are refused with a reason."""
+
+import argparse
+import io
+import os
+import pickle
+import tarfile
+import traceback
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from convnext_dense import compat as stack
+from convnext_dense.compat import TRUST_VARIABLE, checkpoint_loading, read_checkpoint, trust_checkpoints
+from convnext_dense.compat.errors import UserError
+
+stack.prepare()  # before MMEngine is imported, as in the package
+
+import mmengine.runner.checkpoint as upstream  # noqa: E402
+from mmengine.dataset import BaseDataset  # noqa: E402
+from mmengine.evaluator import BaseMetric  # noqa: E402
+from mmengine.model import BaseModel  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _prepared():
+    stack.prepare()
+
+
+class Trap:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+class OfTheUser:
+    """A type that MMEngine's checkpoints do not have."""
+
+
+class Drawn(BaseDataset):
+    METAINFO = {'classes': ('a', 'b'), 'palette': [(1, 2, 3), (4, 5, 6)]}
+
+    def load_data_list(self):
+        return [{'inputs': float(i)} for i in range(4)]
+
+
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(1, 1)
+
+    def forward(self, inputs, sample_idx, mode='tensor'):
+        predicted = self.line(torch.tensor(inputs)[:, None])
+        return {'loss': (predicted**2).mean()} if mode == 'loss' else list(predicted)
+
+
+class Mean(BaseMetric):
+    default_prefix = 'toy'
+
+    def process(self, data_batch, data_samples):
+        self.results.extend(data_samples)
+
+    def compute_metrics(self, results):
+        return {'mean': np.float32(torch.stack(results).mean().item())}
+
+
+def toy_runner(work_dir, max_epochs, save_best=None, **options):
+    loader = {'batch_size': 2, 'num_workers': 0, 'dataset': Drawn()}
+    with warnings.catch_warnings():  # torch's and numpy's own, which are not the subject here
+        warnings.simplefilter('ignore')
+        runner = Runner(
+            Line(),
+            str(work_dir),
+            train_dataloader=loader | {'sampler': {'type': 'DefaultSampler', 'shuffle': True}},
+            val_dataloader=loader | {'sampler': {'type': 'DefaultSampler', 'shuffle': False}},
+            train_cfg={'by_epoch': True, 'max_epochs': max_epochs, 'val_interval': 1},
+            val_cfg={},
+            val_evaluator=[Mean()],
+            optim_wrapper={'optimizer': {'type': 'AdamW', 'lr': 0.1}},
+            param_scheduler=[
+                {'type': 'LinearLR', 'start_factor': 0.1, 'end': 2, 'by_epoch': False},
+                {'type': 'MultiStepLR', 'milestones': [2]},
+                {'type': 'OneCycleLR', 'eta_max': 0.2, 'total_steps': 9},
+            ],
+            default_hooks={
+                'checkpoint': {'type': 'CheckpointHook', 'interval': 1, 'save_best': save_best, 'rule': 'less'}
+            },
+            custom_hooks=[{'type': 'EMAHook'}],
+            log_level='ERROR',
+            experiment_name=f'toy_{work_dir.name}_{max_epochs}',
+            **options,
+        )
+        runner.message_hub.update_info('score', np.float64(0.5))
+        runner.message_hub.update_info('mean', np.ones(3, np.float32))
+        runner.train()
+    return runner
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A real run of two epochs, with EMA, a best checkpoint, and NumPy numbers among its messages."""
+    stack.prepare()
+    return toy_runner(tmp_path_factory.mktemp('toy'), max_epochs=2, save_best='toy/mean')
+
+
+def test_mmengine_without_the_patch_fails_on_its_own_checkpoint(run):
+    with pytest.raises(pickle.UnpicklingError, match='Unsupported global'):
+        _torch_load_as_new(f'{run.work_dir}/epoch_2.pth')
+
+
+def _torch_load_as_new(path):
+    """Read as PyTorch >= 2.6 does by default, without the types that this process allows."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        return torch.load(path, weights_only=True)
+    finally:
+        torch.serialization.add_safe_globals(allowed)
+
+
+def test_a_checkpoint_of_mmengine_is_read_whole(run):
+    path = f'{run.work_dir}/epoch_2.pth'
+    checkpoint = upstream._load_checkpoint(path, map_location='cpu')
+    with trust_checkpoints():
+        expected = read_checkpoint(path)
+    assert set(checkpoint) == set(expected) >= {'ema_state_dict', 'optimizer', 'param_schedulers', 'message_hub'}
+    assert checkpoint['meta'] == expected['meta']
+    assert checkpoint['meta']['dataset_meta']['classes'] == ('a', 'b')
+    history = checkpoint['message_hub']['log_scalars']['train/loss']
+    assert history.statistics('mean') == expected['message_hub']['log_scalars']['train/loss'].mean()
+    messages = checkpoint['message_hub']['runtime_info']
+    assert messages['score'] == 0.5
+    assert messages['mean'].dtype == np.float32
+    assert checkpoint['param_schedulers'][2]['anneal_func'] is expected['param_schedulers'][2]['anneal_func']
+
+
+def test_a_run_resumes(run, tmp_path):
+    resumed = toy_runner(tmp_path, max_epochs=3, load_from=f'{run.work_dir}/epoch_2.pth', resume=True)
+    assert resumed.epoch == 3
+    assert resumed.iter == 6
+    assert len(resumed.message_hub.get_scalar('train/loss').data[0]) == 6
+
+
+def test_a_best_checkpoint_is_read(run):
+    (best,) = [name for name in _names(run.work_dir) if name.startswith('best_')]
+    assert read_checkpoint(f'{run.work_dir}/{best}')['message_hub']['runtime_info']['best_score'] is not None
+
+
+def _names(folder):
+    return [path.name for path in checkpoint_loading.Path(folder).glob('*.pth')]
+
+
+@pytest.mark.parametrize('numpy_module', [b'numpy.core.multiarray', b'numpy._core.multiarray'])
+def test_both_names_of_numpy_are_read(numpy_module, tmp_path):
+    values = {
+        'array': np.arange(3),
+        'empty': np.array([]),
+        'scalar': np.float32(2),
+        'flag': np.bool_(True),
+        'text': np.array(['a', 'b']),
+    }
+    buffer = io.BytesIO()
+    torch.save(values, buffer, _use_new_zipfile_serialization=False)
+    other = {b'numpy.core.multiarray', b'numpy._core.multiarray'} - {numpy_module}
+    (tmp_path / 'file.pth').write_bytes(buffer.getvalue().replace(other.pop(), numpy_module))
+    assert numpy_module in (tmp_path / 'file.pth').read_bytes()
+    read = read_checkpoint(tmp_path / 'file.pth')
+    assert {name: (type(value), value.dtype) for name, value in read.items()} == {
+        name: (type(value), value.dtype) for name, value in values.items()
+    }
+    assert read['array'].tolist() == [0, 1, 2]
+    assert read['text'].tolist() == ['a', 'b']
+
+
+def test_a_checkpoint_of_the_first_versions_is_read(tmp_path):
+    # MMDetection 2 with PyTorch 1.4: no messages, no zip archive
+    old = {'meta': {'CLASSES': ('a',), 'epoch': 12, 'mmdet_version': '2.0.0'}, 'state_dict': {'w': torch.ones(2)}}
+    torch.save(old, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    assert upstream._load_checkpoint(str(tmp_path / 'old.pth'))['meta'] == old['meta']
+
+
+def trapped_bytes(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({'state_dict': {'w': torch.ones(1)}, 'meta': Trap(tmp_path / 'trapped')}, buffer)
+    return buffer.getvalue()
+
+
+def load_local(path, monkeypatch):
+    return upstream._load_checkpoint(str(path))
+
+
+def load_url(path, monkeypatch):
+    torch.hub.set_dir(str(path.parent / 'hub'))
+    monkeypatch.setitem(upstream.__dict__, 'get_torchvision_models', lambda: {'resnet': path.as_uri()})
+    return upstream._load_checkpoint('torchvision://resnet')
+
+
+def load_s3(path, monkeypatch):
+    class Backend:
+        def get(self, name):
+            return path.read_bytes()
+
+    monkeypatch.setitem(upstream.__dict__, 'get_file_backend', lambda *args, **kwargs: Backend())
+    return upstream._load_checkpoint('s3://bucket/file.pth')
+
+
+def load_open_mmlab(path, monkeypatch):
+    monkeypatch.setenv('MMENGINE_HOME', str(path.parent))
+    (path.parent / 'open_mmlab.json').write_text(f'{{"trapped": "{path.name}"}}')
+    return upstream._load_checkpoint('open-mmlab://trapped')
+
+
+def load_with_weights_only_false(path, monkeypatch):
+    # as MMEngine 0.11.0rc3 does
+    return upstream.torch.load(path, map_location='cpu', weights_only=False)
+
+
+@pytest.mark.parametrize('load', [load_local, load_url, load_s3, load_open_mmlab, load_with_weights_only_false])
+def test_no_loader_runs_code(load, tmp_path, monkeypatch):
+    path = tmp_path / 'trap.pth'
+    path.write_bytes(trapped_bytes(tmp_path))
+    with pytest.raises(UserError, match=r'is not read: besides tensors .* it needs (posix|nt)\.mkdir, '):
+        load(path, monkeypatch)
+    assert not (tmp_path / 'trapped').exists()
+    with trust_checkpoints():
+        load(path, monkeypatch)
+    assert (tmp_path / 'trapped').exists()
+
+
+def test_upstream_loaders_run_code(tmp_path):
+    # what the patch prevents: torch.hub's default is weights_only=False, in every version
+    path = tmp_path / 'trap.pth'
+    path.write_bytes(trapped_bytes(tmp_path))
+    torch.hub.load_state_dict_from_url(path.as_uri(), str(tmp_path / 'hub'), progress=False)
+    assert (tmp_path / 'trapped').exists()
+
+
+def test_a_refusal_names_the_file_the_type_and_the_way(tmp_path):
+    torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(tmp_path / 'foreign.pth')
+    message = str(caught.value)
+    assert str(tmp_path / 'foreign.pth') in message
+    assert 'OfTheUser' in message
+    assert f'{TRUST_VARIABLE}=1' in message
+    assert 'with convnext_dense.compat.trust_checkpoints():' in message
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        np.array([OfTheUser], dtype=object),
+        np.array([1], dtype=object),
+        argparse.Namespace(lr=1),
+        print,
+        torch.nn.Linear(1, 1),
+    ],
+)
+def test_other_types_are_refused(value, tmp_path):
+    torch.save({'value': value}, tmp_path / 'file.pth')
+    with pytest.raises(UserError, match='is not read: besides tensors and plain data it needs'):
+        read_checkpoint(tmp_path / 'file.pth')
+
+
+@pytest.mark.parametrize('path', ['__init__', '__setstate__', '__class__', '__dict__', '_set_default_statistics'])
+def test_getattr_gives_the_statistics_of_a_history_only(path, tmp_path):
+    from mmengine.logging import HistoryBuffer
+
+    class Reach:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, path)
+
+    torch.save(Reach(), tmp_path / 'file.pth')
+    with pytest.raises(UserError, match=rf"it needs getattr\(.*HistoryBuffer'>, '{path}'\)"):
+        read_checkpoint(tmp_path / 'file.pth')
+
+
+def test_bytearrays_come_with_their_content(tmp_path):
+    torch.save({'log': bytearray(b'abc\xff'), 'empty': bytearray()}, tmp_path / 'file.pth')
+    assert read_checkpoint(tmp_path / 'file.pth') == {'log': b'abc\xff', 'empty': b''}
+
+    class Zeros:
+        def __reduce__(self):
+            return bytearray, (10**9,)
+
+    torch.save(Zeros(), tmp_path / 'zeros.pth')
+    with pytest.raises(UserError, match=r'it needs bytearray\(int\)'):
+        read_checkpoint(tmp_path / 'zeros.pth')
+
+
+def test_the_environment_variable_is_the_opt_in(tmp_path, monkeypatch):
+    torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
+    for value in ('', '0', 'no'):
+        monkeypatch.setenv(TRUST_VARIABLE, value)
+        with pytest.raises(UserError):
+            read_checkpoint(tmp_path / 'foreign.pth')
+    monkeypatch.setenv(TRUST_VARIABLE, '1')
+    assert isinstance(read_checkpoint(tmp_path / 'foreign.pth')['args'], OfTheUser)
+
+
+def test_allowed_types_come_back_when_someone_clears_them(tmp_path):
+    torch.save({'mean': np.float64(1)}, tmp_path / 'file.pth')
+    before = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.clear_safe_globals()
+        assert read_checkpoint(tmp_path / 'file.pth') == {'mean': 1}
+        allowed = torch.serialization.get_safe_globals()
+        assert read_checkpoint(tmp_path / 'file.pth') == {'mean': 1}
+        assert len(torch.serialization.get_safe_globals()) == len(allowed)
+    finally:
+        torch.serialization.add_safe_globals(before)
+
+
+def test_a_trusted_file_may_miss_its_type(tmp_path, monkeypatch):
+    torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
+    monkeypatch.delattr(f'{__name__}.OfTheUser')
+    with trust_checkpoints(), pytest.raises(AttributeError, match='OfTheUser'):
+        read_checkpoint(tmp_path / 'foreign.pth')
+
+
+def test_trust_ends_with_its_block(tmp_path):
+    torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
+    with pytest.raises(KeyError), trust_checkpoints():
+        raise KeyError
+    with pytest.raises(UserError):
+        read_checkpoint(tmp_path / 'foreign.pth')
+
+
+def saved_bytes(zipped=True):
+    buffer = io.BytesIO()
+    torch.save({'w': torch.ones(100)}, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+def zip_of(name, content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w') as archive:
+        archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+UNREADABLE = [
+    (b'', 'the file is empty'),
+    (b'\n<!DOCTYPE html><html>Sign in</html>', 'it is a web page'),
+    (b'<HTML>404</HTML>', 'it is a web page'),
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:1', 'it is a Git LFS pointer'),
+    (b'\x1f\x8b\x08 gzip', 'it is an archive of other files'),
+    (zip_of('model.pth', saved_bytes()), 'it is an archive of other files'),
+    (zip_of('model/constants.pkl', b''), 'it is a TorchScript program'),
+    (saved_bytes()[:-40], 'it begins like a checkpoint but is cut short or damaged'),
+    (saved_bytes()[:70], 'it begins like a checkpoint but is cut short or damaged'),
+    (saved_bytes(zipped=False)[:-40], 'it begins like a checkpoint but is cut short or damaged'),
+    (saved_bytes(zipped=False)[:200], 'it begins like a checkpoint but is cut short or damaged'),
+    (pickle.dumps({'w': 1}, protocol=4), 'it is a Python pickle that torch.save did not write'),
+    (b'These are no weights.', r"it begins with b'These are no wei', which no PyTorch checkpoint does"),
+    (bytes(range(97, 200)), r"it begins with b'abcdefghijklmnop', which no PyTorch checkpoint does"),
+]
+
+
+@pytest.mark.parametrize(('content', 'expected'), UNREADABLE, ids=range(len(UNREADABLE)))
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
+def test_an_unreadable_file_is_described(content, expected, tmp_path):
+    path = tmp_path / 'file.pth'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf'Cannot read the checkpoint {path}: {expected}.*PyTorch says: \S'):
+        upstream._load_checkpoint(str(path))
+    with pytest.raises(UserError, match=f'Cannot read the checkpoint the downloaded data: {expected}'):
+        read_checkpoint(io.BytesIO(content))
+
+
+def legacy_tar(path):
+    """Write the layout of PyTorch's first versions: three pickles in a tar archive, here with code to run."""
+    with tarfile.open(path, 'w') as archive:
+        for name in ('storages', 'tensors', 'pickle'):
+            content = pickle.dumps(Trap(path.parent / 'trapped'), protocol=2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def test_a_tar_archive_is_refused_before_torch_sees_it(tmp_path, monkeypatch):
+    legacy_tar(tmp_path / 'old.pth')
+    loaded = []
+    # as in PyTorch < 2.6, which unpickles such a file without its safe mode
+    monkeypatch.setattr(torch, 'load', lambda file, **_: loaded.append(file))
+    refusal = r'is not read: it is a tar archive\. PyTorch wrote .* can run code\. .*unpack it .*--trust-checkpoint'
+    with pytest.raises(UserError, match=rf'The checkpoint {tmp_path}/old\.pth {refusal}'):
+        upstream._load_checkpoint(str(tmp_path / 'old.pth'))
+    with open(tmp_path / 'old.pth', 'rb') as opened, pytest.raises(UserError, match=rf'/old\.pth {refusal}'):
+        read_checkpoint(opened)
+    with pytest.raises(UserError, match=f'The checkpoint the downloaded data {refusal}'):
+        read_checkpoint(io.BytesIO((tmp_path / 'old.pth').read_bytes()))
+    assert loaded == []
+    with trust_checkpoints():
+        read_checkpoint(tmp_path / 'old.pth')
+    assert loaded == [tmp_path / 'old.pth']
+
+
+@pytest.mark.filterwarnings('ignore:Python 3.14 will, by default, filter extracted tar archives:DeprecationWarning')
+def test_a_tar_archive_of_the_user_is_read_where_it_is_trusted(tmp_path):
+    legacy_tar(tmp_path / 'old.pth')
+    with trust_checkpoints(), pytest.raises(UserError):  # which holds no storages
+        read_checkpoint(tmp_path / 'old.pth')
+    assert (tmp_path / 'trapped').exists()
+
+
+@pytest.mark.parametrize(
+    ('said', 'relayed'),
+    [
+        ('Cannot use ``weights_only=True`` with x. In PyTorch 2.6, we changed it. Set it to False.', 'ValueError'),
+        ('Broken at 5. Re-running `torch.load` with `weights_only` set to `False` will succeed.', 'Broken at 5.'),
+        ('Advice on `weights_only`: WeightsUnpickler error: Unsupported operand 9\nmore', 'Unsupported operand 9'),
+        ('Odd. File. All of it', 'Odd. File. All of it'),
+    ],
+)
+def test_advice_of_torch_to_switch_safety_off_is_not_relayed(said, relayed, tmp_path, monkeypatch):
+    torch.save({'w': 1}, tmp_path / 'file.pth')
+
+    def load(*args, **options):
+        raise ValueError(said)
+
+    monkeypatch.setattr(torch, 'load', load)
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(tmp_path / 'file.pth')
+    assert str(caught.value).endswith(f'(PyTorch says: {relayed})')
+    assert relayed == said or said not in ''.join(traceback.format_exception(caught.value))
+
+
+def test_a_refusal_shows_no_advice_of_torch(tmp_path):
+    torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(tmp_path / 'foreign.pth')
+    assert 'weights_only' not in ''.join(traceback.format_exception(caught.value))
+
+
+def test_a_broken_download_names_the_url_and_the_cached_file(tmp_path):
+    (tmp_path / 'page.pth').write_text('<html>')
+    url = (tmp_path / 'page.pth').as_uri()
+    with pytest.raises(
+        UserError, match=rf'{tmp_path}/cache/\w+/page.pth: it is a web page.* downloaded from {url}; delete it'
+    ):
+        upstream.load_url(url, model_dir=str(tmp_path / 'cache'), progress=False)
+
+
+def test_old_versions_of_torch_are_noted_for_what_comes_from_elsewhere(tmp_path, monkeypatch):
+    torch.save({'w': 1}, tmp_path / 'file.pth')
+    save_file({'w': torch.ones(1)}, tmp_path / 'file.safetensors')
+    options = dict(model_dir=str(tmp_path / 'cache'), progress=False)
+    monkeypatch.setattr(torch, '__version__', '2.9.1+cu130')
+    with pytest.warns(
+        UserWarning, match=r'^PyTorch 2\.9\.1\+cu130 can be attacked by .* torch >= 2\.10, or use .safet'
+    ):
+        upstream.load_url((tmp_path / 'file.pth').as_uri(), **options)
+    upstream.load_url((tmp_path / 'file.safetensors').as_uri(), **options)  # warnings are errors here
+    read_checkpoint(tmp_path / 'file.pth')
+    monkeypatch.setattr(torch, '__version__', '2.10.0')
+    upstream.load_url((tmp_path / 'file.pth').as_uri(), **options)
+
+
+def test_a_missing_file_names_those_that_are_there(tmp_path):
+    for name in ('epoch_2.pth', 'epoch_1.safetensors', 'log.txt'):
+        (tmp_path / name).touch()
+    found = rf'The checkpoints in {tmp_path} are: epoch_1\.safetensors, epoch_2\.pth\. Name one of them'
+    with pytest.raises(UserError, match=rf'Checkpoint {tmp_path}/epoch_3\.pth does not exist\. {found}'):
+        upstream._load_checkpoint(f'{tmp_path}/epoch_3.pth')
+    with pytest.raises(UserError, match=rf'Checkpoint {tmp_path} is a folder, not a checkpoint file\. {found}'):
+        upstream._load_checkpoint(str(tmp_path))
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match=r'and there is no \.pth, \.pt, \.bin or \.safetensors file in'):
+        read_checkpoint(tmp_path / 'empty/x.pth')
+    with pytest.raises(UserError, match=f'does not exist, and neither does the folder {tmp_path}/none'):
+        read_checkpoint(tmp_path / 'none/x.pth')
+    for i in range(12):
+        (tmp_path / f'a{i}.pth').touch()
+    with pytest.raises(UserError, match='and 4 more'):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_a_path_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save({'w': 1}, tmp_path / 'file.pth')
+    assert upstream._load_checkpoint('~/file.pth') == {'w': 1}
+
+
+def test_advice_of_torch_on_a_sound_file_is_left_alone(tmp_path, monkeypatch):
+    torch.save({'w': 1}, tmp_path / 'file.pth')
+
+    def load(*args, **options):
+        assert options['weights_only'] is True
+        raise RuntimeError('Attempting to deserialize object on a CUDA device but torch.cuda.is_available() is False.')
+
+    monkeypatch.setattr(torch, 'load', load)
+    with pytest.raises(RuntimeError, match='Attempting to deserialize object on a CUDA device'):
+        read_checkpoint(tmp_path / 'file.pth')

@@ -1,0 +1,97 @@
+"""Who serves ``mmcv._ext``, and that preparing the stack is cheap and silent."""
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convnext_dense import compat as stack
+from convnext_dense.compat.ext_finder import TorchvisionOpsFinder
+
+# The stack alone: the package's own __init__ imports more.
+STACK_ALONE = """
+import sys, types
+package = types.ModuleType('convnext_dense')
+package.__path__ = [{folder!r}]
+sys.modules['convnext_dense'] = package
+from convnext_dense import compat as stack
+stack.prepare()
+"""
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess:
+    code = STACK_ALONE.format(folder=str(Path(stack.__file__).parents[1])) + code
+    return subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def mmcv_of_two_files(tmp_path, monkeypatch):
+    """An mmcv in its own folder, first on the path, with nothing else of mmcv loaded."""
+    (tmp_path / 'mmcv').mkdir()
+    (tmp_path / 'mmcv/__init__.py').touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'mmcv']:
+        monkeypatch.delitem(sys.modules, name)
+    yield tmp_path / 'mmcv'
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'mmcv']:
+        del sys.modules[name]
+
+
+def test_torchvision_serves_where_nothing_is_compiled(mmcv_of_two_files):
+    stack.prepare()
+    assert stack.ops_backend() == 'torchvision'
+    assert 'mmcv' not in sys.modules
+    spec = importlib.util.find_spec('mmcv._ext')
+    assert isinstance(spec.loader, TorchvisionOpsFinder)
+    assert importlib.import_module('mmcv._ext').nms.__module__ == 'convnext_dense.compat.ops.nms'
+
+
+def test_a_compiled_module_wins(mmcv_of_two_files):
+    (mmcv_of_two_files / '_ext.py').write_text('nms = "compiled"')
+    stack.prepare()
+    assert stack.ops_backend() == 'compiled'
+    assert importlib.import_module('mmcv._ext').nms == 'compiled'
+
+
+def test_no_mmcv_no_backend(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmcv', None)
+    assert stack.ops_backend() is None
+
+
+def test_no_other_module_is_served():
+    finder = TorchvisionOpsFinder()
+    assert finder.find_spec('mmcv.ops') is None
+    assert finder.find_spec('_ext') is None
+
+
+def test_preparing_twice_adds_one_finder():
+    stack.prepare()
+    before = list(sys.meta_path)
+    stack.prepare()
+    assert sys.meta_path == before
+    assert sum(isinstance(finder, TorchvisionOpsFinder) for finder in sys.meta_path) == 1
+
+
+def test_preparing_is_silent_and_imports_none_of_the_stack():
+    result = run_python(
+        "print(sorted({'torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg'} & set(sys.modules)))"
+    )
+    assert (result.stdout, result.stderr) == ('[]\n', '')
+
+
+def test_the_stock_packages_import_silently_without_pkg_resources(tmp_path):
+    result = run_python(
+        """
+sys.modules['pkg_resources'] = None
+import mmdet.apis, mmdet.datasets, mmdet.evaluation, mmdet.models, mmseg.apis, mmseg.models
+from mmengine.config import Config
+with open(sys.argv[1], 'w') as file:
+    file.write("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'")
+print(Config.fromfile(sys.argv[1]).model.type)
+""",
+        str(tmp_path / 'config.py'),
+    )
+    assert (result.stdout, result.stderr) == ('FasterRCNN\n', '')

@@ -1,0 +1,637 @@
+"""Odd, bad and huge input of every op: what compiled mmcv does with it, or one error that says what was wrong.
+
+One table of valid calls of mmcv's functions; what is odd about the others is derived from it. The calls of
+``mmcv._ext`` are those that mmcv makes for the valid ones, forward and backward.
+"""
+
+import importlib
+import inspect
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from convnext_dense import compat as stack
+from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.ops import OPS, find_op, roi_align
+
+NAN, INF = math.nan, math.inf
+
+_numbers = torch.Generator().manual_seed(0)
+
+
+def rand(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=_numbers)
+
+
+def boxes(count: int = 6) -> Tensor:
+    start = rand(count, 2) * 10
+    return torch.cat([start, start + rand(count, 2) * 10 + 1], dim=1)
+
+
+def rotated(count: int = 6) -> Tensor:
+    return torch.cat([rand(count, 2) * 10, rand(count, 2) * 10 + 1, rand(count, 1) * 3], dim=1)
+
+
+def quads(count: int = 6) -> Tensor:
+    return boxes(count)[:, [0, 1, 2, 1, 2, 3, 0, 3]]
+
+
+def rois(shapes: Tensor) -> Tensor:
+    """Put the index of one of two images before each box."""
+    return torch.cat([torch.arange(len(shapes))[:, None] % 2, shapes], dim=1)
+
+
+class Call(NamedTuple):
+    """A valid call of a function of mmcv."""
+
+    function: str  # in mmcv.ops
+    arguments: tuple
+    trained: tuple[int, ...] = ()  # which arguments have a gradient
+    half: int | None = 0  # which of them is in half precision under autocast; None: mmcv's wrapper takes none
+
+
+SIZES, STARTS = torch.tensor([[4, 5], [2, 3]]), torch.tensor([0, 20])
+CLASSES = torch.tensor([0, 4, 2, 5, 1, 0])
+NMS = dict(type='nms', iou_threshold=0.5)
+
+CALLS = {
+    'nms': Call('nms.nms', (boxes(), rand(6), 0.5)),
+    'nms, offset 1': Call('nms.nms', (boxes(), rand(6), 0.5, 1)),
+    'soft_nms': Call('nms.soft_nms', (boxes(), rand(6), 0.5)),
+    'batched_nms': Call('nms.batched_nms', (boxes(), rand(6), torch.tensor([0, 0, 1, 1, 2, 0]), NMS)),
+    'nms_match': Call('nms.nms_match', (torch.cat([boxes(), rand(6, 1)], dim=1), 0.5)),
+    'nms_rotated': Call('nms.nms_rotated', (rotated(), rand(6), 0.5)),
+    'nms_quadri': Call('nms.nms_quadri', (quads(), rand(6), 0.5)),
+    'box_iou_rotated': Call('box_iou_rotated.box_iou_rotated', (rotated(), rotated(4))),
+    'box_iou_quadri': Call('box_iou_quadri.box_iou_quadri', (quads(), quads(4))),
+    'bbox_overlaps': Call('bbox.bbox_overlaps', (boxes(), boxes(4))),
+    'points_in_polygons': Call('points_in_polygons.points_in_polygons', (rand(5, 2) * 10, quads())),
+    'min_area_polygons': Call('min_area_polygons.min_area_polygons', (rand(5, 18) * 10,)),
+    'roi_align': Call('roi_align.roi_align', (rand(2, 4, 8, 9), rois(boxes(3)), 2, 0.5, 0, 'avg', True), (0,)),
+    'roi_align, max': Call('roi_align.roi_align', (rand(2, 4, 8, 9), rois(boxes(3)), 2, 0.5, 0, 'max', True), (0,)),
+    'roi_pool': Call('roi_pool.roi_pool', (rand(2, 4, 8, 9), rois(boxes(3)), 2, 0.5), (0,)),
+    'roi_align_rotated': Call(
+        'roi_align_rotated.roi_align_rotated', (rand(2, 4, 8, 9), rois(rotated(3)), 2, 0.5), (0,)
+    ),
+    'deform_roi_pool': Call(
+        'deform_roi_pool.deform_roi_pool', (rand(2, 4, 8, 9), rois(boxes(3)), rand(3, 2, 2, 2), 2, 0.5), (0, 2)
+    ),
+    'prroi_pool': Call('prroi_pool.prroi_pool', (rand(2, 4, 8, 9), rois(boxes(3)), (2, 2), 0.5), (0, 1), half=None),
+    'border_align': Call('border_align.border_align', (rand(2, 8, 8, 9), boxes(10).view(2, 5, 4), 3), (0,)),
+    'deform_conv': Call(
+        'deform_conv.deform_conv2d', (rand(2, 4, 6, 7), rand(2, 18, 6, 7), rand(3, 4, 3, 3), 1, 1), (0, 1, 2), half=1
+    ),
+    'modulated_deform_conv': Call(
+        'modulated_deform_conv.modulated_deform_conv2d',
+        (rand(2, 4, 6, 7), rand(2, 18, 6, 7), rand(2, 9, 6, 7), rand(3, 4, 3, 3), rand(3), 1, 1),
+        (0, 1, 2, 3, 4),
+        half=1,
+    ),
+    'masked_conv2d': Call(
+        'masked_conv.masked_conv2d', (rand(1, 4, 6, 7), rand(1, 6, 7).round(), rand(3, 4, 3, 3), rand(3), 1)
+    ),
+    'carafe': Call('carafe.carafe', (rand(2, 4, 5, 6), rand(2, 18, 10, 12), 3, 2, 2), (0, 1)),
+    'carafe_naive': Call('carafe.carafe_naive', (rand(2, 4, 5, 6), rand(2, 18, 10, 12), 3, 2, 2)),  # no CPU backward
+    'ms_deform_attn': Call(
+        'multi_scale_deform_attn.MultiScaleDeformableAttnFunction.apply',
+        (rand(2, 26, 2, 3), SIZES, STARTS, rand(2, 5, 2, 2, 3, 2), rand(2, 5, 2, 2, 3), 64),
+        (0, 3, 4),
+    ),
+    'psa_mask': Call('psa_mask.psa_mask', (rand(2, 15, 4, 5), 0, (3, 5)), (0,)),
+    'sigmoid_focal_loss': Call('focal_loss.sigmoid_focal_loss', (rand(6, 5), CLASSES, 2.0, 0.25, None, 'sum'), (0,)),
+    'softmax_focal_loss': Call(
+        'focal_loss.softmax_focal_loss', (rand(6, 5), CLASSES % 5, 2.0, 0.25, None, 'sum'), (0,)
+    ),
+}
+TRAINED = [name for name, call in CALLS.items() if call.trained]
+
+# What an op fills or does not need; mmcv makes it of the right shape.
+BUFFERS = """
+dets_sorted labels order output ious argmax_y argmax_x argmax argmax_idx columns ones rfeatures routput rmasks rtop_grad
+rbottom_grad_hs rbottom_grad rmask_grad buff grad_input bottom_grad grad_offset grad_rois grad_weight grad_bias
+grad_mask gradInput gradOffset gradWeight mask_grad grad_value grad_sampling_loc grad_attn_weight
+""".split()  # noqa: SIM905
+FILLED_BY = {'dets': 'softnms', 'im': 'masked_col2im_forward', 'col': 'masked_im2col_forward'}
+FILLED_BY |= {'polygons': 'min_area_polygons'}  # elsewhere these are inputs
+IN_MESSAGES = {'psamask': 'psa_mask', 'masked_im2col': 'masked_conv2d', 'masked_col2im': 'masked_conv2d'}
+
+
+@pytest.fixture(autouse=True)
+def _prepared():
+    stack.prepare()
+
+
+def function_of(call: Call):
+    module, *names = call.function.split('.')
+    found = importlib.import_module(f'mmcv.ops.{module}')
+    for name in names:
+        found = getattr(found, name)
+    return found
+
+
+def results(call: Call, changes: Mapping[int, object] = MappingProxyType({})) -> list[Tensor]:
+    """Return what the function returns, as tensors; the arguments at some places may be changed."""
+    arguments = [changes.get(i, argument) for i, argument in enumerate(call.arguments)]
+    found = function_of(call)(*arguments)
+    found = found if isinstance(found, tuple | list) else [found]
+    return [part if isinstance(part, Tensor) else torch.as_tensor(part) for part in found]
+
+
+def leaves(call: Call) -> dict[int, Tensor]:
+    return {i: call.arguments[i].clone().requires_grad_() for i in call.trained}
+
+
+def tensors(call: Call) -> dict[int, Tensor]:
+    return {i: argument for i, argument in enumerate(call.arguments) if isinstance(argument, Tensor)}
+
+
+def assert_equal(found: list[Tensor], expected: list[Tensor], **tolerance) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+@pytest.fixture(scope='module')
+def ext_calls() -> dict[str, dict]:
+    """The arguments by name of what mmcv asks ``mmcv._ext`` for in the valid calls."""
+    stack.prepare()
+    import mmcv._ext as ext
+
+    calls = {}
+
+    def recorder(name: str):
+        op = find_op(name)
+
+        def record(*args, **kwargs):
+            bound = inspect.signature(op).bind(*args, **kwargs).arguments
+            calls.setdefault(name, {k: v.clone() if isinstance(v, Tensor) else v for k, v in bound.items()})
+            return op(*args, **kwargs)
+
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OPS:
+            patch.setattr(ext, name, recorder(name))
+        for call in CALLS.values():
+            inputs = leaves(call)
+            found = results(call, inputs)
+            if inputs:
+                found[0].sum().backward()
+    return calls
+
+
+EXT_OPS = sorted(
+    name for name in OPS if not name.startswith(('sync_bn', 'get_comp')) and name != 'carafe_naive_backward'
+)
+
+
+def test_the_table_reaches_every_op(ext_calls):
+    assert sorted(ext_calls) == EXT_OPS
+
+
+def refuse(op: str, message: str = '', **arguments) -> str:
+    """Call an op that has to refuse the arguments, and return the message."""
+    with pytest.raises(UserError, match=message) as caught:
+        find_op(op)(**arguments)
+    named = str(caught.value).split()[0].rstrip(':')
+    assert IN_MESSAGES.get(op.rpartition('_')[0], op).startswith(named), caught.value
+    return str(caught.value)
+
+
+# The way in: layouts, modes, gradients and types
+
+
+@pytest.mark.parametrize('name', CALLS)
+def test_layouts_and_modes_do_not_matter(name):
+    call = CALLS[name]
+    expected = results(call)
+    assert all(part.isfinite().all() for part in expected if part.is_floating_point())
+    given = tensors(call)
+    if name == 'masked_conv2d':
+        del given[2]  # of the weight, mmcv's wrapper takes a view
+    strided = {place: t.repeat_interleave(2, -1)[..., ::2] for place, t in given.items()}
+    reversed_strides = {place: t.movedim(0, -1).contiguous().movedim(-1, 0) for place, t in given.items()}
+    channels_last = {
+        place: t.contiguous(memory_format=torch.channels_last) for place, t in given.items() if t.ndim == 4
+    }
+    for changes in (strided, reversed_strides, channels_last):
+        assert_equal(results(call, changes), expected)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert_equal(results(call), expected)
+
+
+@pytest.mark.parametrize('name', CALLS)
+def test_what_has_no_gradient_may_ask_for_one(name):
+    """Boxes that a network predicts do; some ops are no part of the graph, as in mmcv."""
+    call = CALLS[name]
+    asking = {place: t.clone().requires_grad_() for place, t in tensors(call).items() if t.is_floating_point()}
+    found = results(call, asking)
+    assert_equal([part.detach() for part in found], results(call))
+    if not call.trained:
+        return
+    found[0].sum().backward()
+    for place, leaf in asking.items():
+        assert (leaf.grad is not None) == (place in call.trained), place
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_a_second_derivative_is_refused(name):
+    """By PyTorch, for mmcv's kernels have none. Of softmax_focal_loss mmcv gives a part, and so it is here."""
+    call = CALLS[name]
+    inputs = leaves(call)
+    loss = results(call, inputs)[0].square().sum()
+    gradients = torch.autograd.grad(loss, inputs.values(), create_graph=True)
+    again = [gradient.square().sum() for gradient in gradients]
+    if name == 'softmax_focal_loss':
+        return
+    with pytest.raises(
+        RuntimeError, match=r'does not require grad|marked with @once_differentiable|not have been used'
+    ):
+        torch.autograd.grad(sum(again), inputs.values())
+
+
+@pytest.mark.parametrize('name', [name for name in TRAINED if CALLS[name].half is not None])
+def test_forward_and_backward_under_autocast(name, device):
+    """One input is half, as a convolution left it; the output has its type, and nothing is computed in it."""
+    call = CALLS[name]._replace(
+        arguments=tuple(a.to(device) if isinstance(a, Tensor) else a for a in CALLS[name].arguments)
+    )
+    place = call.half
+    rounded, inputs = leaves(call), leaves(call)
+    with torch.no_grad():
+        for given in (rounded, inputs):
+            given[place].copy_(given[place].bfloat16())
+    expected = results(call, rounded)[0]
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        found = results(call, inputs | {place: inputs[place].bfloat16()})[0]
+        found.sum().backward()
+    expected.sum().backward()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+    for leaf, exact in zip(inputs.values(), rounded.values(), strict=True):
+        assert leaf.grad.dtype == torch.float32
+        torch.testing.assert_close(leaf.grad, exact.grad, rtol=0.05, atol=0.02 * exact.grad.abs().max().item())
+
+
+@pytest.mark.parametrize('name', [name for name in CALLS if name != 'prroi_pool'])  # its wrapper takes float32 alone
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_types_may_be_mixed(name, dtype):
+    """Nothing is rounded but what came rounded, and the type of the output is that of one argument."""
+    call = CALLS[name]
+    if name == 'masked_conv2d':  # its matrix product is the wrapper's, which takes one type
+        changes = [{place: t.to(dtype) for place, t in tensors(call).items()}]
+    else:
+        changes = [{place: t.to(dtype)} for place, t in tensors(call).items() if t.is_floating_point()]
+    for change in changes:
+        found = results(call, change)
+        expected = results(call, {place: t.float() for place, t in change.items()})
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype in (dtype, other.dtype)
+            rounding = 0.02 if one.dtype == dtype or name == 'ms_deform_attn' or 'deform_conv' in name else 1e-5
+            torch.testing.assert_close(one.to(other.dtype), other, rtol=rounding, atol=rounding)
+
+
+# Numbers that are not sound
+
+
+@pytest.mark.parametrize('name', CALLS)
+@pytest.mark.parametrize('value', [NAN, INF, -INF, 1e30, -1e30])
+def test_unsound_numbers_give_a_result_or_an_error_by_name(name, value):
+    """In one row, or everywhere. Where mmcv reads foreign memory there is an error."""
+    call = CALLS[name]
+    for place, tensor in tensors(call).items():
+        if not tensor.is_floating_point():
+            continue
+        for rows in (slice(None), slice(1)):
+            odd = tensor.clone()
+            odd[rows] = value
+            expected = [part.shape for part in results(call)]
+            changed = leaves(call) | {place: odd}
+            if 'roi' in name and place == 1:  # RoIs have to be sound
+                with pytest.raises(UserError, match=r' of 3 RoIs .* that it cannot pool'):
+                    results(call, changed)
+                continue
+            found = results(call, changed)
+            if not name.startswith(('nms', 'soft', 'batched')):
+                assert [part.shape for part in found] == expected
+            if found[0].requires_grad:
+                found[0].nan_to_num().sum().backward()
+
+
+def test_which_boxes_are_kept_among_unsound_ones():
+    """As compiled mmcv: a box with NaN suppresses nothing and is kept, and a score of NaN is the best."""
+    from mmcv.ops import batched_nms, nms, soft_nms
+
+    box = torch.tensor([[0.0, 0, 10, 10]]).repeat(4, 1)
+    box[1, 2], box[2, 3] = NAN, INF
+    scores = torch.tensor([0.9, 0.8, 0.7, NAN])
+    for offset in (0, 1):
+        assert nms(box, scores, 0.5, offset)[1].tolist() == [3, 1, 2]
+    assert soft_nms(box, scores, 0.5, method='naive')[1].tolist()[0] == 0
+    # The largest coordinate, by which the classes are moved apart, is NaN.
+    assert batched_nms(box, scores, torch.zeros(4), NMS)[1].tolist() == [3, 0, 1, 2]
+
+
+# Nothing at all
+
+EMPTY = {
+    'nms': {0: boxes(0), 1: rand(0)},
+    'nms, offset 1': {0: boxes(0), 1: rand(0)},
+    'soft_nms': {0: boxes(0), 1: rand(0)},
+    'nms_match': {0: rand(0, 5)},
+    'box_iou_rotated': {0: rotated(0)},
+    'box_iou_quadri': {1: quads(0)},
+    'bbox_overlaps': {0: boxes(0), 1: boxes(0)},
+    'points_in_polygons': {0: rand(0, 2)},
+    'min_area_polygons': {0: rand(0, 18)},
+    **{name: {1: rand(0, 5)} for name in ('roi_align', 'roi_align, max', 'roi_pool', 'prroi_pool')},
+    'roi_align_rotated': {1: rand(0, 6)},
+    'deform_roi_pool': {1: rand(0, 5), 2: rand(0, 2, 2, 2)},
+    'border_align': {1: rand(2, 0, 4)},
+    'masked_conv2d': {1: torch.zeros(1, 6, 7)},
+    'carafe': {0: rand(0, 4, 5, 6), 1: rand(0, 18, 10, 12)},
+    'carafe_naive': {0: rand(0, 4, 5, 6), 1: rand(0, 18, 10, 12)},
+    'ms_deform_attn': {3: rand(2, 0, 2, 2, 3, 2), 4: rand(2, 0, 2, 2, 3)},
+    'psa_mask': {0: rand(0, 15, 4, 5)},
+    'sigmoid_focal_loss': {0: rand(0, 5), 1: CLASSES[:0]},
+    'softmax_focal_loss': {0: rand(0, 5), 1: CLASSES[:0]},
+}
+# Of these mmcv's own functions say it: the largest coordinate of no boxes; an output without images is too small.
+EMPTY_IN_MMCV = {
+    'batched_nms': ({0: boxes(0), 1: rand(0), 2: rand(0)}, RuntimeError, 'max'),
+    'deform_conv': ({0: rand(0, 4, 6, 7), 1: rand(0, 18, 6, 7)}, ValueError, 'convolution input is too small'),
+    'modulated_deform_conv': (
+        {0: rand(0, 4, 6, 7), 1: rand(0, 18, 6, 7), 2: rand(0, 9, 6, 7)}, ValueError, 'input is too small'
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', EMPTY)
+def test_nothing_gives_nothing(name):
+    call = CALLS[name]
+    inputs = leaves(call) | {place: t.clone().requires_grad_(place in call.trained) for place, t in EMPTY[name].items()}
+    found = results(call, inputs)
+    full = results(call)
+    for part, other in zip(found, full, strict=False):
+        assert part.dtype == other.dtype
+        assert part.numel() == 0 or part.abs().sum() == 0
+    if call.trained:
+        found[0].sum().backward()
+        for place in call.trained:
+            leaf = inputs[place]
+            assert leaf.grad is None or leaf.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize('name', EMPTY_IN_MMCV)
+def test_of_nothing_some_functions_of_mmcv_say_an_error(name):
+    changes, error, message = EMPTY_IN_MMCV[name]
+    with pytest.raises(error, match=message):
+        results(CALLS[name], changes)
+
+
+def test_rotated_nms_of_nothing_has_no_indices():
+    """In mmcv: its function returns the boxes and None."""
+    for name, columns in (('nms_rotated', 5), ('nms_quadri', 8)):
+        dets, kept = function_of(CALLS[name])(rand(0, columns), rand(0), 0.5)
+        assert dets.shape == (0, columns)
+        assert kept is None
+
+
+@pytest.mark.parametrize('name', ['roi_align', 'roi_align, max', 'roi_pool', 'roi_align_rotated', 'deform_roi_pool'])
+def test_pooling_of_no_channels_images_and_cells(name):
+    call = CALLS[name]
+    none = torch.zeros(0, call.arguments[1].shape[1])
+    without_offsets = {2: None} if name == 'deform_roi_pool' else {}
+    cells = 3 if name == 'deform_roi_pool' else 2
+    for changes, shape in (
+        ({0: rand(2, 0, 8, 9)}, (3, 0, 2, 2)),
+        ({0: rand(0, 4, 8, 9), 1: none}, (0, 4, 2, 2)),
+        ({cells: (0, 2)}, (3, 4, 0, 2)),
+    ):
+        inputs = {0: rand(2, 4, 8, 9)} | without_offsets | changes
+        inputs[0] = inputs[0].requires_grad_()
+        (pooled,) = results(call, inputs)
+        assert pooled.shape == shape
+        pooled.sum().backward()
+        assert inputs[0].grad.abs().sum() == 0
+
+
+# What is refused, at the level of mmcv._ext
+
+
+@pytest.mark.parametrize('op', EXT_OPS)
+def test_tensors_that_do_not_fit_are_named(op, ext_calls):
+    given = ext_calls[op]
+    inputs = {
+        k: v
+        for k, v in given.items()
+        if isinstance(v, Tensor) and v.numel() and k not in BUFFERS and FILLED_BY.get(k) != op
+    }
+    assert inputs
+    for name, tensor in inputs.items():
+        if len(inputs) > 1:
+            refuse(op, 'on one device and got .* on meta', **given | {name: tensor.to('meta')})
+        if not tensor.is_floating_point():
+            refuse(op, rf'{name} is torch\.float32\. Allowed are integers', **given | {name: tensor.float()})
+        elif not op.startswith(('psamask', 'masked')):  # they move numbers of any type
+            refuse(op, r'\w+ is torch\.int64\. Allowed are floating-point', **given | {name: tensor.long()})
+            refuse(op, r'\w+ is torch\.complex64', **given | {name: tensor.to(torch.complex64)})
+        if op == 'nms_match':
+            refuse(op, r'dets has shape \(6, 4\); .* ask for \(6, 5\)', **given | {name: tensor[:, :4]})
+        else:
+            refuse(op, r'has shape|RoIs|as many|needs|sizes', **given | {name: tensor[:-1]})
+
+
+@pytest.mark.parametrize('op', EXT_OPS)
+def test_unknown_and_missing_arguments_are_named(op, ext_calls):
+    given = ext_calls[op]
+    with pytest.raises(TypeError, match=rf"{op}\(\) got an unexpected keyword argument 'threshold'"):
+        find_op(op)(**given, threshold=1)
+    name = next(iter(given))
+    with pytest.raises(TypeError, match=rf"{op}\(\) missing 1 required positional argument: '{name}'"):
+        find_op(op)(**{k: v for k, v in given.items() if k != name})
+
+
+@pytest.mark.parametrize(
+    ('op', 'changes', 'message'),
+    [
+        ('softnms', dict(method=3), r'softnms: method is 3\. Allowed are 0, 1, 2\.'),
+        ('nms', dict(iou_threshold='0.5'), r"nms takes numbers for thresholds and sigma; got '0\.5'\."),
+        ('bbox_overlaps', dict(mode=2), r'mode is 2\. Allowed are 0, 1\.'),
+        ('box_iou_rotated', dict(mode_flag=2), r'mode_flag is 2\. Allowed are 0, 1\.'),
+        ('box_iou_quadri', dict(mode_flag=-1), r'mode_flag is -1\. Allowed are 0, 1\.'),
+        ('bbox_overlaps', dict(aligned=True), r'got 6 and 4 boxes; aligned needs as many of both'),
+        ('roi_align_forward', dict(pool_mode=2), r'pool_mode is 2\. Allowed are 0, 1\.'),
+        ('roi_align_backward', dict(pool_mode=2), r'pool_mode is 2\. Allowed are 0, 1\.'),
+        ('psamask_forward', dict(psa_type=2), r'psa_mask: psa_type is 2\. Allowed are 0, 1\.'),
+        ('border_align_forward', dict(pool_size=0), r'pool_size=0\. Allowed are .* a pool_size of 1 or more'),
+        ('carafe_forward', dict(scale_factor=0), r'a scale of 1 or more'),
+        ('modulated_deform_conv_forward', dict(bias=rand(2)), r'bias has shape \(2,\); .* ask for \(3,\)'),
+        ('masked_im2col_forward', dict(mask_h_idx=torch.tensor([-1]), mask_w_idx=torch.tensor([0])), r'rows -1 to -1'),
+        ('masked_im2col_forward', dict(mask_h_idx=torch.tensor([0]), mask_w_idx=torch.tensor([7])), r'columns 7 to 7'),
+        ('masked_im2col_forward', dict(im=rand(1, 3, 6, 7)), r'col has shape \(36, .*\); .* ask for \(27'),
+        ('ms_deform_attn_forward', dict(value_level_start_index=STARTS - 1), r'that start at \[-1, 19\] do not lie'),
+        ('ms_deform_attn_forward', dict(value_spatial_shapes=SIZES + 1), r'do not lie within the 26 pixels'),
+        ('sigmoid_focal_loss_forward', dict(input=rand(6, 0)), r'one class or more and got \(6, 0\)'),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_named(op, changes, message, ext_calls):
+    refuse(op, message, **ext_calls[op] | changes)
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'error'),
+    [
+        ('nms', (boxes(), rand(6), 0.5, 2), AssertionError),
+        ('nms', (boxes(), rand(5), 0.5), AssertionError),
+        ('soft_nms', (boxes(), rand(6), 0.3, 0.5, 1e-3, 'maxx'), AssertionError),
+        ('batched_nms', (boxes(), rand(6), torch.zeros(6), NMS | {'type': 'maxx'}), NameError),
+        ('batched_nms', (boxes(), rand(6), torch.zeros(6), NMS | {'sigma': 1}), TypeError),
+        ('bbox_overlaps', (boxes(), boxes(), 'maxx'), AssertionError),
+        ('roi_align', (rand(1, 1, 8, 8), rand(3, 5), 2, 0.5, 0, 'maxx', True), AssertionError),
+        ('sigmoid_focal_loss', (rand(6, 5), CLASSES, 2.0, 0.25, None, 'maxx'), AssertionError),
+        ('sigmoid_focal_loss', (rand(6, 5), CLASSES.float(), 2.0, 0.25, None, 'sum'), AssertionError),
+    ],
+)
+def test_mmcvs_functions_assert_before_they_ask_for_an_op(name, arguments, error):
+    with pytest.raises(error):
+        function_of(CALLS[name])(*arguments)
+
+
+@pytest.mark.parametrize('name', ['nms', 'soft_nms', 'nms_match', 'nms_rotated', 'nms_quadri', 'box_iou_rotated'])
+def test_integer_boxes_are_refused(name):
+    """soft_nms would return scores of 0: mmcv makes them of the boxes' type."""
+    call = CALLS[name]
+    with pytest.raises(UserError, match=r'is torch\.int64\. Allowed are floating-point numbers: call \w+\.float\(\)'):
+        results(call, {0: call.arguments[0].long()})
+
+
+# RoIs and maps with which a kernel would read or write foreign memory
+
+POOLS = ['roi_align', 'roi_pool', 'roi_align_rotated', 'deform_roi_pool', 'prroi_pool']
+
+
+@pytest.mark.parametrize('op', POOLS)
+def test_pooling_of_odd_maps_and_scales(op, ext_calls):
+    given = ext_calls[f'{op}_forward']
+    for scale in (0.0, -0.5, NAN, INF):
+        refuse(f'{op}_forward', rf'spatial_scale is {scale}\. Allowed are positive', **given | {'spatial_scale': scale})
+    for maps in (rand(2, 4, 0, 9), rand(2, 4, 8, 0), rand(4, 8, 9), rand(1, 2, 4, 8, 9)):
+        refuse(f'{op}_forward', r'input has shape .* maps \(N, C, H, W\) of 1 x 1 pixel', **given | {'input': maps})
+    refuse(f'{op}_forward', r'needs RoIs \(K, \d\) as', **given | {'rois': rand(3, 9)})
+    refuse(f'{op}_forward', r'output has shape', **given | {'output': rand(3, 4, 2, 1)})
+
+
+@pytest.mark.parametrize('op', [f'{name}_{way}' for name in POOLS for way in ('forward', 'backward')])
+def test_rois_of_no_image_are_refused(op, ext_calls):
+    """The index of an image is below 2 here. Compiled mmcv reads and writes wherever it leads."""
+    given = ext_calls[op]
+    for index in (-1.0, 2.0, 1e6, NAN):
+        stray = given['rois'].clone()
+        stray[1, 0] = index
+        refuse(op, r'1 of 3 RoIs .* an image index below 2\.', **given | {'rois': stray})
+
+
+def test_rois_far_larger_than_an_image_are_refused(ext_calls):
+    """torchvision would ask for 32 bytes per sample: here for 13 GB and more."""
+    given = ext_calls['roi_align_forward']
+    for corner in (1e4, 1e9):
+        far = torch.tensor([[0, -corner, -corner, corner, corner]]).repeat(3, 1)
+        refuse(
+            'roi_align_forward', r'RoI 0 would need \d+ samples, more than', **given | dict(rois=far, spatial_scale=1.0)
+        )
+        # So many samples as are asked for are fine.
+        find_op('roi_align_forward')(**given | dict(rois=far, sampling_ratio=2))
+    refuse('roi_align_forward', r'RoI 0 would need .* samples', **given | dict(sampling_ratio=10**9))
+    masks, box = torch.ones(1, 1, 3000, 4000), torch.tensor([[0.0, 0, 0, 4000, 3000]])
+    pooled = function_of(CALLS['roi_align'])(masks, box, 28, 1.0, 0, 'avg', True)  # as mmdet makes targets of masks
+    assert (pooled == 1).all()
+
+
+def test_on_a_gpu_rois_of_no_image_become_nan(device):
+    """There a check would have to wait; so the kernel never sees their index."""
+    stray = torch.tensor([[0.0, 1, 1, 5, 5], [7, 1, 1, 5, 5], [-1, 1, 1, 5, 5], [NAN, 1, 1, 5, 5]], device=device)
+    inside, lost = roi_align._without_lost(stray, num_images=2)
+    assert lost.tolist() == [False, True, True, True]
+    assert torch.equal(inside[0], stray[0])
+    assert not inside[1:].any()
+    if device.type == 'cuda':
+        features = torch.ones(2, 3, 8, 8, device=device, requires_grad=True)
+        pooled = function_of(CALLS['roi_align'])(features, stray, 2, 1.0, 0, 'avg', True)
+        assert (pooled[0] == 1).all()
+        assert pooled[1:].isnan().all()
+        pooled[0].sum().backward()
+        assert features.grad.sum().item() == pytest.approx(12)
+
+
+# So many that pairs of all would not fit
+
+
+def peak_of(function) -> int:
+    """Return by how many megabytes the memory of this process grew at most."""
+
+    def megabytes(line: str) -> int:
+        status = Path('/proc/self/status').read_text()
+        return int(status.partition(f'{line}:')[2].split()[0]) // 1024
+
+    try:
+        Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
+    except OSError:
+        pytest.skip('this system does not tell the peak of memory')
+    before = megabytes('VmRSS')
+    function()
+    return megabytes('VmHWM') - before
+
+
+MANY = 100_000
+
+
+def many(shape: str) -> Tensor:
+    """Return boxes at 100 places; all pairs would be 10 ** 10."""
+    center = torch.from_numpy(np.random.default_rng(0).integers(0, 10, (MANY, 2))) * 100.0 + rand(MANY, 2)
+    if shape == 'rotated':
+        return torch.cat([center, torch.tensor([20.0, 10, 0.5]).expand(MANY, 3)], dim=1)
+    upright = torch.cat([center, center + 20], dim=1)
+    return upright if shape == 'upright' else upright[:, [0, 1, 2, 1, 2, 3, 0, 3]]
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind', 'rest', 'kept'),
+    [
+        ('nms', 'upright', (0.5,), 100),
+        ('nms', 'upright', (0.5, 1), 100),
+        ('batched_nms', 'upright', (torch.arange(MANY) % 80, NMS), 8000),
+        ('nms_rotated', 'rotated', (0.3,), 100),
+        ('nms_quadri', 'quadri', (0.3,), 100),
+    ],
+)
+def test_many_boxes_to_suppress(name, kind, rest, kept):
+    shapes, scores, found = many(kind), rand(MANY), []
+    used = peak_of(lambda: found.append(function_of(CALLS[name])(shapes, scores, *rest)))
+    assert len(found[0][1]) == kept
+    assert used < 500
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind'), [('box_iou_rotated', 'rotated'), ('box_iou_quadri', 'quadri'), ('bbox_overlaps', 'upright')]
+)
+def test_many_overlaps_take_no_more_than_the_result(name, kind):
+    """It has 40 MB here. Of 10 ** 5 by 10 ** 5 boxes it would have 40 GB, and PyTorch says that it cannot have them."""
+    shapes = many(kind)
+    assert peak_of(lambda: function_of(CALLS[name])(shapes, shapes[:100])) < 200
+
+
+def test_ten_thousand_boxes_for_soft_nms():
+    shapes = many('upright')[::10]
+    found = []
+    used = peak_of(lambda: found.append(function_of(CALLS['soft_nms'])(shapes, rand(len(shapes)), 0.5, method='naive')))
+    assert len(found[0][1]) == 100
+    assert used < 200
