@@ -13,7 +13,8 @@ from mmengine.config import DictAction
 
 from convnext_dense.compat import trust_checkpoints
 from convnext_dense.compat.errors import UserError
-from convnext_dense.train.run import is_lost_connection, process_rank
+from convnext_dense.train.run import is_lost_connection
+from convnext_dense.train.screen import process_rank
 
 TRACEBACK_VARIABLE = 'CONVNEXT_DENSE_TRACEBACK'
 PATIENCE = 10  # seconds within which a launcher ends the other processes of a run when one has failed

@@ -1,14 +1,18 @@
 """Configs by name: the file that a user means goes in, a parsed config comes out."""
 
+import contextlib
 import difflib
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from convnext_dense.compat.errors import UserError
 
+LIBRARIES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
 SPLITS = ('train', 'val', 'test')
 RUNNER_KEYS = (
     'model', 'work_dir', 'train_cfg', 'val_cfg', 'test_cfg', 'auto_scale_lr', 'optim_wrapper', 'param_scheduler',
@@ -57,3 +61,17 @@ def walk(node, skip: tuple[str, ...] = ()) -> Iterator[dict]:
         children = [child for key, child in node.items() if key not in skip]
     for child in children:
         yield from walk(child, skip)
+
+
+def require_library(scope: str | None) -> None:
+    """Raise a :class:`UserError` where the library that a config builds on is not installed."""
+    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
+        raise UserError(
+            f"The config needs {LIBRARIES[scope]}, which is not installed: pip install 'convnext-dense[mm]' "
+            "(in a clone: pip install -e '.[mm]')."
+        )
+
+
+def model_scope(cfg: Config) -> contextlib.AbstractContextManager:
+    """Return a context in which the names of a config mean those of its library; several configs may take turns."""
+    return DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))

@@ -10,8 +10,8 @@ from importlib import metadata
 import pytest
 import torch
 
-from convnext_dense.compat.checkpoint_loading import SAFE_TORCH
-from convnext_dense.compat.quiet import WARNINGS
+from convnext_dense.compat.checkpoints import SAFE_TORCH
+from convnext_dense.compat.warnings import WARNINGS
 
 
 def pytest_configure(config):

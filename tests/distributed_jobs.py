@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from convnext_dense.train import run as runs  # before mmdet, which needs the ops that it serves
+from convnext_dense.train import screen
 
 # isort: split
 import torch
@@ -27,7 +28,7 @@ class RecordHook(Hook):
     priority = 'VERY_LOW'
 
     def write(self, runner, **row) -> None:
-        with (Path(runner.work_dir) / f'record_{runs.process_rank()}.jsonl').open('a') as file:
+        with (Path(runner.work_dir) / f'record_{screen.process_rank()}.jsonl').open('a') as file:
             file.write(json.dumps(row) + '\n')
 
     def before_train(self, runner) -> None:

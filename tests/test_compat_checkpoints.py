@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from convnext_dense import compat as stack
-from convnext_dense.compat import TRUST_VARIABLE, checkpoint_loading, read_checkpoint, trust_checkpoints
+from convnext_dense.compat import TRUST_VARIABLE, checkpoints, read_checkpoint, trust_checkpoints
 from convnext_dense.compat.errors import UserError
 
 stack.prepare()  # before MMEngine is imported, as in the package
@@ -156,7 +156,7 @@ def test_a_best_checkpoint_is_read(run):
 
 
 def _names(folder):
-    return [path.name for path in checkpoint_loading.Path(folder).glob('*.pth')]
+    return [path.name for path in checkpoints.Path(folder).glob('*.pth')]
 
 
 @pytest.mark.parametrize('numpy_module', [b'numpy.core.multiarray', b'numpy._core.multiarray'])

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from convnext_dense.compat import quiet
+from convnext_dense.compat import warnings as quiet
 
 SAMPLES = {
     'mmcv.cnn.bricks.transformer': (ImportWarning, '``MultiScaleDeformableAttention`` has been moved to ``mmcv.ops``'),

@@ -20,6 +20,7 @@ from convnext_dense import UserError
 from convnext_dense import cli as command_line
 from convnext_dense.data.writer import write_shapes
 from convnext_dense.train import run as runs
+from convnext_dense.train import screen
 
 ROOT = Path(__file__).parent.parent
 SHAPES_CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
@@ -741,7 +742,7 @@ def test_rank_and_number_of_processes(monkeypatch, launcher, environment, rank, 
     set_environment(monkeypatch, environment)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
     runs.check_launcher(launcher)
-    assert (runs.process_rank(), runs.num_processes(launcher)) == (rank, size)
+    assert (screen.process_rank(), runs.num_processes(launcher)) == (rank, size)
 
 
 def set_environment(monkeypatch, environment: dict) -> None:

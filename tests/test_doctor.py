@@ -22,7 +22,7 @@ TITLES = ['Versions', 'Ops of mmcv', 'Patches', 'GPU', 'What does not work']
 
 def run_doctor(*paths: Path) -> subprocess.CompletedProcess:
     """Run the doctor with folders that come first on Python's path."""
-    start = f"import sys; sys.path[:0] = {[str(path) for path in paths]}; sys.orig_argv = ['-m', 'convnext_dense.compat.doctor']"
+    start = f'import sys; sys.path[:0] = {[str(path) for path in paths]}'
     code = f'{start}; import runpy; runpy.run_module("convnext_dense.compat.doctor", run_name="__main__")'
     command = [sys.executable, '-c', code] if paths else [sys.executable, '-m', 'convnext_dense.compat.doctor']
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

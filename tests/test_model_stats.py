@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
-from convnext_dense import ConvNeXt, UserError
+from convnext_dense import ConvNeXt, UserError, configs
 from convnext_dense.configs import walk
 from convnext_dense.data.samples import empty_sample
 from convnext_dense.swap.upstream import config_folder
@@ -174,7 +174,7 @@ def count_by_hooks(name):
     cfg, size = Config.fromfile(CONFIGS / f'{name}.py'), PUBLISHED[name][2]
     for norm in [node for node in walk(cfg.model) if node.get('type') == 'SyncBN']:
         norm['type'] = 'BN'
-    with model_stats.model_scope(cfg):
+    with configs.model_scope(cfg):
         whole = AllParts(model_stats.build_on_meta(cfg.model), size)
         hooked, _ = get_model_complexity_info(whole, (3, 32, 32), print_per_layer_stat=False, as_strings=False)
     backbone = cfg.model.backbone
@@ -217,7 +217,7 @@ def test_what_headers_promise(stats_of):
 
 def test_the_largest_model_takes_no_memory():
     cfg = Config.fromfile(CONFIGS / 'det/cascade_convnext_xl_in22k_coco.py')
-    with model_stats.model_scope(cfg):
+    with configs.model_scope(cfg):
         model = model_stats.build_on_meta(cfg.model)
     tensors = [*model.parameters(), *model.buffers()]
     assert sum(tensor.numel() for tensor in tensors) > 400e6
@@ -227,7 +227,7 @@ def test_the_largest_model_takes_no_memory():
 @pytest.mark.parametrize('file', [DRAWN, DRAWN_SEG])
 def test_parameters_of_a_built_model(file):
     cfg = Config.fromfile(file)
-    with model_stats.model_scope(cfg):
+    with configs.model_scope(cfg):
         model = MODELS.build(cfg.model)
     stats = count_config(file)
     assert all(parameter.is_cpu for parameter in model.parameters())
@@ -238,7 +238,7 @@ def test_parameters_of_a_built_model(file):
 def test_an_auxiliary_head_has_parameters_but_does_not_run():
     cfg = Config.fromfile(DRAWN_SEG)
     auxiliary = cfg.model.auxiliary_head
-    with model_stats.model_scope(cfg):
+    with configs.model_scope(cfg):
         whole, _ = count_model(model_stats.build_on_meta(cfg.model), (128, 128))
         cfg.model.auxiliary_head = None
         without, _ = count_model(model_stats.build_on_meta(cfg.model), (128, 128))
@@ -428,7 +428,7 @@ def test_what_fails_without_values_has_its_parameters(config, place):
     assert ' does not run without values (' in stats.uncounted
     assert (stats.parts['neck'].macs is None) == place.startswith('neck')
     assert stats.parts['heads'].macs is None
-    with model_stats.model_scope(stats.cfg):
+    with configs.model_scope(stats.cfg):
         model = model_stats.build(stats.cfg.model)
     assert stats.total.params == sum(parameter.numel() for parameter in model.parameters())
 
@@ -484,7 +484,7 @@ def test_a_wrong_config_does_not_lose_the_others(tmp_path, monkeypatch, capsys):
 
 def test_backbones_that_do_not_run():
     cfg = Config.fromfile(DRAWN)
-    with model_stats.model_scope(cfg):
+    with configs.model_scope(cfg):
         model = model_stats.build_on_meta(cfg.model)
         model.backbone.forward = lambda image: image.sum().item()
         with pytest.raises(UserError, match=r'^backbone does not run without values \(RuntimeError: Tensor\.item'):
@@ -632,7 +632,7 @@ def test_measuring_a_model_that_changes_its_config(tmp_path, monkeypatch):
 
 def test_an_untrained_detector_finds_objects_to_segment():
     cfg = Config.fromfile(DRAWN)
-    with model_stats.model_scope(cfg), torch.inference_mode():
+    with configs.model_scope(cfg), torch.inference_mode():
         model = MODELS.build(cfg.model).eval()
         batch = dict(
             inputs=[torch.zeros(3, 128, 128, dtype=torch.uint8)], data_samples=[empty_sample('mmdet', (128, 128))]

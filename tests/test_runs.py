@@ -14,12 +14,13 @@ from mmengine.config import Config
 from convnext_dense import UserError, configs
 from convnext_dense import cli as command_line
 from convnext_dense.compat import read_checkpoint
+from convnext_dense.configs import model_scope
 from convnext_dense.data.writer import write_shapes
 from convnext_dense.swap.upstream import find_config
 from convnext_dense.train import config as run_config
 from convnext_dense.train import run as runs
 from convnext_dense.train.config_header import read_header
-from convnext_dense.train.stats import build, model_scope
+from convnext_dense.train.stats import build
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'

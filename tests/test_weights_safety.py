@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
-from convnext_dense.compat import checkpoint_loading, read_checkpoint, trust_checkpoints
+from convnext_dense.compat import checkpoints, read_checkpoint, trust_checkpoints
 from convnext_dense.weights import fetch, load_weights
 from convnext_dense.weights.inspection import inspect
 
@@ -140,7 +140,7 @@ def test_entries_that_overlap_are_counted_by_the_file(weights, tmp_path):
 def test_a_giant_pickle_is_not_read(weights, tmp_path, monkeypatch):
     torch.save({'state_dict': weights, 'log': list(range(100_000))}, tmp_path / 'file.pth')
     load(tmp_path / 'file.pth')
-    monkeypatch.setattr(checkpoint_loading, 'MOST_PICKLE_BYTES', 200_000)
+    monkeypatch.setattr(checkpoints, 'MOST_PICKLE_BYTES', 200_000)
     with pytest.raises(UserError, match=r'is not read: it holds [34]\d\d,\d{3} bytes of names and settings\.'):
         load(tmp_path / 'file.pth')
 
@@ -148,7 +148,7 @@ def test_a_giant_pickle_is_not_read(weights, tmp_path, monkeypatch):
 def test_a_compressed_pickle_is_read_where_it_is_small(weights, tmp_path, monkeypatch):
     torch.save({'state_dict': weights}, tmp_path / 'plain.pth')
     packed = repack(tmp_path / 'plain.pth', tmp_path / 'packed.pth')
-    monkeypatch.setattr(checkpoint_loading, 'MOST_COMPRESSED_PICKLE_BYTES', 1000)
+    monkeypatch.setattr(checkpoints, 'MOST_COMPRESSED_PICKLE_BYTES', 1000)
     load(tmp_path / 'plain.pth')
     with pytest.raises(UserError, match=r'packed\.pth is not read: it holds [\d,]+ bytes of names and settings, compr'):
         load(packed)
@@ -178,7 +178,7 @@ def test_the_log_of_the_longest_run_is_below_the_limit(tmp_path):
     log = HistoryBuffer(np.random.default_rng(0).random(100_000), np.ones(100_000))
     torch.save({'message_hub': log}, tmp_path / 'log.pth')
     a_value = 10 * (tmp_path / 'log.pth').stat().st_size
-    assert 100 * a_value < checkpoint_loading.MOST_PICKLE_BYTES
+    assert 100 * a_value < checkpoints.MOST_PICKLE_BYTES
 
 
 def test_too_many_keys(weights, tmp_path):
@@ -189,7 +189,7 @@ def test_too_many_keys(weights, tmp_path):
 
 
 def test_too_many_entries_of_a_file(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_loading, 'MOST_ENTRIES', 50)
+    monkeypatch.setattr(checkpoints, 'MOST_ENTRIES', 50)
     torch.save(weights, tmp_path / 'file.pth')
     with pytest.raises(UserError, match=r'file\.pth is not read: it holds \d\d entries'):
         load(tmp_path / 'file.pth')
@@ -324,7 +324,7 @@ def test_files_that_are_something_else(tmp_path):
     assert 'the file is empty' in message(file)
     file.write_bytes((30).to_bytes(8, 'little') + b'{"a": "b"' + b' ' * 40)
     assert 'it begins like a safetensors file but is cut short or damaged' in message(file)
-    header = json.dumps({'__metadata__': {checkpoint_loading.META_KEY: '{'}}).encode()
+    header = json.dumps({'__metadata__': {checkpoints.META_KEY: '{'}}).encode()
     file.write_bytes(len(header).to_bytes(8, 'little') + header)
     assert 'it begins like a safetensors file but is cut short or damaged' in message(file)
 

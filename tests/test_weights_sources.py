@@ -22,7 +22,7 @@ from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat import trust_checkpoints
-from convnext_dense.compat.checkpoint_loading import HASH_IN_NAME
+from convnext_dense.compat.checkpoints import HASH_IN_NAME
 from convnext_dense.weights import fetch, load_weights
 from convnext_dense.weights.published import PUBLISHED, find_published
 from convnext_dense.weights.sources import split_hub_source

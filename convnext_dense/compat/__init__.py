@@ -6,11 +6,11 @@ torchvision, upstream defects patched, messages without meaning silenced, checkp
 ``prepare()`` imports none of them: each change waits for the import of the module that it concerns.
 """
 
-from .checkpoint_loading import TRUST_VARIABLE, check_exists, read_checkpoint, trust_checkpoints
+from .checkpoints import TRUST_VARIABLE, check_exists, read_checkpoint, trust_checkpoints
 from .ext_finder import install_finder, ops_backend
 from .patches import Patch, PatchStatus, add_patch, apply_patches, patch_report, replace_function
-from .quiet import silence_warnings
 from .versions import log_problems
+from .warnings import silence_warnings
 
 __all__ = [
     'TRUST_VARIABLE',

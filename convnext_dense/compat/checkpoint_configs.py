@@ -9,7 +9,7 @@ import functools
 from types import ModuleType
 from typing import Any
 
-from .checkpoint_loading import TRUST_ADVICE, checkpoints_are_trusted
+from .checkpoints import TRUST_ADVICE, checkpoints_are_trusted
 from .errors import UserError
 
 NOT_RUN = 'which is Python and can run any code on your machine; it is not run'

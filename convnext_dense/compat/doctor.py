@@ -24,7 +24,7 @@ from packaging.version import Version
 from convnext_dense import __version__
 from convnext_dense import compat as stack
 from convnext_dense.compat import versions
-from convnext_dense.compat.checkpoint_loading import SAFE_TORCH
+from convnext_dense.compat.checkpoints import SAFE_TORCH
 from convnext_dense.compat.ops.coverage import OPS_TABLE
 from convnext_dense.compat.versions import PACKAGES, Installed, Problem
 

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from packaging.specifiers import SpecifierSet
 
-from . import atomic_files, checkpoint_configs, checkpoint_loading, installed_packages, quiet, upstream_heads
+from . import checkpoint_configs, checkpoints, installed_packages, upstream_heads, warnings
 from .import_hook import on_import
 from .versions import MMCV, MMDET, MMENGINE, MMSEG
 
@@ -125,7 +125,7 @@ PATCHES = (
         link='https://github.com/open-mmlab/mmengine/issues/1655',
         why='PyTorch >= 2.6 refuses the HistoryBuffer and the NumPy scalars in every MMEngine checkpoint, so that no '
         'run resumes; older versions, downloads, and MMEngine 0.11.0rc3 run any code that a checkpoint contains',
-        apply=checkpoint_loading.read_safely_in,
+        apply=checkpoints.read_safely_in,
     ),
     Patch(
         name='configs of strangers in the inferencers',
@@ -155,22 +155,13 @@ PATCHES = (
         apply=checkpoint_configs.resume_without_config,
     ),
     Patch(
-        name='checkpoints in one piece',
-        packages=MMENGINE,
-        versions='',
-        module='mmengine.fileio.backends.local_backend',
-        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/fileio/backends/local_backend.py',
-        why='checkpoints are written in place: a full disk or a kill leaves half a file, which nothing resumes',
-        apply=atomic_files.replace_put,
-    ),
-    Patch(
         name='idle log lines',
         packages=MMENGINE,
         versions='',
         module='mmengine.logging.logger',
         link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/fileio/file_client.py',
-        why='a sound run logs warnings that no user can act on; convnext_dense/compat/quiet.py lists them',
-        apply=quiet.silence_log_lines,
+        why='a sound run logs warnings that no user can act on; convnext_dense/compat/warnings.py lists them',
+        apply=warnings.silence_log_lines,
     ),
     Patch(
         name='MMSyncBN in one process',
@@ -225,7 +216,7 @@ PATCHES = (
         module='mmdet.datasets',
         link='https://github.com/VBTI-development/onedl-mmdetection/blob/main/mmdet/datasets/__init__.py',
         why='the onedl fork prints at every start that it lacks the package of a product, which no recipe uses',
-        during=quiet.without_onedl_lines,
+        during=warnings.without_onedl_lines,
     ),
     Patch(
         name='lines of mmseg about OneDL',
@@ -234,7 +225,7 @@ PATCHES = (
         module='mmseg.datasets',
         link='https://github.com/VBTI-development/onedl-mmsegmentation/blob/main/mmseg/datasets/__init__.py',
         why='the onedl fork prints at every start that it lacks the package of a product, which no recipe uses',
-        during=quiet.without_onedl_lines,
+        during=warnings.without_onedl_lines,
     ),
     Patch(
         name='TorchScript warning',
@@ -243,7 +234,7 @@ PATCHES = (
         module='torch.distributed.optim',
         link='https://github.com/pytorch/pytorch/issues/139661',
         why='the import, which MMEngine makes at every start, warns of TorchScript whatever the filters say',
-        during=quiet.without_torchscript_warning,
+        during=warnings.without_torchscript_warning,
     ),
 )
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.configs import model_scope
 from convnext_dense.swap.changes import at
 from convnext_dense.swap.channels import find_backbone, pair_maps
 from convnext_dense.swap.maps import Map, backbone_maps
 from convnext_dense.swap.swapping import backbone_config, check_task, model_changes
 from convnext_dense.swap.upstream import all_configs, find_config, read_config
 from convnext_dense.train.screen import quiet
-from convnext_dense.train.stats import model_scope
 
 ARCH = 'tiny'
 REASONS = {  # a piece of the message -> what it means

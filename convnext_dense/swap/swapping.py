@@ -9,7 +9,9 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
+from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
+from convnext_dense.configs import model_scope
 from convnext_dense.swap.changes import Changes, Place, apply, at, dotted, kind
 from convnext_dense.swap.channels import Pair, channel_changes, find_backbone, normalization_changes, pair_maps
 from convnext_dense.swap.maps import STRIDES, backbone_maps
@@ -18,9 +20,8 @@ from convnext_dense.swap.recipes import TASKS, find_arch, find_recipe, find_weig
 from convnext_dense.swap.training import checkpoint_changes, import_changes, optimizer_changes, schedule_changes
 from convnext_dense.swap.upstream import config_folder, find_config, read_config
 from convnext_dense.swap.writing import check_writable, relative_path, save, write_config
-from convnext_dense.train import run as runs
+from convnext_dense.train import screen
 from convnext_dense.train.screen import quiet
-from convnext_dense.train.stats import model_scope
 from convnext_dense.variants import channels
 from convnext_dense.weights.sources import check_source
 
@@ -92,7 +93,7 @@ def write_swap(
     else:
         save(swap.text(Path(out).parent), Path(out))
         notes.append(f'written: {out}')
-    runs.tell(*notes)
+    screen.tell(*notes)
 
 
 def swap_backbone(
@@ -140,7 +141,7 @@ def swap_backbone(
 def check_task(cfg: Config, name: str) -> None:
     """Raise a :class:`UserError` where a config is none of a detector or a segmentor."""
     scope, model = cfg.get('default_scope'), cfg.get('model')
-    runs.require_library(scope)
+    configs.require_library(scope)
     if scope not in TASKS or not isinstance(model, dict):
         raise UserError(
             f'{name} is no config of a detector or a segmentor: it needs a model, and default_scope mmdet or mmseg.'

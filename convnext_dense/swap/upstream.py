@@ -8,8 +8,8 @@ from pathlib import Path
 from mmengine.config import Config
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.configs import LIBRARIES
 from convnext_dense.swap.training import imported_modules
-from convnext_dense.train.run import LIBRARIES
 
 IN_PACKAGE = Path('.mim/configs')  # where the wheels have the configs
 

@@ -32,7 +32,6 @@ from convnext_dense.train.stats import (
     explained_failures,
     is_out_of_memory,
     library_of,
-    model_scope,
     round_up,
 )
 
@@ -165,7 +164,7 @@ def measure(cfg: Config, prepare: Callable[[nn.Module], Callable[[], object]], a
     """
     device = torch.device(runs.device_type())
     torch.manual_seed(0)
-    with model_scope(cfg), quiet():
+    with configs.model_scope(cfg), quiet():
         build_on_meta(cfg.model)  # imports what the model needs, which is not the model's memory
         before = resident_bytes('VmRSS')
         model = build(cfg.model).to(device)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.train import run as runs
+from convnext_dense.train import screen
 from convnext_dense.train.measurement import Measurement, measure_config
 from convnext_dense.train.stats import CONFIGS, ModelStats, check_size, count_config, leaf_configs
 
@@ -75,7 +75,7 @@ def describe_models(
         with noting(failures, config):
             stats = count_config(config, size)
             if stats.uncounted:
-                runs.tell(f'{short_name(stats.config)}: {stats.uncounted}')
+                screen.tell(f'{short_name(stats.config)}: {stats.uncounted}')
             measured = {}
             for training in works:
                 with noting(failures, config):

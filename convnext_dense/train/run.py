@@ -4,10 +4,8 @@ Everything that a user can get wrong is looked at before the model is built, and
 """
 
 import contextlib
-import importlib.util
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +22,7 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.data.checks import check_dataset
 from convnext_dense.lr_decay import LearningRateDecay
 from convnext_dense.train import config as run_config
-from convnext_dense.train.screen import prints_to, tame_console
+from convnext_dense.train.screen import prints_to, process_rank, tame_console, tell
 
 
 class Launcher(NamedTuple):
@@ -34,7 +32,6 @@ class Launcher(NamedTuple):
     command: str
 
 
-LIBRARIES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
 BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError, OSError, RuntimeError)
 LAUNCHERS = {
     'pytorch': Launcher('WORLD_SIZE', 'tools/dist_train.sh CONFIG GPUS'),
@@ -174,7 +171,7 @@ def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None
         UserError: The config has none of this package's optimizer constructors, or cannot be built.
     """
     cfg = configs.load_config(config, cfg_options)
-    require_library(cfg.get('default_scope'))
+    configs.require_library(cfg.get('default_scope'))
     if not cfg.get('model') or not cfg.get('optim_wrapper'):
         raise UserError(f'The config {config} has no model or no optim_wrapper: there are no rates to show.')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
@@ -195,7 +192,7 @@ def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None
 
 def prepare(cfg: Config, config: str | os.PathLike, work_dir: str | None, launcher: str, splits: tuple) -> None:
     """Settle work dir, launcher, device and runner of a run, and check its data."""
-    require_library(cfg.get('default_scope'))
+    configs.require_library(cfg.get('default_scope'))
     is_torchrun = launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ
     cfg.launcher = 'pytorch' if is_torchrun else launcher
     check_launcher(cfg.launcher)
@@ -221,27 +218,6 @@ def fit_to_device(cfg: Config) -> None:
 def device_type() -> str:
     """Return 'cuda' where there is a GPU, else 'cpu'."""
     return 'cuda' if torch.cuda.is_available() else 'cpu'
-
-
-def tell(*notes: str) -> None:
-    """Print notes for the user on standard error, from one process."""
-    if process_rank() == 0:
-        for note in notes:
-            print(f'note: {note}', file=sys.stderr)
-
-
-def require_library(scope: str | None) -> None:
-    """Raise a :class:`UserError` where the library that a config builds on is not installed."""
-    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
-        raise UserError(
-            f"The config needs {LIBRARIES[scope]}, which is not installed: pip install 'convnext-dense[mm]' "
-            "(in a clone: pip install -e '.[mm]')."
-        )
-
-
-def process_rank() -> int:
-    """Return the number of this process in its run, before torch.distributed is up; the process 0 speaks."""
-    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
 
 
 def num_processes(launcher: str) -> int:

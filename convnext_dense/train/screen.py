@@ -3,7 +3,9 @@
 import contextlib
 import datetime
 import logging
+import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from numbers import Real
@@ -129,3 +131,15 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def process_rank() -> int:
+    """Return the number of this process in its run, before torch.distributed is up; the process 0 speaks."""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
+
+
+def tell(*notes: str) -> None:
+    """Print notes for the user on standard error, from one process."""
+    if process_rank() == 0:
+        for note in notes:
+            print(f'note: {note}', file=sys.stderr)

@@ -43,7 +43,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,10 +54,11 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.data.samples import empty_sample
 from convnext_dense.train import config as run_config
 from convnext_dense.train import run as runs
+from convnext_dense.train import screen
 from convnext_dense.train.config_header import Header, find_header
 from convnext_dense.train.screen import quiet
 
-CONFIGS = Path(__file__).parent.parent / 'configs'
+CONFIGS = Path(__file__).parents[2] / 'configs'
 PARTS = ('backbone', 'neck', 'heads')
 NUM_BOX_ROIS, NUM_MASK_ROIS = 1000, 100  # where test_cfg has no max_per_img
 ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
@@ -188,13 +189,13 @@ def count_config(file: str | os.PathLike, size: Sequence[int] | None = None) -> 
             this package's, and its header is wrong.
     """
     cfg = configs.load_config(file)
-    runs.require_library(cfg.get('default_scope'))
+    configs.require_library(cfg.get('default_scope'))
     if not cfg.get('model'):
         raise UserError(f'The config {file} has no model: there is nothing to count.')
-    runs.tell(*run_config.fit_classes(cfg))
+    screen.tell(*run_config.fit_classes(cfg))
     header = published_header(file)
     size = check_size(size) if size else default_size(cfg, header)
-    with model_scope(cfg):
+    with configs.model_scope(cfg):
         parts, uncounted = count_model(build_on_meta(cfg.model), size)
     return ModelStats(Path(file), size, parts, header, cfg, uncounted)
 
@@ -273,11 +274,6 @@ def round_up(side: float) -> int:
     128
     """
     return math.ceil(side / STRIDE) * STRIDE
-
-
-def model_scope(cfg: Config) -> contextlib.AbstractContextManager:
-    """Return a context in which the names of a config mean those of its library; several configs may take turns."""
-    return DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
 
 
 def build_on_meta(model_cfg: Mapping) -> nn.Module:

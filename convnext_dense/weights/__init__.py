@@ -3,6 +3,7 @@
 from convnext_dense.weights import upstream
 from convnext_dense.weights.loading import fit, load_weights
 from convnext_dense.weights.report import Report
+from convnext_dense.weights.run_hook import CheckWeightsHook
 from convnext_dense.weights.sources import Checkpoint, fetch
 
-__all__ = ['Checkpoint', 'Report', 'fetch', 'fit', 'load_weights', 'upstream']
+__all__ = ['CheckWeightsHook', 'Checkpoint', 'Report', 'fetch', 'fit', 'load_weights', 'upstream']

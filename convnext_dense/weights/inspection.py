@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convnext_dense.compat.checkpoint_loading import is_safetensors
+from convnext_dense.compat.checkpoints import is_safetensors
 from convnext_dense.weights.architecture import name_other_model, what_differs
 from convnext_dense.weights.formats import find_backbones
 from convnext_dense.weights.loading import COUNTER, is_finite

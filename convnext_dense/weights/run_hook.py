@@ -5,7 +5,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.weights import fit
+from convnext_dense.weights.loading import fit
 from convnext_dense.weights.upstream import is_to_train
 
 

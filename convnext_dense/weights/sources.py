@@ -23,7 +23,7 @@ from typing import Any
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from convnext_dense.compat import read_checkpoint
-from convnext_dense.compat.checkpoint_loading import (
+from convnext_dense.compat.checkpoints import (
     check_exists,
     first_on_this_machine,
     read_checkpoint_from_url,

@@ -14,9 +14,9 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from convnext_dense.compat.atomic_files import open_draft
-from convnext_dense.compat.checkpoint_loading import META_KEY
+from convnext_dense.compat.checkpoints import META_KEY
 from convnext_dense.compat.errors import UserError
+from convnext_dense.weights.draft import open_draft
 from convnext_dense.weights.report import printable
 
 SUFFIXES = ('.safetensors', '.pth')

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import IO
 
 
@@ -49,26 +48,7 @@ def open_draft(filepath: str | os.PathLike) -> Iterator[Draft]:
         raise
 
 
-def write_atomically(obj: bytes, filepath: str | os.PathLike) -> None:
-    """Write bytes to a file in one step.
-
-    Raises:
-        OSError: As for :func:`open_draft`.
-    """
-    with open_draft(filepath) as draft:
-        draft.stream.write(obj)
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def replace_put(module: ModuleType) -> None:
-    """Let ``LocalBackend.put`` of ``mmengine.fileio.backends.local_backend`` write atomically."""
-
-    def put(self: object, obj: bytes, filepath: str | os.PathLike) -> None:
-        write_atomically(obj, filepath)
-
-    module.LocalBackend.put = put
