@@ -1,22 +1,19 @@
-"""ConvNeXt V1 and V2: an image batch (N, 3, H, W) goes in, up to four feature maps (N, C_i, H/s_i, W/s_i) come out.
+"""ConvNeXt V1 and V2 as a backbone that turns an image batch into feature maps of four resolutions.
 
-The strides s_i are 4, 8, 16 and 32. Architecture and parameter names follow facebookresearch/ConvNeXt (arXiv
-2201.03545) and facebookresearch/ConvNeXt-V2 (arXiv 2301.00808), so that their files fit key by key.
-
-Activations keep the channels last in memory from the stem on; the (N, C, H, W) tensors that modules pass around are
-views of (N, H, W, C) storage, and a permute costs nothing. :class:`Pointwise`, :func:`depthwise` and :func:`gelu`
-choose faster kernels on a CPU; a compiled, exported or traced graph holds the plain operations.
+Architecture and parameter names follow facebookresearch/ConvNeXt (arXiv 2201.03545) and facebookresearch/ConvNeXt-V2
+(arXiv 2301.00808), so that their files fit key by key. Activations keep the channels last in memory from the stem on:
+the (N, C, H, W) tensors that modules pass to each other are views of (N, H, W, C) storage, and a permute costs nothing.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from convnext_dense.cpu_kernels import Pointwise, depthwise, gelu
 from convnext_dense.variants import resolve_variant
 
 NUM_STAGES = 4
@@ -45,22 +42,6 @@ class GRN(nn.Module):
         scale = 1 + self.gamma * (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6))
         # the three terms in one pass over x
         return torch.addcmul(self.beta.to(x.dtype), x, scale.to(x.dtype))
-
-
-class Pointwise(nn.Linear):
-    """A linear layer over the channels of (N, H, W, C).
-
-    In fp32 on the CPU it runs as a 1x1 convolution: PyTorch sends that to oneDNN and ``F.linear`` to MKL, which on
-    AMD's processors takes twice as long (``tools/benchmark_backbone.py``).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, H, W, C) to (N, H, W, C')."""
-        is_fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
-        if not x.is_cpu or not is_fp32 or is_traced():
-            return super().forward(x)
-        weight = self.weight[:, :, None, None]
-        return F.conv2d(x.permute(0, 3, 1, 2), weight, self.bias).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
@@ -96,6 +77,13 @@ class Block(nn.Module):
         keep_prob = 1 - self.drop_path
         keep = y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep_prob).div_(keep_prob)
         return keep if self.gamma is None else keep * self.gamma
+
+
+def make_downsampling(stage: int, dim_in: int, dim: int, norm_eps: float) -> nn.Sequential:
+    """Return what stands before a stage: the stem of 4x4 patches, or a 2x2 convolution that halves the size."""
+    if stage == 0:
+        return nn.Sequential(nn.Conv2d(dim_in, dim, kernel_size=4, stride=4), LayerNorm2d(dim, eps=norm_eps))
+    return nn.Sequential(LayerNorm2d(dim_in, eps=norm_eps), nn.Conv2d(dim_in, dim, kernel_size=2, stride=2))
 
 
 @MODELS.register_module()
@@ -164,19 +152,14 @@ class ConvNeXt(BaseModule):
 
         rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
         layer_scale = None if grn else layer_scale_init_value
+        dims = (in_channels, *self.dims)
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
-        for i, (depth, dim) in enumerate(zip(self.depths[:num_built], self.dims, strict=False)):
-            if i == 0:
-                stem = nn.Conv2d(in_channels, dim, kernel_size=4, stride=4)
-                downsample = nn.Sequential(stem, LayerNorm2d(dim, eps=norm_eps))
-            else:
-                previous = self.dims[i - 1]
-                shrink = nn.Conv2d(previous, dim, kernel_size=2, stride=2)
-                downsample = nn.Sequential(LayerNorm2d(previous, eps=norm_eps), shrink)
-            self.downsample_layers.append(downsample)
+        for i, depth in enumerate(self.depths[:num_built]):
+            self.downsample_layers.append(make_downsampling(i, dims[i], dims[i + 1], norm_eps))
             stage_rates, rates = rates[:depth], rates[depth:]
-            self.stages.append(nn.Sequential(*(Block(dim, rate, layer_scale, grn, norm_eps) for rate in stage_rates)))
+            blocks = (Block(dims[i + 1], rate, layer_scale, grn, norm_eps) for rate in stage_rates)
+            self.stages.append(nn.Sequential(*blocks))
         if out_norm:
             for i in self.out_indices:
                 self.add_module(f'norm{i}', LayerNorm2d(self.dims[i], eps=norm_eps))
@@ -251,59 +234,3 @@ def init_module(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
-
-
-def is_traced() -> bool:
-    """Tell whether PyTorch is recording a graph, which shall hold the plain operations."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
-def gelu(x: Tensor) -> Tensor:
-    """Apply the exact (erf) GELU, in place where no gradient needs the input: the widest map is then written once."""
-    if torch.is_grad_enabled() or is_traced():
-        return F.gelu(x)
-    return torch.ops.aten.gelu_(x)
-
-
-def depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Apply the depthwise ``conv`` to (N, C, H, W), with a backward pass that is fast in bf16 on the CPU too."""
-    is_training = torch.is_grad_enabled() and conv.weight.requires_grad
-    if x.is_cpu and is_training and not is_traced():
-        if torch.is_autocast_enabled('cpu'):
-            x = x.to(torch.get_autocast_dtype('cpu'))
-        if x.dtype == torch.bfloat16:
-            return DepthwiseConvBF16.apply(x, conv.weight, conv.bias)
-    return conv(x)
-
-
-class DepthwiseConvBF16(torch.autograd.Function):
-    """A same-size depthwise convolution in bf16 whose weight gradient is computed in fp32.
-
-    oneDNN has no bf16 kernel for the weight gradient of a channels-last depthwise convolution: the one it falls back
-    to takes 4 to 9 times as long as the fp32 one, and a third of a training step.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Convolve x (N, C, H, W) in bf16 with weight (C, 1, k, k) and bias (C,), of any floating dtype."""
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=weight.shape[-1] // 2, groups=x.shape[1])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Return the gradients of x in bf16, and of weight and bias in their own dtype."""
-        x, weight = ctx.saved_tensors
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = depthwise_backward(grad, x, weight.to(x.dtype), (True, False, False))[0]
-        grad = grad.float()
-        grad_weight = depthwise_backward(grad, x.float(), weight.float(), (False, True, False))[1]
-        return grad_x, grad_weight.to(weight.dtype), grad.sum(dim=(0, 2, 3)).to(weight.dtype)
-
-
-def depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> tuple:
-    """Return the gradients (of x, weight, bias) of a same-size depthwise convolution that ``mask`` asks for."""
-    channels, padding = x.shape[1], weight.shape[-1] // 2
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, [channels], [1, 1], [padding] * 2, [1, 1], False, [0, 0], channels, mask
-    )

@@ -1,27 +1,24 @@
-"""Layer-wise and stage-wise learning-rate decay: parameter name -> slot -> learning rate -> optimizer groups.
+"""Layer-wise and stage-wise learning-rate decay as optimizer constructors.
 
-The rules are those of facebookresearch/ConvNeXt (``layer_decay_optimizer_constructor.py``, the same file for
-detection and segmentation). Slot 0 is the stem, the last one holds the neck, the heads and the backbone's output
-norms; the learning rate is ``base_lr * decay_rate ** (last slot - slot)``. One-dimensional parameters, biases and GRN
-are not decayed.
+A parameter's name gives its slot, and the slot its learning rate, ``base_lr * decay_rate ** (last slot - slot)``. Slot
+0 is the stem. The last slot holds the neck, the heads and the backbone's output norms. One-dimensional parameters,
+biases and GRN get no weight decay. The rules are those of facebookresearch/ConvNeXt
+(``layer_decay_optimizer_constructor.py``, the same file for detection and segmentation).
 """
 
-import difflib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from convnext_dense.backbone import ConvNeXt
 
-BACKBONE_NAME = re.compile(
-    r'(?:downsample_layers\.(?P<down>\d)|stages\.(?P<stage>\d)\.(?P<block>\d+)|norm(?P<norm>\d))\.'
-)
+BACKBONE_NAME = re.compile(r'(downsample_layers\.|stages\.|norm)(\d)\.(\d*)')
 
 
 def derive_num_layers(depths: Sequence[int]) -> int:
@@ -34,22 +31,20 @@ def derive_num_layers(depths: Sequence[int]) -> int:
 
 
 def parse_backbone_name(name: str, depths: Sequence[int]) -> tuple[str, int, int]:
-    """Return (part, stage, block) of a backbone parameter; part is 'down', 'stage' or 'norm'.
+    """Return (part, stage, block) of a backbone parameter; the part is 'downsample_layers', 'stages' or 'norm'.
 
     Raises:
         ValueError: The name is not one of a ConvNeXt of these depths.
     """
-    match = BACKBONE_NAME.match(name)
-    if match:
-        part = match.lastgroup if match.lastgroup != 'block' else 'stage'
-        stage = int(match[part])
-        block = int(match['block'] or 0)
+    if match := BACKBONE_NAME.match(name):
+        part, stage = match[1].rstrip('.'), int(match[2])
+        block = int(match[3] or 0) if part == 'stages' else 0
         if stage < len(depths) and block < depths[stage]:
             return part, stage, block
     raise ValueError(
         f'No learning-rate rule covers the backbone parameter {name!r} (depths {tuple(depths)}). Rules exist for '
-        'downsample_layers.S.*, stages.S.B.* and normS.*; train added parameters outside of the backbone, or freeze '
-        'them.'
+        'downsample_layers.S.*, stages.S.B.* and normS.*. Freeze added parameters, or train them outside of the '
+        'backbone.'
     )
 
 
@@ -73,7 +68,7 @@ def layer_index(name: str, depths: Sequence[int], num_layers: int | None = None)
         return num_layers + 1
     if stage == 3:
         return num_layers
-    if part == 'down':
+    if part == 'downsample_layers':
         return (0, 2, 3)[stage]
     return (1, 2, 3 + block // 3)[stage]
 
@@ -88,7 +83,7 @@ def stage_index(name: str, depths: Sequence[int], num_layers: int | None = None)
     """
     num_layers = num_layers or derive_num_layers(depths)
     part, stage, _ = parse_backbone_name(name, depths)
-    return {'norm': num_layers + 1, 'down': 0, 'stage': stage + 1}[part]
+    return {'norm': num_layers + 1, 'downsample_layers': 0, 'stages': stage + 1}[part]
 
 
 @dataclass(frozen=True)
@@ -122,30 +117,18 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
     """
 
     slot_of: Callable[[str, Sequence[int], int], int]  # a subclass's rule
-    allowed = ('decay_rate', 'num_layers', 'custom_keys')
 
     def _validate_cfg(self) -> None:
         super()._validate_cfg()
-        name = type(self).__name__
-        unknown = sorted(set(self.paramwise_cfg) - set(self.allowed))
-        if unknown:
-            raise ValueError(
-                f'{name}: unknown paramwise_cfg keys {unknown}. Allowed: {", ".join(self.allowed)}. Factors for other '
-                'parameters go into custom_keys.'
-            )
+        self.custom_keys: dict[str, dict] = self.paramwise_cfg.get('custom_keys') or {}
+        refuse_unknown('paramwise_cfg', self.paramwise_cfg, ('decay_rate', 'num_layers', 'custom_keys'))
+        for key, factors in self.custom_keys.items():
+            refuse_unknown(f'custom_keys[{key!r}]', factors, ('lr_mult', 'decay_mult'))
         rate = self.paramwise_cfg.get('decay_rate')
         if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise ValueError(f'{name}: paramwise_cfg needs decay_rate in (0, 1]; got {rate!r}.')
-        for key, factors in self.custom_keys.items():
-            if unknown := sorted(set(factors) - {'lr_mult', 'decay_mult'}):
-                raise ValueError(f'{name}: custom_keys[{key!r}] has {unknown}. Allowed: lr_mult, decay_mult.')
+            raise ValueError(f'paramwise_cfg needs a decay_rate in (0, 1]; got {rate!r}.')
         if self.base_lr is None:
-            raise ValueError(f'{name}: the optimizer needs an lr; got {self.optimizer_cfg}.')
-        optimizer = self.optimizer_cfg.get('type')
-        if isinstance(optimizer, str) and OPTIMIZERS.get(optimizer) is None:
-            near = difflib.get_close_matches(optimizer, OPTIMIZERS.module_dict)
-            hint = f' Did you mean {" or ".join(near)}?' if near else ''
-            raise ValueError(f'{name}: there is no optimizer {optimizer!r}.{hint}')
+            raise ValueError(f'The optimizer needs an lr; got {self.optimizer_cfg}.')
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         """Append the optimizer groups of all trainable parameters of ``module``, the whole model, to ``params``."""
@@ -158,16 +141,11 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
         MMLogger.get_current_instance().info(self.describe(groups))
 
     def group(self, model: nn.Module) -> Groups:
-        """Return the (full name, parameter) pairs that share each rate, in the order of the slots."""
-        groups: Groups = {}
-        for name, param, rate in self.rates(model):
-            groups.setdefault(rate, []).append((name, param))
-        return {
-            rate: groups[rate] for rate in sorted(groups, key=lambda rate: (rate.slot, rate.lr, -rate.weight_decay))
-        }
+        """Return the (full name, parameter) pairs that share each rate, in the order of the slots.
 
-    def rates(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Rate]]:
-        """Yield (full name, parameter, rate) of every trainable parameter, once each."""
+        Raises:
+            ValueError: As for the class.
+        """
         backbones = {
             id(param): (module, name)
             for module in model.modules()
@@ -179,42 +157,42 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
                 f'{type(self).__name__} decays the rates of a convnext_dense ConvNeXt, and {type(model).__name__} has '
                 "none. Set model.backbone.type='ConvNeXt', or remove optim_wrapper.constructor."
             )
-        num_layers = {module: self.num_layers(module.depths) for module, _ in backbones.values()}
-        last_slot = max(num_layers.values()) + 1
-        matched = {True: set(), False: set()}  # custom keys that match parameters inside, outside of the backbone
-        for name, param in model.named_parameters():
-            backbone, relative = backbones.get(id(param), (None, None))
-            key = self.matching_key(name)
-            matched[backbone is not None].add(key)
+        named = dict(model.named_parameters())
+        self.check_custom_keys(
+            inside=[name for name, param in named.items() if id(param) in backbones],
+            outside=[name for name, param in named.items() if id(param) not in backbones],
+        )
+        last_slot = max(self.num_layers(module.depths) for module, _ in backbones.values()) + 1
+        groups: Groups = {}
+        for name, param in named.items():
             if not param.requires_grad:
                 continue
-            if backbone is None:
-                yield name, param, self.outer_rate(name, param, key, last_slot)
+            if id(param) in backbones:
+                rate = self.backbone_rate(*backbones[id(param)], param)
             else:
-                slot = self.slot_of(relative, backbone.depths, num_layers[backbone])
-                lr = self.base_lr * self.paramwise_cfg['decay_rate'] ** (num_layers[backbone] + 1 - slot)
-                yield name, param, Rate(slot, lr, self.default_weight_decay(name, param))
-        self.report_custom_keys(inside=matched[True], outside=matched[False])
+                rate = self.outer_rate(name, param, last_slot)
+            groups.setdefault(rate, []).append((name, param))
+        return dict(sorted(groups.items(), key=lambda item: (item[0].slot, item[0].lr, -item[0].weight_decay)))
 
-    def report_custom_keys(self, inside: set[str | None], outside: set[str | None]) -> None:
-        """Refuse keys meant for the backbone, and warn of keys without any parameter."""
-        for key in self.custom_keys:
-            if key in inside - outside:
-                raise ValueError(
-                    f'The custom_keys entry {key!r} matches only parameters of the ConvNeXt, whose rates follow '
-                    'decay_rate alone. Remove it, or change decay_rate.'
-                )
-            if key not in outside:
-                print_log(f'The custom_keys entry {key!r} matches no parameter.', 'current', logging.WARNING)
+    def backbone_rate(self, backbone: ConvNeXt, name: str, param: nn.Parameter) -> Rate:
+        """Return the rate of a parameter of a backbone; ``name`` is relative to it."""
+        num_layers = self.num_layers(backbone.depths)
+        slot = self.slot_of(name, backbone.depths, num_layers)
+        lr = self.base_lr * self.paramwise_cfg['decay_rate'] ** (num_layers + 1 - slot)
+        return Rate(slot, lr, self.default_weight_decay(name, param))
 
-    @property
-    def custom_keys(self) -> dict[str, dict]:
-        """Substring of a name -> factors."""
-        return self.paramwise_cfg.get('custom_keys') or {}
+    def outer_rate(self, name: str, param: nn.Parameter, slot: int) -> Rate:
+        """Return the rate of a parameter outside of the backbone: the base rate, or what its custom key says."""
+        factors = self.custom_keys.get(self.matching_key(name), {})
+        weight_decay = self.default_weight_decay(name, param)
+        if 'decay_mult' in factors:
+            weight_decay = self.base_wd * factors['decay_mult']
+        return Rate(slot, self.base_lr * factors.get('lr_mult', 1.0), weight_decay)
 
-    def matching_key(self, name: str) -> str | None:
-        """Return the longest custom key that is part of the name; the first in the alphabet among equals."""
-        return next((key for key in sorted(self.custom_keys, key=lambda key: (-len(key), key)) if key in name), None)
+    def default_weight_decay(self, name: str, param: nn.Parameter) -> float:
+        """Return 0 for vectors, biases and GRN (stored as (1, 1, 1, C)), the optimizer's weight decay for the rest."""
+        is_exempt = param.ndim == 1 or name.endswith('.bias') or '.grn.' in name
+        return 0.0 if is_exempt else self.base_wd or 0.0
 
     def num_layers(self, depths: Sequence[int]) -> int:
         """Return the given number of layers, or the one derived from the depths; too small a number is refused."""
@@ -229,18 +207,21 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
             )
         return given
 
-    def outer_rate(self, name: str, param: nn.Parameter, key: str | None, slot: int) -> Rate:
-        """Return the rate of a parameter outside of the backbone: the base rate, or what its custom key says."""
-        factors = self.custom_keys.get(key, {})
-        weight_decay = self.default_weight_decay(name, param)
-        if 'decay_mult' in factors:
-            weight_decay = self.base_wd * factors['decay_mult']
-        return Rate(slot, self.base_lr * factors.get('lr_mult', 1.0), weight_decay)
+    def matching_key(self, name: str) -> str | None:
+        """Return the longest custom key that is part of the name; the first in the alphabet among equals."""
+        return min((key for key in self.custom_keys if key in name), key=lambda key: (-len(key), key), default=None)
 
-    def default_weight_decay(self, name: str, param: nn.Parameter) -> float:
-        """Return 0 for vectors, biases and GRN (stored as (1, 1, 1, C)), the optimizer's weight decay for the rest."""
-        is_exempt = param.ndim == 1 or name.endswith('.bias') or '.grn.' in name
-        return 0.0 if is_exempt else self.base_wd or 0.0
+    def check_custom_keys(self, inside: Iterable[str], outside: Iterable[str]) -> None:
+        """Refuse custom keys that match parameters of a backbone alone, and warn of those without any parameter."""
+        unused = self.custom_keys.keys() - set(map(self.matching_key, outside))
+        misplaced = unused & set(map(self.matching_key, inside))
+        if misplaced:
+            raise ValueError(
+                f'The custom_keys entry {min(misplaced)!r} matches only parameters of the ConvNeXt, whose rates follow '
+                'decay_rate alone. Remove it, or change decay_rate.'
+            )
+        for key in sorted(unused):
+            print_log(f'The custom_keys entry {key!r} matches no parameter.', 'current', logging.WARNING)
 
     def describe(self, groups: Groups) -> str:
         """Return the groups as a table: slot, tensors, parameters, learning rate, weight decay, first parameter."""
@@ -252,11 +233,15 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
         ]
         for rate, members in groups.items():
             count = sum(param.numel() for _, param in members)
-            lines.append(
-                f'{rate.slot:>4}  {len(members):>7}  {count:>11,}  {rate.lr:>9.3g}  {rate.weight_decay:>6g}  '
-                f'{members[0][0]}'
-            )
+            row = f'{rate.slot:>4}  {len(members):>7}  {count:>11,}  {rate.lr:>9.3g}  {rate.weight_decay:>6g}'
+            lines.append(f'{row}  {members[0][0]}')
         return '\n'.join(lines)
+
+
+def refuse_unknown(what: str, given: Mapping, allowed: Sequence[str]) -> None:
+    """Raise a ValueError where a mapping has other keys than the allowed ones."""
+    if unknown := sorted(set(given) - set(allowed)):
+        raise ValueError(f'{what} has unknown keys {unknown}. Allowed: {", ".join(allowed)}.')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

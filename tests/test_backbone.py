@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from convnext_dense import ConvNeXt
-from convnext_dense.backbone import Block, DepthwiseConvBF16
+from convnext_dense.backbone import Block
+from convnext_dense.cpu_kernels import DepthwiseConvBF16
 from convnext_dense.variants import VARIANTS
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
