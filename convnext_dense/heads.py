@@ -1,4 +1,4 @@
-"""Heads that MMSegmentation lacks: feature maps go in, class scores come out."""
+"""Decode heads that MMSegmentation lacks."""
 
 from __future__ import annotations
 

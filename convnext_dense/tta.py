@@ -1,8 +1,8 @@
-"""Test-time augmentation: several views of an image go in, one prediction comes out.
+"""Test-time augmentation: a model predicts several views of an image, and its predictions are merged into one.
 
-A config names a model here as ``tta_model`` and the views as ``tta_pipeline``; ``tools/test.py --tta`` uses both. The
-views of an image are resized and mirrored copies, each with the metadata ``flip`` and ``flip_direction``;
-:func:`multi_scale` writes them down.
+The views are resized and mirrored copies. A config names the merging model as ``tta_model`` and the views as
+``tta_pipeline``; ``tools/test.py --tta`` uses both, and :func:`multi_scale` writes the pipeline. Each view carries the
+metadata ``flip`` and ``flip_direction``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def multi_scale(test_pipeline: Sequence[Mapping], ratios: Sequence[float] = (0.7
 
     Args:
         test_pipeline: Loading, the ``Resize`` whose size is the unit of ``ratios``, and what follows.
-        ratios: One a size. No detector of the papers is tested in several; theirs are this package's choice.
+        ratios: One for each size. The papers test no detector in several sizes; the default is this package's choice.
 
     >>> load, views = multi_scale([dict(type='Load'), dict(type='Resize', scale=(20, 10)), dict(type='Pack')], (0.5, 1))
     >>> [resize['scale'] for resize in views['transforms'][0]]
@@ -36,7 +36,7 @@ def multi_scale(test_pipeline: Sequence[Mapping], ratios: Sequence[float] = (0.7
 
 
 def noting_flips(step: Mapping) -> Mapping:
-    """Return a step that, where it lists the metadata to keep, keeps whether the view is mirrored."""
+    """Return a step whose list of metadata, where it has one, includes how the view is mirrored."""
     if 'meta_keys' not in step:
         return step
     return dict(step, meta_keys=tuple(dict.fromkeys((*step['meta_keys'], 'flip', 'flip_direction'))))
@@ -57,8 +57,8 @@ def scaled(resize: Mapping, ratio: float) -> dict:
 class WholeImageTTA(BaseTTAModel):
     """Average a segmentor's class probabilities over the views, each predicted as a whole and not in windows.
 
-    The multi-scale test of facebookresearch/ConvNeXt. MMSegmentation's ``SegTTAModel`` keeps windows where the config
-    has them, and the scores of all views until the last: 12 views of a large image with 150 classes take 30 GB.
+    This is the multi-scale test of facebookresearch/ConvNeXt. MMSegmentation's ``SegTTAModel`` keeps the windows of the
+    config, and keeps the scores of all views until the last one: 12 views of a large image with 150 classes take 30 GB.
 
     Args:
         **kwargs: As for ``BaseTTAModel``: ``module``, the segmentor or its config.
@@ -105,16 +105,16 @@ class WholeImageTTA(BaseTTAModel):
 
 @MODELS.register_module()
 class InstanceTTA(BaseTTAModel):
-    """Merge a detector's boxes, and its masks where it predicts them, by suppressing the lesser of overlapping boxes.
+    """Merge a detector's boxes and masks over the views by non-maximum suppression within each class.
 
-    MMDetection's ``DetTTAModel``, which this replaces, refuses masks. A box that stays keeps its own mask.
+    A box that stays keeps its own mask. MMDetection's ``DetTTAModel`` refuses models that predict masks.
 
     Args:
         tta_cfg: ``nms``, as in a detector's ``test_cfg.rcnn``, and ``max_per_img``, the most boxes of an image.
         **kwargs: As for ``BaseTTAModel``: ``module``, the detector or its config.
 
     Raises:
-        ValueError: There is no such suppression.
+        ValueError: ``tta_cfg.nms.type`` is unknown.
     """
 
     def __init__(self, tta_cfg: Mapping, **kwargs) -> None:
@@ -146,7 +146,7 @@ class InstanceTTA(BaseTTAModel):
         return merged
 
     def merge(self, views: Sequence[BaseDataElement]) -> InstanceData:
-        """Return the instances that are left of an image's views, best first."""
+        """Return the instances of all views of an image after suppression, best first."""
         merged = InstanceData.cat([upright_boxes(view) for view in views])
         merged.place = torch.arange(len(merged), device=merged.bboxes.device)
         merged = self.suppress(merged)
@@ -171,9 +171,10 @@ class InstanceTTA(BaseTTAModel):
 
 
 def as_upright(sample: BaseDataElement) -> BaseDataElement:
-    """Return a copy of a view's data sample that passes for one of an upright image; ``mirrored`` tells what it is.
+    """Return a copy of a view's data sample with ``flip`` off and the direction of the flip in ``mirrored``.
 
-    MMDetection's cascade would mirror the masks within their boxes (``merge_aug_masks``), and fail in doing so.
+    MMDetection's cascade tries to mirror the masks of a flipped image within their boxes (``merge_aug_masks``), which
+    fails; it leaves those of an image that is not flipped alone.
     """
     direction = sample.flip_direction if sample.get('flip') else None
     copy = sample.clone()

@@ -1,4 +1,4 @@
-"""The only table of ConvNeXt sizes: a name goes in, depths and widths come out.
+"""The table of ConvNeXt sizes: depths and widths by name.
 
 Sources: ConvNeXt (arXiv 2201.03545, Table 9) for tiny to xlarge, ConvNeXt V2 (arXiv 2301.00808, Table 10) for atto to
 nano and huge. V2 publishes atto to nano, tiny, base, large and huge; V1 publishes tiny to xlarge, and timm trained

@@ -152,12 +152,17 @@ def test_optimizer_without_weight_decay():
     assert len(settings(model, build_optim_wrapper(model, cfg))) == len(list(model.parameters()))
 
 
-def test_the_table_is_logged():
-    logged = io.StringIO()
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler := logging.StreamHandler(logged))
-    build(Detector())
+@pytest.fixture
+def logged():
+    text, logger = io.StringIO(), MMLogger.get_current_instance()
+    handler = logging.StreamHandler(text)
+    logger.addHandler(handler)
+    yield text
     logger.removeHandler(handler)
+
+
+def test_the_table_is_logged(logged):
+    build(Detector())
     assert 'ConvNeXtLayerDecay: decay rate 0.7' in logged.getvalue()
 
 
@@ -218,9 +223,9 @@ def test_an_optimizer_without_lr_is_answered():
         build_optim_wrapper(Detector(), cfg)
 
 
-def test_a_custom_key_without_a_parameter_is_a_warning(capfd):
+def test_a_custom_key_without_a_parameter_is_a_warning(logged):
     build(Detector(), custom_keys={'nack': dict(lr_mult=0.1)})
-    assert "'nack' matches no parameter" in capfd.readouterr().out
+    assert "'nack' matches no parameter" in logged.getvalue()
 
 
 def test_model_without_a_convnext_is_answered():
