@@ -86,97 +86,71 @@ def make_downsampling(stage: int, dim_in: int, dim: int, norm_eps: float) -> nn.
     return nn.Sequential(LayerNorm2d(dim_in, eps=norm_eps), nn.Conv2d(dim_in, dim, kernel_size=2, stride=2))
 
 
-@MODELS.register_module()
-class ConvNeXt(BaseModule):
-    """ConvNeXt V1 or V2 as a multi-scale backbone.
+class StagedBackbone(BaseModule):
+    """A backbone of four stages; a subclass fills ``downsample_layers`` and ``stages`` and adds ``norm{i}``.
 
     Args:
-        arch: A size of :data:`convnext_dense.variants.VARIANTS` ('atto' .. 'xlarge', 'huge'), or
-            ``dict(depths=(...), dims=(...))``.
-        grn: ConvNeXt V2 blocks: global response normalisation instead of layer scale.
+        depths: Blocks of each stage.
         in_channels: Channels of the input image.
         drop_path_rate: Stochastic depth of the last block; rates ramp linearly from 0 over all blocks.
-        layer_scale_init_value: Initial value of the layer scale ``gamma``; 0 or None: no layer scale. V2 has none.
         out_indices: Stages whose output is returned, in this order; negative ones count from the last stage. Stages
             after the last one asked for are not built.
-        out_norm: Normalise each returned map with its own LayerNorm ``norm{i}``. Classifiers do not have these; they
-            start from scratch in fine-tuning.
+        out_norm: Normalise each returned map with its own ``norm{i}``. Classifiers do not have these norms; they start
+            from scratch in fine-tuning.
         frozen_stages: -1: none; 0: the stem; k: the stem and the first k stages, with the downsampling between them.
             Frozen parts get no gradient and stay in eval mode.
         frozen_norms: Freeze the output norms as well, where they come trained with the weights.
         with_cp: Recompute each block's activations in the backward pass (non-reentrant, works under DDP).
-        norm_eps: Epsilon of every LayerNorm.
         init_cfg: MMEngine initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:
         ValueError: An argument is out of range; the message lists what is allowed.
-
-    >>> [tuple(m.shape) for m in ConvNeXt('atto')(torch.zeros(1, 3, 64, 96))]
-    [(1, 40, 16, 24), (1, 80, 8, 12), (1, 160, 4, 6), (1, 320, 2, 3)]
     """
 
     def __init__(
         self,
-        arch: str | Mapping = 'tiny',
-        grn: bool = False,
+        depths: Sequence[int],
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
-        layer_scale_init_value: float | None = 1.0,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         out_norm: bool = True,
         frozen_stages: int = -1,
         frozen_norms: bool = False,
         with_cp: bool = False,
-        norm_eps: float = 1e-6,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.depths, self.dims = resolve_variant(arch)
-        self.out_indices = resolve_out_indices(out_indices)
-        self.grn = grn
+        self.depths = tuple(depths)
         self.in_channels = in_channels
+        self.out_indices = resolve_out_indices(out_indices)
+        self.num_built = max(self.out_indices) + 1
+        self.out_norm = out_norm
+        self.frozen_stages, self.frozen_norms = frozen_stages, frozen_norms
         self.with_cp = with_cp
-        self.norm_eps = norm_eps
         if not isinstance(drop_path_rate, (int, float)) or not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be a number in [0, 1); got {drop_path_rate!r}.')
         if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f'in_channels must be a positive integer (3 for RGB); got {in_channels!r}.')
-        num_built = max(self.out_indices) + 1
-        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= num_built:
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= self.num_built:
             raise ValueError(
-                f'frozen_stages must be -1 (none), 0 (the stem) or up to {num_built} (that many stages, the ones that '
-                f'out_indices {tuple(out_indices)} needs); got {frozen_stages}.'
+                f'frozen_stages must be -1 (none), 0 (the stem) or up to {self.num_built}, the number of stages that '
+                f'out_indices={out_indices} needs; got {frozen_stages}.'
             )
-        self.frozen_stages = frozen_stages
-        self.frozen_norms = frozen_norms
-
-        rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
-        layer_scale = None if grn else layer_scale_init_value
-        dims = (in_channels, *self.dims)
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu')
+        self.drop_path_rates = [stage.tolist() for stage in rates.split(self.depths)]
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
-        for i, depth in enumerate(self.depths[:num_built]):
-            self.downsample_layers.append(make_downsampling(i, dims[i], dims[i + 1], norm_eps))
-            stage_rates, rates = rates[:depth], rates[depth:]
-            blocks = (Block(dims[i + 1], rate, layer_scale, grn, norm_eps) for rate in stage_rates)
-            self.stages.append(nn.Sequential(*blocks))
-        if out_norm:
-            for i in self.out_indices:
-                self.add_module(f'norm{i}', LayerNorm2d(self.dims[i], eps=norm_eps))
-        self.out_norm = out_norm
-        self.apply(init_module)
-        self.freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return one (N, C_i, H/s_i, W/s_i) map for each of ``out_indices``; x is (N, in_channels, H, W).
+        """Return one (N, C_i, H/s_i, W/s_i) map of stride s_i = 4, 8, 16, 32 for each of ``out_indices``.
 
         Raises:
-            ValueError: The batch is not of that shape.
+            ValueError: x is not of shape (N, in_channels, H, W).
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
-                f'ConvNeXt takes images of shape (N, {self.in_channels}, H, W); got {tuple(x.shape)}. '
-                'For another number of channels build it with in_channels=...'
+                f'{type(self).__name__} takes images of shape (N, {self.in_channels}, H, W), or is built with another '
+                f'in_channels; got {tuple(x.shape)}.'
             )
         maps = {}
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
@@ -201,11 +175,57 @@ class ConvNeXt(BaseModule):
         for module in frozen:
             module.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> 'ConvNeXt':
+    def train(self, mode: bool = True) -> 'StagedBackbone':
         """Set training mode everywhere but in the frozen parts."""
         super().train(mode)
         self.freeze()
         return self
+
+
+@MODELS.register_module()
+class ConvNeXt(StagedBackbone):
+    """ConvNeXt V1 or V2 as a multi-scale backbone.
+
+    Args:
+        arch: A size of :data:`convnext_dense.variants.VARIANTS` ('atto' .. 'xlarge', 'huge'), or
+            ``dict(depths=(...), dims=(...))``.
+        grn: ConvNeXt V2 blocks: global response normalisation instead of layer scale.
+        layer_scale_init_value: Initial value of the layer scale ``gamma``; 0 or None: no layer scale. V2 has none.
+        norm_eps: Epsilon of every LayerNorm.
+        **stages: As for :class:`StagedBackbone`: ``in_channels``, ``drop_path_rate``, ``out_indices``, ``out_norm``,
+            ``frozen_stages``, ``frozen_norms``, ``with_cp``, ``init_cfg``.
+
+    Raises:
+        ValueError: An argument is out of range; the message lists what is allowed.
+
+    >>> [tuple(m.shape) for m in ConvNeXt('atto')(torch.zeros(1, 3, 64, 96))]
+    [(1, 40, 16, 24), (1, 80, 8, 12), (1, 160, 4, 6), (1, 320, 2, 3)]
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        grn: bool = False,
+        layer_scale_init_value: float | None = 1.0,
+        norm_eps: float = 1e-6,
+        **stages,
+    ) -> None:
+        variant = resolve_variant(arch)
+        super().__init__(variant.depths, **stages)
+        self.dims = variant.dims
+        self.grn = grn
+        self.norm_eps = norm_eps
+        layer_scale = None if grn else layer_scale_init_value
+        dims = (self.in_channels, *self.dims)
+        for i in range(self.num_built):
+            self.downsample_layers.append(make_downsampling(i, dims[i], dims[i + 1], norm_eps))
+            blocks = (Block(dims[i + 1], rate, layer_scale, grn, norm_eps) for rate in self.drop_path_rates[i])
+            self.stages.append(nn.Sequential(*blocks))
+        if self.out_norm:
+            for i in self.out_indices:
+                self.add_module(f'norm{i}', LayerNorm2d(self.dims[i], eps=norm_eps))
+        self.apply(init_module)
+        self.freeze()
 
 
 def resolve_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
@@ -217,11 +237,11 @@ def resolve_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     >>> resolve_out_indices((1, -1))
     (1, 3)
     """
-    is_sequence = isinstance(out_indices, Sequence) and not isinstance(out_indices, str)
-    indices = tuple(out_indices) if is_sequence else ()
-    in_range = all(isinstance(i, int) and -NUM_STAGES <= i < NUM_STAGES for i in indices)
-    resolved = tuple(i % NUM_STAGES for i in indices) if in_range else ()
-    if not resolved or len(set(resolved)) != len(resolved):
+    try:
+        resolved = tuple(range(NUM_STAGES)[i] for i in out_indices)
+    except (IndexError, TypeError):
+        resolved = ()
+    if not resolved or len(set(resolved)) < len(resolved):
         raise ValueError(
             f'out_indices must name stages 0 to {NUM_STAGES - 1} (or -{NUM_STAGES} to -1), each at most once and at '
             f'least one; got {out_indices!r}.'

@@ -16,7 +16,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from convnext_dense.backbone import ConvNeXt
+from convnext_dense.backbone import StagedBackbone
 
 BACKBONE_NAME = re.compile(r'(downsample_layers\.|stages\.|norm)(\d)\.(\d*)')
 
@@ -99,9 +99,9 @@ Groups = dict[Rate, list[tuple[str, nn.Parameter]]]
 
 
 class LearningRateDecay(DefaultOptimWrapperConstructor):
-    """Give each slot of every ConvNeXt in the model its own learning rate; base of the two constructors.
+    """Give each slot of every backbone of this package its own learning rate; base of the two constructors.
 
-    A ConvNeXt is found by its class, so it may sit under any name and inside any wrapper. Two of them (a teacher and a
+    A backbone is found by its class, so it may sit under any name and inside any wrapper. Two of them (a teacher and a
     student) are both decayed, each by its own depths.
 
     Args:
@@ -112,8 +112,8 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
             one-dimensional parameters are decayed only by an explicit ``decay_mult``.
 
     Raises:
-        ValueError: A key is unknown or out of range, the model has no ConvNeXt, ``num_layers`` is too small for the
-            depths, or no rule covers a backbone parameter.
+        ValueError: A key is unknown or out of range, the model has no backbone of this package, ``num_layers`` is too
+            small for the depths, or no rule covers a backbone parameter.
     """
 
     slot_of: Callable[[str, Sequence[int], int], int]  # a subclass's rule
@@ -149,12 +149,12 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
         backbones = {
             id(param): (module, name)
             for module in model.modules()
-            if isinstance(module, ConvNeXt)
+            if isinstance(module, StagedBackbone)
             for name, param in module.named_parameters()
         }
         if not backbones:
             raise ValueError(
-                f'{type(self).__name__} decays the rates of a convnext_dense ConvNeXt, and {type(model).__name__} has '
+                f'{type(self).__name__} decays the rates of a backbone of this package, and {type(model).__name__} has '
                 "none. Set model.backbone.type='ConvNeXt', or remove optim_wrapper.constructor."
             )
         named = dict(model.named_parameters())
@@ -174,7 +174,7 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
             groups.setdefault(rate, []).append((name, param))
         return dict(sorted(groups.items(), key=lambda item: (item[0].slot, item[0].lr, -item[0].weight_decay)))
 
-    def backbone_rate(self, backbone: ConvNeXt, name: str, param: nn.Parameter) -> Rate:
+    def backbone_rate(self, backbone: StagedBackbone, name: str, param: nn.Parameter) -> Rate:
         """Return the rate of a parameter of a backbone; ``name`` is relative to it."""
         num_layers = self.num_layers(backbone.depths)
         slot = self.slot_of(name, backbone.depths, num_layers)
@@ -217,7 +217,7 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
         misplaced = unused & set(map(self.matching_key, inside))
         if misplaced:
             raise ValueError(
-                f'The custom_keys entry {min(misplaced)!r} matches only parameters of the ConvNeXt, whose rates follow '
+                f'The custom_keys entry {min(misplaced)!r} matches only parameters of the backbone, whose rates follow '
                 'decay_rate alone. Remove it, or change decay_rate.'
             )
         for key in sorted(unused):

@@ -326,28 +326,29 @@ def test_compile_with_inductor():
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('arguments', 'named'),
     [
-        (dict(arch='tinny'), r"Unknown ConvNeXt arch 'tinny'. Allowed: atto, femto, .*huge; or dict\(depths"),
-        (dict(arch=dict(depths=(1, 1, 1, 1))), 'arch must be one of atto'),
-        (dict(arch=dict(depths=(1, 1, 1), dims=(8, 8, 8, 8))), r"arch\['depths'\] must hold four positive integers"),
-        (dict(arch=dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 0))), r"arch\['dims'\] must hold four positive integers"),
-        (dict(out_indices=(0, 4)), r'out_indices must name stages 0 to 3 \(or -4 to -1\).*got \(0, 4\)'),
-        (dict(out_indices=()), 'at least one; got'),
-        (dict(out_indices=(3, -1)), 'each at most once'),
-        (dict(out_indices=2), 'out_indices must name stages'),
-        (dict(frozen_stages=5), r'frozen_stages must be -1 \(none\), 0 \(the stem\) or up to 4'),
-        (dict(frozen_stages=3, out_indices=(0, 1)), 'or up to 2 .* got 3'),
-        (dict(in_channels=0), 'in_channels must be a positive integer'),
-        (dict(drop_path_rate=1.0), r'drop_path_rate must be a number in \[0, 1\); got 1.0'),
+        (dict(arch='tinny'), ("'tinny'", 'atto, femto', 'huge', 'dict(depths')),
+        (dict(arch=dict(depths=(1, 1, 1, 1))), ('arch', 'atto', 'dims')),
+        (dict(arch=dict(depths=(1, 1, 1), dims=(8, 8, 8, 8))), ("arch['depths']", 'four positive integers')),
+        (dict(arch=dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 0))), ("arch['dims']", 'four positive integers')),
+        (dict(out_indices=(0, 4)), ('out_indices', '0 to 3', '-4 to -1', '(0, 4)')),
+        (dict(out_indices=()), ('out_indices', 'at least one', '()')),
+        (dict(out_indices=(3, -1)), ('out_indices', 'at most once', '(3, -1)')),
+        (dict(out_indices=2), ('out_indices', '0 to 3', '2')),
+        (dict(frozen_stages=5), ('frozen_stages', '-1 (none)', '0 (the stem)', '4', '5')),
+        (dict(frozen_stages=3, out_indices=(0, 1)), ('frozen_stages', 'up to 2', '3')),
+        (dict(in_channels=0), ('in_channels', 'positive integer', '0')),
+        (dict(drop_path_rate=1.0), ('drop_path_rate', '[0, 1)', '1.0')),
     ],
 )
-def test_bad_arguments_are_answered(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_arguments_are_answered(arguments, named):
+    with pytest.raises(ValueError) as error:
         ConvNeXt(**{'arch': SMALL, **arguments})
+    assert all(word in str(error.value) for word in named)
 
 
 @pytest.mark.parametrize('shape', [(1, 4, 32, 32), (3, 32, 32)])
 def test_wrong_channel_count_is_answered(shape):
-    with pytest.raises(ValueError, match=r'ConvNeXt takes images of shape \(N, 3, H, W\); got'):
+    with pytest.raises(ValueError, match=r'\(N, 3, H, W\).*in_channels.*got \(.*32\)'):
         ConvNeXt(SMALL)(torch.zeros(shape))
