@@ -111,7 +111,7 @@ def find_design(step: str, large: bool = False, changes: Mapping[str, Any] | Non
     design = design._replace(**(changes or {}))
     numbers = (*design.depths, design.width, design.kernel)
     rules = {
-        'depths must be four numbers': len(design.depths) == 4,
+        'depths must be four': len(design.depths) == 4,
         'depths, width and kernel must be positive integers': all(isinstance(n, int) and n > 0 for n in numbers),
         'kernel must be odd': design.kernel % 2 == 1,
         f'act must be {" or ".join(ACTS)}': design.act in ACTS,
@@ -180,9 +180,8 @@ class Block(nn.Module):
 class ModernizedResNet(StagedBackbone):
     """A network of the ladder as a multi-scale backbone.
 
-    'resnet' is ResNet-50 (torchvision's, with the stride in the 3x3 convolution), 'convnext' is ConvNeXt-T; in the
-    large regime they are ResNet-200 with 3, 24, 36 and 3 blocks, and ConvNeXt-B. Convolutions start as PyTorch
-    initialises them, as in the paper's experiments.
+    'resnet' is torchvision's ResNet-50 and 'convnext' ConvNeXt-T; in the large regime they are ResNet-200 and
+    ConvNeXt-B. Convolutions start as PyTorch initialises them, as in the paper's experiments.
 
     Args:
         step: A name of :func:`steps`.
@@ -247,8 +246,7 @@ class ModernizedResNet(StagedBackbone):
     def train(self, mode: bool = True) -> 'ModernizedResNet':
         """Set training mode everywhere but in the frozen parts and, with ``norm_eval``, in the batch norms."""
         super().train(mode)
-        if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in self.modules():
+            if self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self

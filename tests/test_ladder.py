@@ -138,7 +138,8 @@ def test_resnet_equals_torchvision_bit_for_bit(step, options, depths, is_trainin
 
 def test_resnet_equals_mmdetections():
     pytest.importorskip('mmdet.models')
-    theirs = MODELS.build(dict(type='mmdet.ResNet', depth=50, norm_eval=False)).eval()
+    theirs = MODELS.build(dict(type='mmdet.ResNet', depth=50, norm_eval=False))
+    theirs.eval()
     shake(theirs)
     ours = ModernizedResNet('resnet').eval()
     ours.load_state_dict({from_torchvision(key): value for key, value in theirs.state_dict().items()})
