@@ -1,0 +1,10 @@
+"""UperNet on the drawn data, step 12 of the ladder, 'convnext', at the size of ConvNeXt-atto."""
+
+_base_ = ['_base_/upernet_shapes.py']
+
+size = dict(depths=(2, 2, 6, 2), width=40)
+model = dict(
+    backbone=dict(step='convnext', design=size),
+    decode_head=dict(in_channels=[40, 80, 160, 320]),
+    auxiliary_head=dict(in_channels=160),
+)

@@ -1,0 +1,9 @@
+"""UperNet on ADE20K, step 10 of the ladder, 'fewer_norms'; no weights were published."""
+
+_base_ = ['_base_/upernet_ade20k.py']
+
+model = dict(
+    backbone=dict(step='fewer_norms'),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)
