@@ -269,7 +269,7 @@ def library_of(model: nn.Module) -> str:
 
 
 def measure_config(file: str | os.PathLike, size: tuple[int, int], training: bool, amp: bool) -> dict[str, object]:
-    """Call :func:`measure` in a process of its own, because the memory that an earlier model left behind would count."""
+    """Call :func:`measure` in a process of its own, where no earlier model has left memory behind."""
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         try:
             return pool.submit(measure, file, size, training, amp).result()
@@ -282,69 +282,76 @@ def measure(file: str | os.PathLike, size: tuple[int, int], training: bool, amp:
     """Return the median time and the peak memory of a test of one image, or of a training step, by column.
 
     The weights are random. The memory is what the model adds to the process: the peak of CUDA's allocator, or on a CPU
-    the growth of resident memory (None where there is no ``/proc``). Mixed precision is fp16 on CUDA, bfloat16 on a CPU.
+    the growth of resident memory. Mixed precision is fp16 on CUDA and bfloat16 on a CPU.
 
     Raises:
         UserError: The model cannot be built or run.
     """
-    cfg, device, seconds = configs.load_config(file), device_type(), []
+    prepare, memory_name, time_name = (
+        (prepare_step, 'training memory (MB)', 'step time (ms)')
+        if training
+        else (prepare_test, 'peak memory (MB)', 'time (ms)')
+    )
+    cfg = configs.load_config(file)
     run_config.fit_classes(cfg)
     run_config.drop_initial_weights(cfg.model)
     torch.manual_seed(0)
     with configs.model_scope(cfg), quiet():
         build_on_meta(cfg.model)  # imports what the model needs, which is not the model's memory
         before = resident_bytes('VmRSS')
-        model = build(cfg.model).to(device)
+        model = build(cfg.model).to(device_type())
         try:
-            work, images = (prepare_step if training else prepare_test)(cfg, model, size, amp)
-            while len(seconds) < WARMUP + TURNS and sum(seconds) < SECONDS:
-                start = time.perf_counter()
-                work()
-                if device == 'cuda':
-                    torch.cuda.synchronize()
-                seconds.append(time.perf_counter() - start)
+            work, images = prepare(cfg, model, size, amp)
+            seconds = time_turns(work)
         except BUILD_ERRORS as error:
             raise UserError(f'{file} does not run: {find_failing(model, error)}: {error}') from error
-    peak, place = resident_bytes('VmHWM'), f'CPU, {torch.get_num_threads()} threads'
-    peak = None if peak is None else peak - before
-    if device == 'cuda':
-        peak, place = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
-    memory_name, time_name = (
-        ('training memory (MB)', 'step time (ms)') if training else ('peak memory (MB)', 'time (ms)')
-    )
+    place, peak = f'CPU, {torch.get_num_threads()} threads', resident_bytes('VmHWM') - before
+    if torch.cuda.is_available():
+        place, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
+    device = f'{place}, {"AMP" if amp else "fp32"}'
     return {
-        memory_name: None if peak is None else round(peak / 1e6),
-        time_name: round(1000 * statistics.median(seconds[WARMUP:] or seconds), 1),
-        'device': f'{place}, {"AMP" if amp else "fp32"}',
-        **({'step images': images} if training else {}),
+        memory_name: None if math.isnan(peak) else round(peak / 1e6),
+        time_name: round(1000 * seconds, 1),
+        'device': device,
+        **images,
     }
 
 
-def prepare_test(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> tuple[Callable[[], object], str]:
+def time_turns(work: Callable[[], object]) -> float:
+    """Return the median time of some work in seconds; the first turn does not count."""
+    seconds = []
+    while len(seconds) < WARMUP + TURNS and sum(seconds) < SECONDS:
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[WARMUP:] or seconds)
+
+
+def prepare_test(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> tuple[Callable, dict[str, str]]:
     """Return the whole test of one image of (width, height) pixels, NMS and sliding windows included."""
     image = torch.randint(0, 256, (3, size[1], size[0]), dtype=torch.uint8)
     data = [samples.empty_sample(library_of(model), image.shape[1:])]
     model.eval()
-    for module in model.modules():  # sure of the first class, an untrained detector gives its mask heads their boxes
-        if isinstance(getattr(module, 'fc_cls', None), nn.Linear):
-            nn.init.zeros_(module.fc_cls.weight)
-            module.fc_cls.bias.data = 10.0 * (
-                torch.arange(len(module.fc_cls.bias), device=module.fc_cls.bias.device) == 0
-            )
+    for classifier in [getattr(module, 'fc_cls', None) for module in model.modules()]:
+        if isinstance(classifier, nn.Linear):  # with all boxes of the first class, the mask heads get theirs
+            nn.init.zeros_(classifier.weight)
+            nn.init.zeros_(classifier.bias).data[0] = 10
 
     def work() -> object:
         with torch.inference_mode(), torch.autocast(device_type(), enabled=amp):
             return model.test_step(dict(inputs=[image], data_samples=copy.deepcopy(data)))
 
-    return work, ''
+    return work, {}
 
 
-def prepare_step(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> tuple[Callable[[], object], str]:
-    """Return a step of one process, and its images: drawings of the model's crop, or of as many pixels as ``size``."""
+def prepare_step(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> tuple[Callable, dict[str, str]]:
+    """Return a step of one process and its images: drawings of the model's crop, or of as many pixels as ``size``."""
     if not cfg.get('optim_wrapper') or not cfg.get('train_dataloader'):
-        raise ValueError('no training step without optim_wrapper and train_dataloader')
+        raise ValueError('a training step needs optim_wrapper and train_dataloader')
     wrapper_cfg = run_config.without_amp(cfg.optim_wrapper)
-    if amp and device_type() == 'cuda':
+    if amp and torch.cuda.is_available():
         wrapper_cfg['type'] = 'AmpOptimWrapper'  # MMEngine has none on a CPU
     crop = (cfg.model.get('data_preprocessor') or {}).get('size')
     side = crop[0] if crop else round_up(math.sqrt(size[0] * size[1]))
@@ -356,19 +363,17 @@ def prepare_step(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool
     batch = samples.draw_for(cfg, range(num_images), True, side)
 
     def work() -> object:
-        with torch.autocast(device_type(), enabled=amp and device_type() == 'cpu'):
+        with torch.autocast('cpu', enabled=amp and not torch.cuda.is_available()):
             return model.train_step(copy.deepcopy(batch), wrapper)
 
-    return work, f'{num_images} x {side}x{side}'
+    return work, {'step images': f'{num_images} x {side}x{side}'}
 
 
-def resident_bytes(field: str) -> int | None:
-    """Return the memory of this process now (``VmRSS``) or at its peak (``VmHWM``); None where Linux is not there."""
+def resident_bytes(field: str) -> float:
+    """Return the memory of this process now (``VmRSS``) or at its peak (``VmHWM``); NaN where it is unknown."""
     status = Path('/proc/self/status')  # resource.getrusage starts with the peak of the parent process
-    if not status.is_file():
-        return None
-    fields = dict(line.split(':', 1) for line in status.read_text().splitlines())
-    return 1024 * int(fields[field].split()[0])
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f'{field}:')), math.nan)
 
 
 def describe_models(
