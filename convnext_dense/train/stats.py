@@ -430,7 +430,8 @@ def check_options(size: Sequence[int] | None, measured: bool, amp: bool, out: st
 
 def own_configs() -> list[Path]:
     """Return this package's configs, detectors first."""
-    return [file for folder in ('det', 'seg') for file in sorted((configs.config_folder() / folder).glob('*.py'))]
+    folder = Path(os.path.relpath(configs.config_folder()))
+    return [file for task in ('det', 'seg') for file in sorted((folder / task).glob('*.py'))]
 
 
 def list_rows(config: str, stats: ModelStats) -> list[dict[str, object]]:
