@@ -4,7 +4,7 @@ import argparse
 
 from convnext_dense.cli import user_errors
 from convnext_dense.compat.errors import UserError
-from convnext_dense.train.model_tables import describe_models
+from convnext_dense.train.stats import describe_models
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)

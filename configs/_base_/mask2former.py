@@ -1,4 +1,4 @@
-"""What Mask2Former's configs share: ConvNeXt with the drop path of Swin, and the rates (arXiv 2112.01527, Section 4.2).
+"""What Mask2Former's configs share: the rates of ConvNeXt and of the heads (arXiv 2112.01527, Section 4.2).
 
 The backbone learns at a tenth of the heads' rate; norms and embeddings are not decayed. In MMEngine custom keys
 override `norm_decay_mult`: a key 'backbone' would decay the norms there, by 15 % on COCO. They have keys of their own,
@@ -12,7 +12,6 @@ norms = ['.norm.', '.gamma', '.grn.beta', 'backbone.norm', 'downsample_layers.0.
 norms += [f'downsample_layers.{stage}.0' for stage in (1, 2, 3)]
 embeddings = ['query_embed', 'query_feat', 'level_embed']
 
-backbone = dict(type='ConvNeXt', drop_path_rate=0.3)
 rates = dict(
     norm_decay_mult=0.0,
     custom_keys={

@@ -11,9 +11,6 @@ _base_ = [
     '_base_/cascade_mask_rcnn_mini.py', '_base_/shapes_instance.py', '_base_/schedule_mini.py', '_base_/runtime.py'
 ]  # fmt: skip
 
-from convnext_dense.variants import channels
-
-arch = 'atto'
-model = dict(backbone=dict(arch=arch, drop_path_rate=0.0), neck=dict(in_channels=channels(arch)))
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))
+model = dict(backbone=dict(arch='atto', drop_path_rate=0.0), neck=dict(in_channels=[40, 80, 160, 320]))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=1.0))
 default_hooks = dict(logger=dict(interval=20))

@@ -7,7 +7,9 @@ Initial weights: convnext://tiny_1k, MIT.
 
 _base_ = ['_base_/cascade_mask_rcnn.py', '_base_/coco_instance.py', '_base_/schedule_3x.py', '_base_/runtime.py']
 
-from convnext_dense.recipes import cascade_mask_rcnn
-
-backbone, channels, optim_wrapper = cascade_mask_rcnn('tiny_1k')
-model = dict(backbone=backbone, neck=dict(in_channels=channels))
+weights = dict(type='Pretrained', checkpoint='convnext://tiny_1k')
+model = dict(
+    backbone=dict(arch='tiny', drop_path_rate=0.4, init_cfg=weights),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
+optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.7))

@@ -13,6 +13,6 @@ norms = dict(norm_cfg=dict(type='BN', requires_grad=True), norm_eval=True, froze
 weights = dict(type='Pretrained', checkpoint='torchvision://resnet50')
 model = dict(
     backbone=dict(_delete_=True, type='ResNet', depth=50, **norms, init_cfg=weights),
-    neck=dict(in_channels=[256 * 2**i for i in range(4)]),
+    neck=dict(in_channels=[256, 512, 1024, 2048]),
 )
 optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=1e-4))

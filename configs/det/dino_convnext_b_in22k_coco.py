@@ -9,8 +9,9 @@ Note: published by detrex, whose DINO has other constants in its position embedd
 
 _base_ = ['_base_/dino.py']
 
-from convnext_dense.variants import channels
-
-arch = 'base'
 weights = dict(type='Pretrained', checkpoint='convnext://base_22k_1k_384')
-model = dict(backbone=dict(arch=arch, init_cfg=weights), neck=dict(in_channels=channels(arch)[1:]))
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.0, init_cfg=weights),
+    neck=dict(in_channels=[256, 512, 1024]),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))

@@ -6,7 +6,11 @@ Initial weights: convnext://tiny_1k, MIT.
 Note: published by detrex without a config; here the recipe of dino_convnext_t_in22k_coco.py, whose note holds as well.
 """
 
-_base_ = ['dino_convnext_t_in22k_coco.py']
+_base_ = ['_base_/dino.py']
 
-weights = dict(checkpoint='convnext://tiny_1k')
-model = dict(backbone=dict(init_cfg=weights))
+weights = dict(type='Pretrained', checkpoint='convnext://tiny_1k')
+model = dict(
+    backbone=dict(arch='tiny', drop_path_rate=0.0, init_cfg=weights),
+    neck=dict(in_channels=[192, 384, 768]),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))

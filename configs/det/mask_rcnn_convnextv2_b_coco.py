@@ -8,7 +8,9 @@ Note: decay rate and drop path were swept (Section A.3) and the winners not publ
 
 _base_ = ['_base_/mask_rcnn_lsj_coco.py']
 
-from convnext_dense.recipes import mask_rcnn
-
-backbone, channels, optim_wrapper = mask_rcnn('v2_base_fcmae')
-model = dict(backbone=backbone, neck=dict(in_channels=channels))
+weights = dict(type='Pretrained', checkpoint='convnext://v2_base_fcmae')
+model = dict(
+    backbone=dict(arch='base', grn=True, drop_path_rate=0.4, init_cfg=weights),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)
+optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.95))

@@ -8,7 +8,9 @@ Note: decay rate and drop path were swept (Section A.3) and the winners not publ
 
 _base_ = ['_base_/mask_rcnn_lsj_coco.py']
 
-from convnext_dense.recipes import mask_rcnn
-
-backbone, channels, optim_wrapper = mask_rcnn('v2_large_fcmae')
-model = dict(backbone=backbone, neck=dict(in_channels=channels))
+weights = dict(type='Pretrained', checkpoint='convnext://v2_large_fcmae')
+model = dict(
+    backbone=dict(arch='large', grn=True, drop_path_rate=0.5, init_cfg=weights),
+    neck=dict(in_channels=[192, 384, 768, 1536]),
+)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.95))

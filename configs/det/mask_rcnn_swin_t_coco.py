@@ -2,14 +2,15 @@
 
 Command: torchrun --nproc_per_node 8 tools/train.py configs/det/mask_rcnn_swin_t_coco.py
 Expected: box AP 46.0, mask AP 41.6; 48 M parameters, 267 GFLOPs at 1280x800.
-Initial weights: https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth,
-MIT.
+Initial weights: swin_tiny_patch4_window7_224.pth of microsoft/Swin-Transformer, MIT.
 """
 
 _base_ = ['_base_/mask_rcnn.py', '_base_/coco_instance.py', '_base_/schedule_3x_swin.py', '_base_/runtime.py']
 
-size = _base_.swin.t
+swin = dict(embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], drop_path_rate=0.2)
+weights = dict(type='Pretrained', checkpoint=f'{_base_.swin_files}/swin_tiny_patch4_window7_224.pth')
 model = dict(
-    backbone=dict(_delete_=True, **size.backbone, **size.det, drop_path_rate=0.2), neck=dict(in_channels=size.channels)
+    backbone=dict(_delete_=True, type='SwinTransformer', **swin, convert_weights=True, init_cfg=weights),
+    neck=dict(in_channels=[96, 192, 384, 768]),
 )
 optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=1e-4))

@@ -9,9 +9,9 @@ Note: schedule and lr of PVT's RetinaNet (arXiv 2102.12122, Section 5.2), weight
 
 _base_ = ['_base_/retinanet.py']
 
-from convnext_dense.variants import channels
-
-arch = 'tiny'
 weights = dict(type='Pretrained', checkpoint='convnext://tiny_1k')
-model = dict(backbone=dict(arch=arch, drop_path_rate=0.2, init_cfg=weights), neck=dict(in_channels=channels(arch)[1:]))
-optim_wrapper = dict(type='AmpOptimWrapper', paramwise_cfg=dict(decay_rate=0.95))
+model = dict(
+    backbone=dict(arch='tiny', drop_path_rate=0.2, init_cfg=weights),
+    neck=dict(in_channels=[192, 384, 768]),
+)
+optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.95))

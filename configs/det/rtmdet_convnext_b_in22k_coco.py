@@ -8,8 +8,9 @@ Note: MMDetection's decay puts some layers into other slots than facebookresearc
 
 _base_ = ['_base_/rtmdet.py']
 
-from convnext_dense.variants import channels
-
-arch = 'base'
 weights = dict(type='Pretrained', checkpoint='convnext://base_22k_1k_384')
-model = dict(backbone=dict(arch=arch, drop_path_rate=0.7, init_cfg=weights), neck=dict(in_channels=channels(arch)[1:]))
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.7, init_cfg=weights),
+    neck=dict(in_channels=[256, 512, 1024]),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=0.8))

@@ -9,8 +9,9 @@ Note: the recipe of rtmdet_convnext_b_in22k_coco.py (RTMDet: arXiv 2212.07784), 
 
 _base_ = ['_base_/rtmdet.py']
 
-from convnext_dense.variants import channels
-
-arch = 'tiny'
 weights = dict(type='Pretrained', checkpoint='convnext://tiny_1k')
-model = dict(backbone=dict(arch=arch, drop_path_rate=0.4, init_cfg=weights), neck=dict(in_channels=channels(arch)[1:]))
+model = dict(
+    backbone=dict(arch='tiny', drop_path_rate=0.4, init_cfg=weights),
+    neck=dict(in_channels=[192, 384, 768]),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=0.8))

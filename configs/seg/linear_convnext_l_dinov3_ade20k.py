@@ -9,9 +9,9 @@ published.
 
 _base_ = ['_base_/linear_512.py', '_base_/ade20k_512.py', '_base_/schedule_40k_probe.py']
 
-from convnext_dense.recipes import dinov3
-from convnext_dense.variants import channels
-
-arch = 'large'
-weights = dict(type='Pretrained', checkpoint=dinov3(arch), final_norm=True)
-model = dict(backbone=dict(arch=arch, init_cfg=weights), decode_head=dict(in_channels=channels(arch)[-1]))
+weights = dict(type='Pretrained', checkpoint='timm://convnext_large.dinov3_lvd1689m', final_norm=True)
+model = dict(
+    backbone=dict(arch='large', init_cfg=weights),
+    decode_head=dict(in_channels=1536),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))

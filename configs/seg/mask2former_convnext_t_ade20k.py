@@ -8,8 +8,9 @@ Note: the recipe of the paper's Swin-T (arXiv 2112.01527, Section 4.2), with whi
 
 _base_ = ['_base_/mask2former_512.py']
 
-from convnext_dense.variants import channels
-
-arch = 'tiny'
 weights = dict(type='Pretrained', checkpoint='convnext://tiny_1k')
-model = dict(backbone=dict(arch=arch, init_cfg=weights), decode_head=dict(in_channels=channels(arch)))
+model = dict(
+    backbone=dict(arch='tiny', drop_path_rate=0.3, init_cfg=weights),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-4))  # the backbone learns at a tenth of it

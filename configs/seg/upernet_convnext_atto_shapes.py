@@ -8,13 +8,10 @@ Initial weights: none.
 
 _base_ = ['_base_/upernet_mini.py', '_base_/shapes_labels.py', '_base_/schedule_mini.py', '_base_/runtime.py']
 
-from convnext_dense.variants import channels
-
-arch = 'atto'
 model = dict(
-    backbone=dict(arch=arch, drop_path_rate=0.0),
-    decode_head=dict(in_channels=channels(arch)),
-    auxiliary_head=dict(in_channels=channels(arch)[2]),
+    backbone=dict(arch='atto', drop_path_rate=0.0),
+    decode_head=dict(in_channels=[40, 80, 160, 320]),
+    auxiliary_head=dict(in_channels=160),
 )
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=1.0))
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=500))

@@ -7,7 +7,10 @@ Initial weights: convnext://base_1k, MIT.
 
 _base_ = ['_base_/upernet_512.py', '_base_/ade20k_512.py', '_base_/schedule_160k.py', '_base_/runtime.py']
 
-from convnext_dense.recipes import upernet
-
-backbone, channels, optim_wrapper = upernet('base_1k')
-model = dict(backbone=backbone, decode_head=dict(in_channels=channels), auxiliary_head=dict(in_channels=channels[2]))
+weights = dict(type='Pretrained', checkpoint='convnext://base_1k')
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.4, init_cfg=weights),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512),
+)
+optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.9))

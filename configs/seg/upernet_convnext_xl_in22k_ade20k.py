@@ -7,7 +7,10 @@ Initial weights: convnext://xlarge_22k, MIT.
 
 _base_ = ['_base_/upernet_640.py', '_base_/ade20k_640.py', '_base_/schedule_160k.py', '_base_/runtime.py']
 
-from convnext_dense.recipes import upernet
-
-backbone, channels, optim_wrapper = upernet('xlarge_22k')
-model = dict(backbone=backbone, decode_head=dict(in_channels=channels), auxiliary_head=dict(in_channels=channels[2]))
+weights = dict(type='Pretrained', checkpoint='convnext://xlarge_22k')
+model = dict(
+    backbone=dict(arch='xlarge', drop_path_rate=0.4, init_cfg=weights),
+    decode_head=dict(in_channels=[256, 512, 1024, 2048]),
+    auxiliary_head=dict(in_channels=1024),
+)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=8e-5), paramwise_cfg=dict(decay_rate=0.9))

@@ -8,7 +8,10 @@ Note: lr, decay rate and drop path were swept (Section A.4) and the winners not 
 
 _base_ = ['_base_/upernet_512.py', '_base_/ade20k_512_v2.py', '_base_/schedule_160k.py', '_base_/runtime.py']
 
-from convnext_dense.recipes import upernet
-
-backbone, channels, optim_wrapper = upernet('v2_large_1k')
-model = dict(backbone=backbone, decode_head=dict(in_channels=channels), auxiliary_head=dict(in_channels=channels[2]))
+weights = dict(type='Pretrained', checkpoint='convnext://v2_large_1k')
+model = dict(
+    backbone=dict(arch='large', grn=True, drop_path_rate=0.4, init_cfg=weights),
+    decode_head=dict(in_channels=[192, 384, 768, 1536]),
+    auxiliary_head=dict(in_channels=768),
+)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.9))

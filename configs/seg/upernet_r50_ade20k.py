@@ -11,7 +11,7 @@ _base_ = ['_base_/upernet_512.py', '_base_/ade20k_512.py', '_base_/schedule_160k
 weights = dict(type='Pretrained', checkpoint='open-mmlab://resnet50_v1c')
 model = dict(
     backbone=dict(_delete_=True, type='ResNetV1c', depth=50, norm_cfg=_base_.norm, init_cfg=weights),
-    decode_head=dict(in_channels=[256 * 2**i for i in range(4)]),
+    decode_head=dict(in_channels=[256, 512, 1024, 2048]),
     auxiliary_head=dict(in_channels=1024),
     test_cfg=dict(_delete_=True, mode='whole'),
 )

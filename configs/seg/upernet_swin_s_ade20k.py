@@ -2,16 +2,18 @@
 
 Command: torchrun --nproc_per_node 8 tools/train.py configs/seg/upernet_swin_s_ade20k.py
 Expected: mIoU (ms) 49.5; 81 M parameters, 1038 GFLOPs at 2048x512.
-Initial weights: https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/swin_small_patch4_window7_224_20220317-7ba6d6dd.pth,
-MIT.
+Initial weights: swin_small_patch4_window7_224_20220317-7ba6d6dd.pth of MMSegmentation, MIT.
 """
 
 _base_ = ['_base_/upernet_512.py', '_base_/ade20k_512.py', '_base_/schedule_160k_swin.py', '_base_/runtime.py']
 
-size = _base_.swin.s
+swin = dict(embed_dims=96, depths=[2, 2, 18, 2], num_heads=[3, 6, 12, 24], drop_path_rate=0.3)
+weights = dict(
+    type='Pretrained', checkpoint=f'{_base_.mmseg_files}/swin_small_patch4_window7_224_20220317-7ba6d6dd.pth'
+)
 model = dict(
-    backbone=dict(_delete_=True, **size.backbone, **size.seg, drop_path_rate=0.3),
-    decode_head=dict(in_channels=size.channels),
-    auxiliary_head=dict(in_channels=size.channels[2]),
+    backbone=dict(_delete_=True, type='SwinTransformer', **swin, init_cfg=weights),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
 )
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=6e-5))

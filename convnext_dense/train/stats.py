@@ -1,49 +1,41 @@
-"""A config goes in; parameters, GFLOPs and activations of its backbone, neck and heads come out.
+"""Parameters, GFLOPs and activations of a config's model, and on request its time and memory.
 
-Counting runs on the meta device: it needs the time and memory of Python calls, whatever the size of the model.
+Counting runs on the meta device, for one image in inference. GFLOPs are multiply-adds of convolutions, linear layers
+and matrix products; activations are the outputs of convolutions and linear layers (arXiv 2003.13678). All parameters
+count, also frozen ones and those of an auxiliary head, which does not run. The RPN of a two-stage detector runs on all
+maps, each box head on the 1000 RoIs that ``test_cfg`` allows, each mask head on 100.
 
-What is counted, for one image in inference:
-
-- GFLOPs are multiply-adds (one multiplication with its addition is one) of convolutions, linear layers and matrix
-  products, attention's among them, as :class:`torch.utils.flop_counter.FlopCounterMode` finds them.
-- Activations are the elements that convolutions and linear layers put out, as in "Designing Network Design Spaces"
-  (arXiv 2003.13678).
-- Parameters are those of the checkpoint: frozen ones and the auxiliary head's too.
-- A two-stage detector's proposals depend on the image. Its RPN runs on all maps, each box head on as many RoIs as
-  ``test_cfg`` allows (1000, so a cascade of three on 3000) and each mask head likewise (100). These are the numbers of
-  MMDetection 2's ``forward_dummy``.
-- A segmentor runs without its auxiliary head, which only training needs.
-- Heads that read numbers out of tensors, as those of DINO and Mask2Former do, cannot run on the meta device: of them
-  the parameters alone are known.
-
-The published counts (of ConvNeXt, ConvNeXt V2 and Swin) come from MMDetection 2's and MMSegmentation 0's
-``get_flops.py``, where hooks of mmcv look at modules of known types. Beside convolutions and linear layers they add one
-for each output of a convolution with bias, each output of a ReLU and each input of a pooling, and two for each input of
-a batch norm or an ``nn.LayerNorm``. They pass over what is no module of a listed type: ConvNeXt's own LayerNorm, GELU,
-GRN, layer scale, residual sums, interpolation, RoIAlign, NMS. None of this is a multiply-add of a layer, and nothing of
-it is counted here; it is at most 0.2 % of a model. Added, it gives each ConvNeXt and ResNet figure of the paper to
-its last digit (Cascade T 740.99, R50 739.01, UperNet XL 3335.21; the tests let mmcv's hooks count), where batch norm
-stands in place of SyncBN, which is of no listed type. The hooks do not see attention's matrix products, but Swin's
-figures have them: without them Cascade Swin-T would be 742 instead of 745, UperNet Swin-B 1829 instead of 1841.
-Auxiliary heads are in no figure: with its own UperNet T would be 942 instead of 939.
+The published counts come from ``get_flops.py`` of MMDetection 2 and MMSegmentation 0. They add biases of convolutions,
+ReLU, pooling, batch norm and ``nn.LayerNorm``, at most 0.2 % of a model. They leave out what is no module of a listed
+type, as do the counts here: GELU, GRN, layer scale, residual sums, interpolation, RoIAlign, NMS.
 """
 
-import contextlib
 import copy
-import inspect
+import csv
+import io
+import json
 import math
+import multiprocessing
 import os
-import re
+import statistics
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
+from mmengine.fileio import load
+from mmengine.logging import MessageHub
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
+from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,328 +43,175 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.samples import empty_sample
+from convnext_dense.data import samples
 from convnext_dense.train import config as run_config
-from convnext_dense.train import run as runs
-from convnext_dense.train import screen
-from convnext_dense.train.config_header import Header, find_header
-from convnext_dense.train.screen import quiet
+from convnext_dense.train.run import BUILD_ERRORS, build_errors, device_type
+from convnext_dense.train.screen import quiet, tell
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
-PARTS = ('backbone', 'neck', 'heads')
+STRIDE = 32  # of the last map, in pixels
+SIZES = {'mmdet': (1280, 800), 'mmseg': (2048, 512)}  # width and height where the config has none
 NUM_BOX_ROIS, NUM_MASK_ROIS = 1000, 100  # where test_cfg has no max_per_img
 ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
-STRIDE = 32
-# width and height in pixels, where neither header nor test pipeline has them
-DEFAULT_SIZES = {'mmdet': (1280, 800), 'mmseg': (2048, 512)}
-COCO_SCALE, COCO_SIZE = (1333, 800), (1280, 800)  # COCO is tested at the first, papers count at the second
-LAYERS = frozenset(
-    getattr(torch.ops.aten, name)
-    for name in (
-        'linear', 'convolution', 'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d',
-        'conv_transpose3d',
-    )
-)  # fmt: skip
-
-MISFIT = re.compile('channel|shape|size|match')  # in PyTorch's errors of layers that do not fit their inputs
-CPU_ALLOCATOR = 'DefaultCPUAllocator'  # PyTorch's error of a CPU without memory has no class, but names it
+LAYERS = (torch.ops.aten.linear, torch.ops.aten.convolution)
+WARMUP, TURNS, SECONDS = 1, 10, 10  # a measurement ends after so many turns or seconds
+COLUMNS = {
+    'config': '', 'input': '', 'part': '', 'params (M)': '.2f', 'published params (M)': 'g', 'GFLOPs': '.2f',
+    'published GFLOPs': 'g', 'difference (%)': '+.2f', 'activations (M)': '.2f', 'peak memory (MB)': '.0f',
+    'time (ms)': '.1f', 'training memory (MB)': '.0f', 'step time (ms)': '.1f', 'step images': '', 'device': '',
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Parameters, multiply-adds and layer outputs of a model or a part of it; None where they cannot be counted."""
 
-    params: int = 0
-    macs: int | None = 0
-    activations: int | None = 0
-
-    def __add__(self, other: 'Counts') -> 'Counts':
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return Counts(*(None if None in pair else sum(pair) for pair in pairs))
+    params: int
+    macs: int | None = None
+    activations: int | None = None
 
 
-@dataclass(frozen=True)
-class ModelStats:
-    """What a config's model costs.
+class ModelStats(NamedTuple):
+    """What the model of a config costs.
 
     Attributes:
-        config: The file.
         size: Width and height of the image in pixels.
-        parts: The counts of each of ``PARTS``.
-        header: What the config promises; None where it has no header.
-        cfg: What the file resolves to.
-        uncounted: Why the heads, or neck and heads, have parameters alone; empty where all is counted.
+        parts: The counts of backbone, neck, heads and of the whole model ('total').
+        published: What the metafile beside the config says of it; empty where there is no entry.
+        uncounted: Why there are parts of which only the parameters are known; empty where all is counted.
     """
 
-    config: Path
     size: tuple[int, int]
-    parts: Mapping[str, Counts]
-    header: Header | None = None
-    cfg: Config | None = None
-    uncounted: str = ''
-
-    @property
-    def total(self) -> Counts:
-        """The sum over the parts."""
-        return sum(self.parts.values(), Counts())
-
-    @property
-    def published_gflops(self) -> float | None:
-        """The published count, where it was made at this size."""
-        is_comparable = self.header is not None and self.header.gflops is not None and self.header.size == self.size
-        return float(self.header.gflops) if is_comparable else None
-
-    @property
-    def difference(self) -> float | None:
-        """Our count against the published one, in percent."""
-        published, macs = self.published_gflops, self.total.macs
-        return None if None in (published, macs) else 100 * (macs / 1e9 / published - 1)
+    parts: dict[str, Counts]
+    published: Mapping
+    uncounted: str
 
 
 class LinspaceOnCPU(TorchFunctionMode):
-    """Keeps ``torch.linspace`` on the CPU where models are built on meta: Swin reads its drop path rates from it."""
+    """Keeps ``torch.linspace`` on the CPU while models are built on meta: Swin reads its drop path rates from it."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Call ``function``."""
-        kwargs = dict(kwargs or {})
-        if function is torch.linspace:
-            kwargs.setdefault('device', 'cpu')
-        return function(*args, **kwargs)
+        device = {'device': 'cpu'} if function is torch.linspace else {}
+        return function(*args, **{**device, **(kwargs or {})})
 
 
 class LayerOutputs(TorchDispatchMode):
-    """Counts the elements that convolutions and linear layers put out; needs inference mode, which keeps them whole."""
+    """Counts what layers put out, and splits compound ops, which ``FlopCounterMode`` learned in PyTorch 2.5."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        """Run ``function``."""
-        outputs = function(*args, **(kwargs or {}))
-        if function.overloadpacket in LAYERS:
-            self.num_elements += outputs.numel()
-        return outputs
-
-
-class SplitOps(TorchDispatchMode):
-    """Splits compound ops into those that ``FlopCounterMode`` knows; before PyTorch 2.5 it does not do so itself."""
+    num_elements = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         """Run the parts of ``function``, or ``function`` if it has none."""
         with self:
             outputs = function.decompose(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {})) if outputs is NotImplemented else outputs
-
-
-def leaf_configs() -> list[Path]:
-    """Return the package's own configs, detectors first.
-
-    Raises:
-        UserError: This is an installation without them.
-    """
-    files = [file for folder in ('det', 'seg') for file in sorted((CONFIGS / folder).glob('*.py'))]
-    if not files:
-        raise UserError(f'There are no configs in {CONFIGS}: name a config file, or run this in a clone.')
-    return files
+        if outputs is NotImplemented:
+            outputs = function(*args, **(kwargs or {}))
+        self.num_elements += outputs.numel() if function.overloadpacket in LAYERS else 0
+        return outputs
 
 
 def count_config(file: str | os.PathLike, size: Sequence[int] | None = None) -> ModelStats:
     """Count what the model of a config costs, with as many classes as its data set names.
 
-    Args:
-        file: Config file of a detector or a segmentor.
-        size: Width and height of the image in pixels; by default those of the published count, or of the test.
+    The image has ``size`` (width, height) pixels; by default those of the published count, or of the test.
 
     Raises:
-        UserError: The config cannot be read or built, or its model has no backbone that can be counted; or it is one of
-            this package's, and its header is wrong.
+        UserError: The config cannot be read or built, or its model has no backbone that can be counted.
     """
     cfg = configs.load_config(file)
     configs.require_library(cfg.get('default_scope'))
     if not cfg.get('model'):
-        raise UserError(f'The config {file} has no model: there is nothing to count.')
-    screen.tell(*run_config.fit_classes(cfg))
-    header = published_header(file)
-    size = check_size(size) if size else default_size(cfg, header)
+        raise UserError(f'The config {file} has no model. Name the config of a detector or a segmentor.')
+    tell(*run_config.fit_classes(cfg))
+    published = read_published(Path(file))
+    size = tuple(size or published.get('Image') or find_size(cfg))
     with configs.model_scope(cfg):
         parts, uncounted = count_model(build_on_meta(cfg.model), size)
-    return ModelStats(Path(file), size, parts, header, cfg, uncounted)
+    return ModelStats(size, parts, published, uncounted)
 
 
-def published_header(file: str | os.PathLike) -> Header | None:
-    """Return the header of a config; None where it has none.
-
-    A user's docstring may say what it likes: one that is not written like a header is none.
-
-    Raises:
-        UserError: A header of this package's own configs is wrong.
-    """
-    try:
-        return find_header(file)
-    except UserError:
-        if Path(file).resolve().is_relative_to(CONFIGS.resolve()):
-            raise
-        return None
+def read_published(file: Path) -> dict:
+    """Return the metadata of one of this package's configs in the metafile of its folder; empty for any other file."""
+    file = file.resolve()
+    if not file.is_relative_to(configs.config_folder().resolve()):
+        return {}
+    models = load(file.with_name('metafile.yml'))['Models']
+    found = next((dict(model['Metadata']) for model in models if Path(model['Config']).name == file.name), {})
+    if 'Image' in found:
+        width, height = found['Image'].split('x')
+        found['Image'] = int(width), int(height)
+    return found
 
 
-def check_size(size: Sequence[int]) -> tuple[int, int]:
-    """Return width and height, as multiples of the largest stride.
-
-    Raises:
-        UserError: They are no such multiples.
-    """
-    if any(side < STRIDE or side % STRIDE for side in size):
-        raise UserError(
-            f'--size takes width and height in pixels, multiples of {STRIDE} (the stride of the last map); got '
-            f'{" ".join(map(str, size))}.'
-        )
-    width, height = size
-    return width, height
-
-
-def default_size(cfg: Config, header: Header | None) -> tuple[int, int]:
-    """Return width and height to count at: those of the published figure, of the test pipeline, or of the drawings."""
-    if header is not None and header.size:
-        return header.size
-    nodes = list(configs.walk(cfg.get('test_dataloader') or {}))
-    resizes = [node for node in nodes if node.get('type') == 'Resize' and 'scale' in node]
-    drawn = [node['size'] for node in nodes if str(node.get('type')).startswith('Shapes') and 'size' in node]
-    default = DEFAULT_SIZES.get(cfg.get('default_scope'), COCO_SIZE)
-    if resizes:
-        return resized_size(resizes[0], default)
-    if drawn:
-        return (round_up(drawn[0]),) * 2
+def find_size(cfg: Config) -> tuple[int, int]:
+    """Return the width and height of a test image, or those at which papers count."""
+    default = SIZES.get(cfg.get('default_scope'), SIZES['mmdet'])
+    for node in configs.walk(cfg.get('test_dataloader') or {}):
+        if node.get('type') == 'Resize' and 'scale' in node:
+            scale = node['scale'] if isinstance(node['scale'], Sequence) else (node['scale'],) * 2
+            longest_first = sorted(scale, reverse=True) if node.get('keep_ratio') else scale
+            # papers count detectors that are tested at 1333x800 at 1280x800; 'inf' leaves a side open
+            return default if {1333, math.inf} & set(scale) else tuple(map(round_up, longest_first))
+        if str(node.get('type')).startswith('Shapes') and 'size' in node:
+            return (round_up(node['size']),) * 2
     return default
 
 
-def resized_size(resize: Mapping, default: tuple[int, int]) -> tuple[int, int]:
-    """Return width and height to count at where images pass a ``Resize``.
-
-    One that keeps the ratio of images takes its two numbers in any order, and leaves a side open with ``inf``; the
-    image is then of the ratio of ``default``.
-
-    >>> resized_size(dict(scale=(640, float('inf')), keep_ratio=True), default=(1280, 800))
-    (1024, 640)
-    """
-    scale = resize['scale'] if isinstance(resize['scale'], Sequence) else (resize['scale'],) * 2
-    short, long = sorted(scale)
-    if (long, short) == COCO_SCALE:
-        return COCO_SIZE
-    if math.isinf(short):
-        return default
-    if math.isinf(long):
-        return round_up(short * default[0] / default[1]), round_up(short)
-    width, height = (long, short) if resize.get('keep_ratio') else scale
-    return round_up(width), round_up(height)
-
-
 def round_up(side: float) -> int:
-    """Return the smallest multiple of the largest stride that is not smaller.
-
-    >>> round_up(112)
-    128
-    """
+    """Return the smallest multiple of the largest stride that is not smaller."""
     return math.ceil(side / STRIDE) * STRIDE
 
 
-def build_on_meta(model_cfg: Mapping) -> nn.Module:
-    """Build a model without memory for its weights.
+def build(model_cfg: Mapping) -> nn.Module:
+    """Build a model without the messages of the libraries; raise a :class:`UserError` if it cannot be built."""
+    with build_errors(), quiet():
+        return MODELS.build(copy.deepcopy(model_cfg))  # some models change their config
 
-    Raises:
-        UserError: It cannot be built.
-    """
+
+def build_on_meta(model_cfg: Mapping) -> nn.Module:
+    """Build a model without memory for its weights; raise a :class:`UserError` if it cannot be built."""
     with torch.device('meta'), LinspaceOnCPU():
         return build(model_cfg)
 
 
-def build(model_cfg: Mapping) -> nn.Module:
-    """Build a model, without what libraries say of it.
-
-    Raises:
-        UserError: It cannot be built.
-    """
-    with runs.build_errors(), quiet():
-        return MODELS.build(copy.deepcopy(model_cfg))  # some models change their config
-
-
 def count_model(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Counts], str]:
-    """Count each of ``PARTS`` of a detector or segmentor on the meta device.
+    """Count a detector or segmentor part by part.
 
-    Args:
-        model: A model of MMDetection or MMSegmentation, on meta.
-        size: Width and height of the image in pixels.
-
-    Returns:
-        The counts of each part, and why the heads, or neck and heads, have parameters alone; empty where all is
-        counted.
+    It returns the counts of backbone, neck, heads and total for an image of (width, height) pixels, and the reason why
+    some have parameters alone: heads that read numbers out of tensors cannot run on the meta device.
 
     Raises:
-        UserError: It has no backbone, or one that does not run.
+        UserError: The model has no backbone, or one that does not run.
     """
-    model.eval()
-    width, height = size
     name = type(model).__name__
     if not hasattr(model, 'backbone') or not hasattr(model, 'extract_feat'):
-        raise UserError(f'{name} has no backbone: only detectors and segmentors with a backbone and heads are counted.')
-    image = maps = torch.empty(1, 3, height, width, device='meta')
+        raise UserError(f'{name} has no backbone. Only detectors and segmentors with a backbone and heads are counted.')
+    model.eval()
+    image = maps = torch.empty(1, 3, size[1], size[0], device='meta')
     neck = model.neck if model.with_neck else nn.Identity()
     run_heads = run_roi_heads if hasattr(model, 'roi_head') else run_dense_heads
-    params = {'backbone': num_params(model.backbone), 'neck': num_params(neck)}
-    params['heads'] = num_params(model) - sum(params.values())
-    parts, uncounted = {part: Counts(params[part], None, None) for part in PARTS}, ''
-    try:
-        for part, step in zip(PARTS, (model.backbone, neck, partial(run_heads, model, image)), strict=True):
-            with explained_failures(model):
-                maps, counts = count_call(step, maps)
-            parts[part] = counts + Counts(params=params[part])
-    except Uncounted as error:
-        if part == 'backbone':
-            raise
-        missing = 'the heads' if part == 'heads' else 'neck and heads'
-        uncounted = f'of {missing} of {name} only the parameters are counted: {error}'
-    return parts, uncounted
+    parts = {'backbone': Counts(num_params(model.backbone)), 'neck': Counts(num_params(neck))}
+    parts['heads'] = Counts(num_params(model) - sum(counts.params for counts in parts.values()))
+    uncounted = ''
+    for part, call in zip(tuple(parts), (model.backbone, neck, partial(run_heads, model, image)), strict=True):
+        try:
+            maps, macs, activations = count_call(call, maps)
+        except BUILD_ERRORS as error:
+            what = f'{find_failing(model, error)} fails on the meta device ({type(error).__name__}: {error})'
+            if part == 'backbone':
+                raise UserError(f'{name} cannot be counted: {what}') from error
+            uncounted = f'from the {part} of {name} on only the parameters are counted: {what}'
+            break
+        parts[part] = Counts(parts[part].params, macs, activations)
+    columns = zip(*parts.values(), strict=True)
+    return {**parts, 'total': Counts(*(None if None in column else sum(column) for column in columns))}, uncounted
 
 
-class Uncounted(UserError):
-    """A model is sound as far as is known, and cannot be counted."""
-
-
-@contextlib.contextmanager
-def explained_failures(model: nn.Module) -> Iterator[None]:
-    """Say which module of a model fails, and whether that is for want of values.
-
-    Raises:
-        Uncounted: The model is on meta, and the failure may be that its tensors have no values.
-        UserError: Anything else, such as channels that do not fit.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except runs.BUILD_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        place, what = failing_module(model, error), f'{type(error).__name__}: {error}'
-        is_misfit = isinstance(error, RuntimeError) and MISFIT.search(str(error)) and 'meta' not in str(error)
-        if any(parameter.is_meta for parameter in model.parameters()) and not is_misfit:
-            raise Uncounted(f'{place} does not run without values ({what})') from error
-        raise UserError(f'{type(model).__name__} does not run: {place} ends with {what}') from error
-
-
-def failing_module(model: nn.Module, error: BaseException) -> str:
+def find_failing(model: nn.Module, error: BaseException) -> str:
     """Return the name of the innermost module of a model that was at work when an error came, or the model's class."""
-    names = {module: name for name, module in model.named_modules()}
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    modules = [frame.f_locals.get('self') for frame in frames]
-    found = [names[module] for module in modules if isinstance(module, nn.Module) and names.get(module)]
+    names = {module: name for name, module in model.named_modules() if name}
+    at_work = [frame.f_locals.get('self') for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [names[module] for module in at_work if isinstance(module, nn.Module) and module in names]
     return found[-1] if found else type(model).__name__
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an error means that memory is short: one of Python, CUDA or the CPU, or the end of a process."""
-    known = (BrokenProcessPool, MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, known) or CPU_ALLOCATOR in str(error)
 
 
 def num_params(module: nn.Module) -> int:
@@ -380,59 +219,46 @@ def num_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_call(call: Callable, *inputs) -> tuple[object, Counts]:
-    """Run ``call`` on meta tensors; return its outputs and what it did."""
-    with torch.inference_mode(), FlopCounterMode(display=False) as flops, SplitOps(), LayerOutputs() as layers:
+def count_call(call: Callable, *inputs) -> tuple[object, int, int]:
+    """Run ``call`` on meta tensors; return its outputs, its multiply-adds and its activations."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as flops, LayerOutputs() as layers:
         outputs = call(*inputs)
-    return outputs, Counts(macs=flops.get_total_flops() // 2, activations=layers.num_elements)
+    return outputs, flops.get_total_flops() // 2, layers.num_elements
 
 
 def run_roi_heads(model: nn.Module, image: Tensor, maps: Sequence[Tensor]) -> None:
-    """Run the heads of a two-stage detector, the second stage on maps of RoIs that no image has."""
-    roi_head = model.roi_head
+    """Run the RPN of a two-stage detector on maps, and its other heads on maps of as many RoIs as it tests."""
+    roi_head, test_cfg = model.roi_head, model.test_cfg or {}
     if type(roi_head).__name__ not in ROI_HEADS:
-        raise Uncounted(
-            f'two-stage detectors are counted with {" or ".join(ROI_HEADS)}; got {type(roi_head).__name__}.'
-        )
-    num_box_rois = max_per_img(model.test_cfg, 'rpn', NUM_BOX_ROIS)
-    num_mask_rois = max_per_img(model.test_cfg, 'rcnn', NUM_MASK_ROIS)
+        raise TypeError(f'only {" and ".join(ROI_HEADS)} are counted; got {type(roi_head).__name__}')
     if model.with_rpn:
         model.rpn_head(maps)
-    for extractor, head in zip(listed(roi_head.bbox_roi_extractor), listed(roi_head.bbox_head), strict=True):
-        head(roi_maps(roi_head, extractor, num_box_rois))
-    if roi_head.with_mask:
-        for extractor, head in zip(listed(roi_head.mask_roi_extractor), listed(roi_head.mask_head), strict=True):
-            head(roi_maps(roi_head, extractor, num_mask_rois))
+    for kind, stage, default in (('bbox', 'rpn', NUM_BOX_ROIS), ('mask', 'rcnn', NUM_MASK_ROIS)):
+        num_rois = (test_cfg.get(stage) or {}).get('max_per_img', default)
+        heads, extractors = listed(roi_head, f'{kind}_head'), listed(roi_head, f'{kind}_roi_extractor')
+        for head, extractor in zip(heads, extractors, strict=True):
+            height, width = to_2tuple(extractor.roi_layers[0].output_size)
+            rois = torch.empty(num_rois, extractor.out_channels, height, width, device='meta')
+            head(roi_head.shared_head(rois) if roi_head.with_shared_head else rois)
 
 
-def max_per_img(test_cfg: Mapping | None, stage: str, default: int) -> int:
-    """Return how many boxes a stage of a detector hands on."""
-    return ((test_cfg or {}).get(stage) or {}).get('max_per_img', default)
-
-
-def roi_maps(roi_head: nn.Module, extractor: nn.Module, num_rois: int) -> Tensor:
-    """Return what ``extractor`` cuts out for ``num_rois`` RoIs, (num_rois, C, h, w), through the shared head if any."""
-    side = extractor.roi_layers[0].output_size
-    height, width = side if isinstance(side, Sequence) else (side, side)
-    maps = torch.empty(num_rois, extractor.out_channels, height, width, device='meta')
-    return roi_head.shared_head(maps) if roi_head.with_shared_head else maps
-
-
-def listed(module: nn.Module) -> list[nn.Module]:
-    """Return the modules of a list, or a single module as a list."""
-    return list(module) if isinstance(module, nn.ModuleList) else [module]
+def listed(parent: nn.Module, name: str) -> list[nn.Module]:
+    """Return the children of a module under a name: none, one, or those of a list."""
+    child = getattr(parent, name, None)
+    if child is None:
+        return []
+    return list(child) if isinstance(child, nn.ModuleList) else [child]
 
 
 def run_dense_heads(model: nn.Module, image: Tensor, maps: Sequence[Tensor]) -> None:
     """Run what follows backbone and neck in a model whose heads see the whole image."""
-    samples = [empty_sample(library_of(model), image.shape[-2:])]
-    head = getattr(model, 'decode_head', None)
-    if hasattr(head, 'forward') and 'batch_data_samples' in inspect.signature(head.forward).parameters:
-        head(maps, samples)  # Mask2Former's, which a segmentor's own forward forgets to give the samples
+    data = [samples.empty_sample(library_of(model), image.shape[-2:])]
+    if type(getattr(model, 'decode_head', None)).__name__ == 'Mask2FormerHead':
+        model.decode_head(maps, data)  # a segmentor's own forward does not hand on the samples
         return
     model.extract_feat = lambda image: maps
     try:
-        model._forward(image, samples)
+        model._forward(image, data)
     finally:
         del model.extract_feat
 
@@ -440,3 +266,229 @@ def run_dense_heads(model: nn.Module, image: Tensor, maps: Sequence[Tensor]) -> 
 def library_of(model: nn.Module) -> str:
     """Return the name of the library that a model is of, 'mmdet' or 'mmseg'."""
     return 'mmseg' if hasattr(model, 'decode_head') else 'mmdet'
+
+
+def measure_config(file: str | os.PathLike, size: tuple[int, int], training: bool, amp: bool) -> dict[str, object]:
+    """Call :func:`measure` in a process of its own, where no earlier model has left memory behind."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        try:
+            return pool.submit(measure, file, size, training, amp).result()
+        except (BrokenProcessPool, MemoryError) as error:
+            cure = 'Set a smaller train_dataloader.batch_size' if training else 'Give a smaller --size'
+            raise UserError(f'{file} cannot be measured: memory is short. {cure}; counting needs no memory.') from error
+
+
+def measure(file: str | os.PathLike, size: tuple[int, int], training: bool, amp: bool) -> dict[str, object]:
+    """Return the median time and the peak memory of a test of one image, or of a training step, by column.
+
+    The weights are random. The memory is what the model adds to the process: the peak of CUDA's allocator, or on a CPU
+    the growth of resident memory. Mixed precision is fp16 on CUDA and bfloat16 on a CPU.
+
+    Raises:
+        UserError: The model cannot be built or run.
+    """
+    prepare, memory_name, time_name = (
+        (prepare_step, 'training memory (MB)', 'step time (ms)')
+        if training
+        else (prepare_test, 'peak memory (MB)', 'time (ms)')
+    )
+    cfg = configs.load_config(file)
+    run_config.fit_classes(cfg)
+    run_config.drop_initial_weights(cfg.model)
+    torch.manual_seed(0)
+    with configs.model_scope(cfg), quiet():
+        build_on_meta(cfg.model)  # imports what the model needs, which is not the model's memory
+        before = resident_bytes('VmRSS')
+        model = build(cfg.model).to(device_type())
+        try:
+            work, images = prepare(cfg, model, size, amp)
+            seconds = time_turns(work)
+        except BUILD_ERRORS as error:
+            raise UserError(f'{file} does not run: {find_failing(model, error)}: {error}') from error
+    place, peak = f'CPU, {torch.get_num_threads()} threads', resident_bytes('VmHWM') - before
+    if torch.cuda.is_available():
+        place, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
+    device = f'{place}, {"AMP" if amp else "fp32"}'
+    return {
+        memory_name: None if math.isnan(peak) else round(peak / 1e6),
+        time_name: round(1000 * seconds, 1),
+        'device': device,
+        **images,
+    }
+
+
+def time_turns(work: Callable[[], object]) -> float:
+    """Return the median time of some work in seconds; the first turn does not count."""
+    seconds = []
+    while len(seconds) < WARMUP + TURNS and sum(seconds) < SECONDS:
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[WARMUP:] or seconds)
+
+
+def prepare_test(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> tuple[Callable, dict[str, str]]:
+    """Return the whole test of one image of (width, height) pixels, NMS and sliding windows included."""
+    image = torch.randint(0, 256, (3, size[1], size[0]), dtype=torch.uint8)
+    data = [samples.empty_sample(library_of(model), image.shape[1:])]
+    model.eval()
+    for classifier in [getattr(module, 'fc_cls', None) for module in model.modules()]:
+        if isinstance(classifier, nn.Linear):  # with all boxes of the first class, the mask heads get theirs
+            nn.init.zeros_(classifier.weight)
+            nn.init.zeros_(classifier.bias).data[0] = 10
+
+    def work() -> object:
+        with torch.inference_mode(), torch.autocast(device_type(), enabled=amp):
+            return model.test_step(dict(inputs=[image], data_samples=copy.deepcopy(data)))
+
+    return work, {}
+
+
+def prepare_step(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> tuple[Callable, dict[str, str]]:
+    """Return a step of one process and its images: drawings of the model's crop, or of as many pixels as ``size``."""
+    if not cfg.get('optim_wrapper') or not cfg.get('train_dataloader'):
+        raise ValueError('a training step needs optim_wrapper and train_dataloader')
+    wrapper_cfg = run_config.without_amp(cfg.optim_wrapper)
+    if amp and torch.cuda.is_available():
+        wrapper_cfg['type'] = 'AmpOptimWrapper'  # MMEngine has none on a CPU
+    crop = (cfg.model.get('data_preprocessor') or {}).get('size')
+    side = crop[0] if crop else round_up(math.sqrt(size[0] * size[1]))
+    model = revert_sync_batchnorm(model)
+    model.init_weights()
+    model.train()
+    MessageHub.get_current_instance().update_info_dict(dict(epoch=0, iter=0))  # for which a few heads ask
+    wrapper, num_images = build_optim_wrapper(model, wrapper_cfg), cfg.train_dataloader.get('batch_size', 1)
+    batch = samples.draw_for(cfg, range(num_images), True, side)
+
+    def work() -> object:
+        with torch.autocast('cpu', enabled=amp and not torch.cuda.is_available()):
+            return model.train_step(copy.deepcopy(batch), wrapper)
+
+    return work, {'step images': f'{num_images} x {side}x{side}'}
+
+
+def resident_bytes(field: str) -> float:
+    """Return the memory of this process now (``VmRSS``) or at its peak (``VmHWM``); NaN where it is unknown."""
+    status = Path('/proc/self/status')  # resource.getrusage starts with the peak of the parent process
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f'{field}:')), math.nan)
+
+
+def describe_models(
+    configs: Sequence[str | os.PathLike] = (),
+    size: Sequence[int] | None = None,
+    measure: bool = False,
+    train: bool = False,
+    amp: bool = False,
+    out: str | None = None,
+) -> tuple[str, list[str]]:
+    """Return the table of configs beside their published figures, and write it to ``out`` as well.
+
+    Args:
+        configs: Config files; this package's own where there is none.
+        size: Width and height of the image in pixels; by default those of the published count, or of the test.
+        measure: Measure the time and memory of a test too.
+        train: Measure those of a training step too.
+        amp: Measure in mixed precision.
+        out: File for the table; its suffix is one of ``FORMATS``.
+
+    Returns:
+        The table, and what was wrong with the configs that it lacks.
+
+    Raises:
+        UserError: No config can be counted, an option is wrong, or the file cannot be written.
+    """
+    check_options(size, measure or train, amp, out)
+    rows, failures = [], []
+    for config in configs or own_configs():
+        try:
+            stats = count_config(config, size)
+            rows += list_rows(str(config), stats)
+            for training in [False] * measure + [True] * train:
+                rows[-1].update(measure_config(config, stats.size, training, amp))
+        except UserError as error:
+            failures.append(str(error) if str(config) in str(error) else f'{config}: {error}')
+    if not rows:
+        raise UserError('\n'.join(failures))
+    if out is not None:
+        write_table(rows, Path(out))
+    return format_text(rows), failures
+
+
+def check_options(size: Sequence[int] | None, measured: bool, amp: bool, out: str | None) -> None:
+    """Raise a :class:`UserError` where an option of the tool is wrong."""
+    if any(side < STRIDE or side % STRIDE for side in size or ()):
+        given = ' '.join(map(str, size))
+        raise UserError(f'--size takes width and height in pixels, multiples of {STRIDE}; got {given}.')
+    if amp and not measured:
+        raise UserError('--amp is for measuring. Give --measure or --train with it.')
+    if out is not None and Path(out).suffix not in FORMATS:
+        raise UserError(f'--out takes a file that ends in {", ".join(FORMATS)}; got {out}.')
+
+
+def own_configs() -> list[Path]:
+    """Return this package's configs, detectors first."""
+    folder = Path(os.path.relpath(configs.config_folder()))
+    return [file for task in ('det', 'seg') for file in sorted((folder / task).glob('*.py'))]
+
+
+def list_rows(config: str, stats: ModelStats) -> list[dict[str, object]]:
+    """Return a row for each part of a model; that of the total, the last, has the published figures beside it."""
+    if stats.uncounted:
+        tell(f'{config}: {stats.uncounted}')
+    rows = []
+    for part, counts in stats.parts.items():
+        row = dict.fromkeys(COLUMNS) | {'config': config, 'input': '{}x{}'.format(*stats.size), 'part': part}
+        names = zip(('params (M)', 'GFLOPs', 'activations (M)'), counts, (1e6, 1e9, 1e6), strict=True)
+        rows.append(row | {name: round(count / unit, 2) for name, count, unit in names if count is not None})
+    total, gflops = rows[-1], stats.published.get('GFLOPs')
+    total['published params (M)'] = stats.published.get('Parameters (M)')
+    if gflops and stats.published['Image'] == stats.size:
+        total['published GFLOPs'] = gflops
+        total['difference (%)'] = round(100 * (stats.parts['total'].macs / 1e9 / gflops - 1), 2)
+    return rows
+
+
+def format_cells(rows: Sequence[Mapping[str, object]]) -> list[list[str]]:
+    """Return head and rows of a table as text, without columns in which nothing stands."""
+    names = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
+    return [names, *(['' if row[name] is None else format(row[name], COLUMNS[name]) for name in names] for row in rows)]
+
+
+def format_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return a table for a terminal; only the first row of a config names it."""
+    table = format_cells(rows)
+    for above, row in reversed(list(pairwise(table))):
+        if row[0] == above[0]:
+            row[:2] = '', ''
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    aligned = ['>' if COLUMNS[name] else '<' for name in table[0]]
+    return '\n'.join('  '.join(map('{:{}{}}'.format, row, aligned, widths)).rstrip() for row in table)
+
+
+def format_markdown(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return a table in Markdown."""
+    head, *cells = format_cells(rows)
+    return ''.join(f'| {" | ".join(row)} |\n' for row in (head, ['---'] * len(head), *cells))
+
+
+def format_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return comma-separated values with a head."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(COLUMNS), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+FORMATS = {'.md': format_markdown, '.csv': format_csv, '.json': partial(json.dumps, indent=1)}
+
+
+def write_table(rows: Sequence[Mapping[str, object]], file: Path) -> None:
+    """Write a table in the format of the file's suffix; raise a :class:`UserError` if the file cannot be written."""
+    try:
+        file.write_text(FORMATS[file.suffix](rows))
+    except OSError as error:
+        raise UserError(f'{file} cannot be written ({error.strerror}). Give another file with --out.') from error
