@@ -132,9 +132,10 @@ def count_config(file: str | os.PathLike, size: Sequence[int] | None = None) -> 
 def read_published(file: Path) -> dict:
     """Return the metadata of one of this package's configs in the metafile of its folder; empty for any other file."""
     file = file.resolve()
-    if not file.is_relative_to(configs.config_folder().resolve()):
+    metafile = file.with_name('metafile.yml')
+    if not file.is_relative_to(configs.config_folder().resolve()) or not metafile.is_file():
         return {}
-    models = load(file.with_name('metafile.yml'))['Models']
+    models = load(metafile)['Models']
     found = next((dict(model['Metadata']) for model in models if Path(model['Config']).name == file.name), {})
     if 'Image' in found:
         width, height = found['Image'].split('x')
