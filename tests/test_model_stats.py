@@ -6,6 +6,7 @@ import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -14,7 +15,6 @@ import torch
 from mmcv.cnn import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.infer.infer import BaseInferencer
-from mmengine.utils import get_installed_path
 from torch import nn
 
 from convnext_dense import ConvNeXt, UserError, configs
@@ -29,7 +29,7 @@ CONFIGS = ROOT / 'configs'
 DRAWN = CONFIGS / 'det/cascade_convnext_atto_shapes.py'
 DRAWN_SEG = CONFIGS / 'seg/upernet_convnext_atto_shapes.py'
 CASCADE_T = CONFIGS / 'det/cascade_convnext_t_coco.py'
-MMDET = Path(get_installed_path('mmdet')) / '.mim/configs'
+MMDET = Path(find_spec('mmdet').origin).parent / '.mim/configs'
 INF = float('inf')
 COCO, ADE, LARGE_ADE = (1280, 800), (2048, 512), (2560, 640)
 MODELS = {model['Name']: model for model in BaseInferencer._get_models_from_metafile(str(ROOT))}
