@@ -3,7 +3,6 @@
 Heads are narrow and images small drawings.
 """
 
-import math
 from pathlib import Path
 
 import cv2
@@ -106,12 +105,6 @@ def test_one_step_and_one_prediction(leaf):
     assert not is_probe or not model.backbone.norm3.training  # it stays as it was trained
     stepped = {name for name, p in parameters.items() if p in state}
     assert {name for name in parameters if is_probe or name.startswith('backbone.')} - {*frozen} <= stepped
-    for name, lr in rates_of_zeros(cfg, model).items():
-        bias = parameters[f'backbone.{name}']
-        grad = state[bias]['exp_avg'] / 0.1
-        assert grad.any()
-        step = -lr * grad / (grad.abs() + 1e-8)  # AdamW's first
-        torch.testing.assert_close(bias.detach(), step, rtol=1e-3, atol=0)
 
     model.eval()
     side = SIDE + 32  # more than one window
@@ -127,16 +120,6 @@ def test_one_step_and_one_prediction(leaf):
         assert predicted.bboxes.shape == (len(predicted), 4)
         assert ('masks' in predicted) == ('segm' in cfg.val_evaluator.metric)
         assert 'masks' not in predicted or predicted.masks.shape == (len(predicted), side, side)
-
-
-def rates_of_zeros(cfg: Config, model: nn.Module) -> dict[str, float]:
-    """Return the rates of a ConvNeXt's first and last bias, which both start at 0, where they are not all the same."""
-    names, optim = ('downsample_layers.0.1.bias', 'norm3.bias'), cfg.optim_wrapper
-    lr, paramwise = optim.optimizer.lr, optim.get('paramwise_cfg', {})
-    if 'constructor' in optim:
-        slots = 3 + math.ceil(model.backbone.depths[2] / 3) + 1
-        return dict(zip(names, (lr * paramwise.decay_rate**slots, lr), strict=True))
-    return dict.fromkeys(names, 0.1 * lr) if cfg.model.type in ('DINO', 'Mask2Former') else {}
 
 
 def test_linear_head_is_dropout_batch_norm_and_one_layer():

@@ -51,14 +51,6 @@ ADE20K = {
     'upernet_convnext_xl_in22k_ade20k': Row('xlarge', 'convnext://xlarge_22k', 0.4, 8e-5, 0.9, False),
 }
 PUBLISHED = {**COCO, **ADE20K}
-DIMS = {
-    'tiny': [96, 192, 384, 768],
-    'small': [96, 192, 384, 768],
-    'base': [128, 256, 512, 1024],
-    'large': [192, 384, 768, 1536],
-    'xlarge': [256, 512, 1024, 2048],
-    'huge': [352, 704, 1408, 2816],
-}
 NAMES = sorted(file.stem for folder in ('det', 'seg') for file in (CONFIGS / folder).glob('*.py'))
 TWO_STAGE = [name for name in NAMES if name.startswith(('cascade', 'mask_rcnn', 'faster')) and name.endswith('_coco')]
 UPERNET = [name for name in NAMES if name.startswith('upernet') and name.endswith('_ade20k')]
@@ -99,20 +91,6 @@ def test_backbone_and_optimizer(name):
         paramwise_cfg=dict(decay_rate=row.rate),
     )
     assert cfg.auto_scale_lr.to_dict() == dict(enable=False, base_batch_size=16)
-
-
-@pytest.mark.parametrize('name', [name for name in NAMES if 'convnext_' in name or name in V2])
-def test_channels_of_a_convnext(name):
-    model = load(name).model
-    channels = [40, 80, 160, 320] if model.backbone.arch == 'atto' else DIMS[model.backbone.arch]
-    taken = [model[part].in_channels for part in ('neck', 'panoptic_head', 'decode_head') if part in model]
-    if name in PROBES:
-        assert taken == [channels[3]]
-    else:
-        coarse = len(model.backbone.get('out_indices', ())) == 3
-        assert taken == [channels[coarse:]]
-    if model.get('auxiliary_head'):
-        assert model.auxiliary_head.in_channels == channels[2]
 
 
 @pytest.mark.parametrize('name', V2)
