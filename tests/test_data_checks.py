@@ -14,7 +14,7 @@ from convnext_dense.data.checks import check_coco, check_dataset, check_segmenta
 from convnext_dense.data.checks import coco as coco_checks
 from convnext_dense.data.checks import segmentation as segmentation_checks
 from convnext_dense.data.shapes import LABELS, SHAPES
-from convnext_dense.data.writer import write_shapes
+from convnext_dense.data import write_shapes
 
 WIDTH, HEIGHT = 32, 24
 CLASSES = ('fig', 'date')

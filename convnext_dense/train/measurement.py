@@ -21,8 +21,7 @@ from torch import nn
 
 from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.drawn_batches import draw_for
-from convnext_dense.data.samples import empty_sample
+from convnext_dense.data.samples import draw_for, empty_sample
 from convnext_dense.train import config as run_config
 from convnext_dense.train import run as runs
 from convnext_dense.train.screen import quiet
