@@ -23,7 +23,7 @@ from convnext_dense.data.shapes import LABELS, SHAPES, draw_scene
 # pycocotools 2 with NumPy 2 says so at each decoded mask.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
-# Enough pictures for empty ones and crowds in both splits.
+# Enough pictures for empty ones in both splits.
 SMALL = {'seed': 3, 'num_train': 60, 'num_val': 40}
 FEW = {'num_train': 3, 'num_val': 2, 'size': 64}
 
@@ -101,7 +101,6 @@ def test_shares_of_empty_scenes(scenes):
 def test_classes_and_backgrounds_are_about_equally_frequent(scenes):
     categories = np.bincount([item.category for scene in scenes for item in scene.instances], minlength=len(SHAPES))
     assert categories.min() > 0.6 * categories.max()
-    kinds = list(LABELS)[:3]
     pixels = np.sum([np.bincount(scene.label_map.ravel(), minlength=9) for scene in scenes], axis=0)
     assert len(pixels) == 1 + len(LABELS)
     assert pixels[1:4].min() > 0.6 * pixels[1:4].max()

@@ -1,4 +1,4 @@
-"""Folders and image files: is everything there, and is it whole? With the words that all the checks share."""
+"""Checks whether folders and image files are there and whole, and the words that all checks share."""
 
 from __future__ import annotations
 
