@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 MARKER = 'shapes.json'
 FORMAT_VERSION = 2  # raise it with every change to the drawings or to the layout
-PARAMETERS = {'seed': 0, 'num_train': 800, 'num_val': 100, 'size': 128}
 RANGES = {'seed': (0, 2**32), 'num_train': (1, 10**6), 'num_val': (1, 10**6), 'size': (64, 1024)}
 
 
@@ -87,7 +86,7 @@ def _write_split_off(data_root: str | os.PathLike, split: str, kwargs: dict) -> 
     """Write the data set if need be; return its folder and the arguments that are not about the drawing."""
     if split not in SPLITS:
         raise UserError(f'split={split!r}: the drawn data set has {" and ".join(map(repr, SPLITS))}; name one of them.')
-    drawing = {name: kwargs.pop(name) for name in PARAMETERS if name in kwargs}
+    drawing = {name: kwargs.pop(name) for name in RANGES if name in kwargs}
     return str(write_shapes(data_root, **drawing)), kwargs
 
 
@@ -104,20 +103,24 @@ def _import_datasets(library: str, builder: str) -> ModuleType:
         ) from error
 
 
-def write_shapes(root: str | os.PathLike, **parameters: int) -> Path:
+def write_shapes(
+    root: str | os.PathLike, *, seed: int = 0, num_train: int = 800, num_val: int = 100, size: int = 128
+) -> Path:
     """Write the data set, unless it is there already, and return its folder.
 
     The folder appears in one step when all of it is written. Several processes may write the same one at once.
 
     Args:
         root: Folder to write; its parents are created.
-        **parameters: ``seed`` (0; other seeds give other pictures), ``num_train`` and ``num_val`` (800 and 100; the
-            pictures of each split), ``size`` (128; the mean side of the pictures in pixels).
+        seed: Other seeds give other pictures.
+        num_train: Pictures of the split ``train``.
+        num_val: Pictures of the split ``val``.
+        size: Mean side of the pictures in pixels.
 
     Raises:
         UserError: A parameter is out of range, or something else is in the folder's place, or it cannot be written.
     """
-    parameters = {'version': FORMAT_VERSION} | PARAMETERS | parameters
+    parameters = dict(version=FORMAT_VERSION, seed=seed, num_train=num_train, num_val=num_val, size=size)
     _check_parameters(parameters)
     root = Path(root).expanduser()
     target = root.resolve()  # through links: only a real folder can be renamed into place
