@@ -18,7 +18,7 @@ from mmengine.config import Config
 
 from convnext_dense import UserError
 from convnext_dense import cli as command_line
-from convnext_dense.data.writer import write_shapes
+from convnext_dense.data import write_shapes
 from convnext_dense.train import run as runs
 from convnext_dense.train import screen
 

@@ -16,7 +16,7 @@ from convnext_dense import ConvNeXt, UserError
 from convnext_dense import cli as command_line
 from convnext_dense.compat import read_checkpoint
 from convnext_dense.compat.checkpoints import checkpoints_are_trusted, read_checkpoint_from_url
-from convnext_dense.data.writer import write_shapes
+from convnext_dense.data import write_shapes
 from convnext_dense.train import run as runs
 from convnext_dense.weights import load_weights
 from convnext_dense.weights.inspection import inspect

@@ -236,7 +236,7 @@ def test_a_segmentor_of_hugging_face_through_init_model(tmp_path):
 @SEVERAL_RUNNERS
 @pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # of pycocotools
 def test_a_legacy_checkpoint_through_the_test_command(tmp_path):
-    from convnext_dense.data.writer import write_shapes
+    from convnext_dense.data import write_shapes
 
     data = write_shapes(tmp_path / 'shapes', num_train=1, num_val=2, size=64)
     config = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'

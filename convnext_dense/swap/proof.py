@@ -24,7 +24,7 @@ from convnext_dense import configs
 from convnext_dense.backbone import ConvNeXt
 from convnext_dense.compat.errors import UserError
 from convnext_dense.configs import model_scope
-from convnext_dense.data.drawn_batches import SIDE, draw_for
+from convnext_dense.data.samples import SIDE, draw_for
 from convnext_dense.swap.changes import kind
 from convnext_dense.train import config as run_config
 from convnext_dense.train import run as runs
