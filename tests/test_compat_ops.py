@@ -76,6 +76,14 @@ def groups_by_hand(boxes: torch.Tensor, scores: torch.Tensor, hits, offset: int)
     return groups
 
 
+def decay_by_hand(overlap, threshold, sigma, method):
+    if method == 'gaussian':
+        return np.float32(math.exp(-(overlap * overlap) / sigma))
+    if overlap >= threshold:
+        return np.float32(0) if method == 'naive' else np.float32(1) - overlap
+    return np.float32(1)
+
+
 def softnms_by_hand(boxes, scores, threshold, sigma, min_score, method, offset):
     """Move and drop single boxes in a list, one at a time."""
     waiting = [[*row, score, i] for i, (row, score) in enumerate(zip(boxes.numpy(), scores.numpy(), strict=True))]
@@ -89,12 +97,7 @@ def softnms_by_hand(boxes, scores, threshold, sigma, min_score, method, offset):
         i = done + 1
         while i < len(waiting):
             overlap = overlap_by_hand(waiting[done], waiting[i], offset)
-            if method == 'gaussian':
-                factor = np.float32(math.exp(-(overlap * overlap) / np.float32(sigma)))
-            elif overlap >= np.float32(threshold):
-                factor = np.float32(0) if method == 'naive' else np.float32(1) - overlap
-            else:
-                factor = np.float32(1)
+            factor = decay_by_hand(overlap, np.float32(threshold), np.float32(sigma), method)
             waiting[i][4] = waiting[i][4] * factor
             if waiting[i][4] < np.float32(min_score):
                 last = waiting.pop()

@@ -111,18 +111,23 @@ def _pool(
         low, high = rois[:, 2 - axis] * scale - 0.5, rois[:, 4 - axis] * scale - 0.5
         extent = (high - low)[:, None, None]
         cell = torch.arange(cells[axis], device=rois.device).unsqueeze(1 - axis)  # (PH, 1) or (1, PW)
-        start = (low[:, None, None] + cell * (extent / cells[axis])).expand(-1, *cells)
+        start = low[:, None, None].expand(-1, *cells)
         if offset is not None:
             start = start + gamma * extent * offset[:, 1 - axis]
-        middle = (torch.arange(counts[axis], device=rois.device) + 0.5) / counts[axis] * (extent / cells[axis])
+        start = start + cell * (extent / cells[axis])
+        # The order of operations is mmcv's, so that samples are rounded to the same places.
+        middle = (torch.arange(counts[axis], device=rois.device) + 0.5) * (extent / cells[axis]) / counts[axis]
         axes.append(start[..., None] + middle[:, :, None])  # (k, PH, PW, samples)
     y, x = torch.broadcast_tensors(axes[0][..., None], axes[1][..., None, :])
     height, width = features.shape[1:]
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    grid = torch.stack([_to_unit(x, width), _to_unit(y, height)], dim=-1).view(1, -1, counts[0] * counts[1], 2)
-    samples = F.grid_sample(features[None], grid, padding_mode='border', align_corners=True)
+    # In float32 the way to units and back would move a sample by 1e-5 pixels and more.
+    grid = torch.stack([_to_unit(x.double(), width), _to_unit(y.double(), height)], dim=-1).view(
+        1, -1, counts[0] * counts[1], 2
+    )
+    samples = F.grid_sample(features[None].double(), grid, padding_mode='border', align_corners=True)
     samples = samples[0] * inside.view(samples.shape[2:])
-    return samples.mean(dim=-1).view(-1, len(rois), *cells).transpose(0, 1)
+    return samples.mean(dim=-1).view(-1, len(rois), *cells).transpose(0, 1).to(features.dtype)
 
 
 def _to_unit(position: Tensor, size: int) -> Tensor:
