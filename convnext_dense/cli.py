@@ -81,7 +81,7 @@ class Command(NamedTuple):
 
 CONFIG = option('config', help='config file, or the name of one, as det/cascade_convnext_t_coco')
 OVERRIDES = option('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE', help='override the config')
-TRUST = switch('--trust-checkpoint', 'read checkpoints that need more than tensors and plain data; they can run any code')
+TRUST = switch('--trust-checkpoint', 'read checkpoints that hold more than tensors and plain data; they can run code')
 RUN = (
     option('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)'),
     option('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher'),
@@ -186,7 +186,7 @@ COMMANDS = {
             option('--out', metavar='FILE', help='write the table to a .md, .csv or .json file too'),
         ),
     ),
-    'doctor': Command('Report versions, ops, patches and GPU, and what does not work', 'convnext_dense.compat.doctor:main'),
+    'doctor': Command('Report versions, ops, patches and what does not work', 'convnext_dense.compat.doctor:main'),
 }  # fmt: skip
 
 
@@ -273,11 +273,7 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        if rank() > 0:
-            let_the_first_speak()
-        print(f'error{f" (rank {rank()})" if rank() else ""}: {error}', file=sys.stderr)
-        if error.__cause__ is not None:
-            print(f'(set {TRACEBACK_VARIABLE}=1 for the traceback)', file=sys.stderr)
+        tell(error)
         leave(2)
     except RuntimeError as error:
         if has_lost_others(error):
@@ -287,6 +283,15 @@ def user_errors() -> Iterator[None]:
         if rank() == 0:
             print('interrupted; a training continues from its latest checkpoint with --resume', file=sys.stderr)
         leave(130)
+
+
+def tell(error: UserError) -> None:
+    """Print an error; a process that is not the first waits, and names its rank."""
+    if rank() > 0:
+        let_the_first_speak()
+    print(f'error{f" (rank {rank()})" if rank() else ""}: {error}', file=sys.stderr)
+    if error.__cause__ is not None:
+        print(f'(set {TRACEBACK_VARIABLE}=1 for the traceback)', file=sys.stderr)
 
 
 def rank() -> int:

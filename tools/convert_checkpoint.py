@@ -1,4 +1,4 @@
-"""Write a checkpoint under other names: ``python tools/convert_checkpoint.py --help``; the same as ``convnext-dense convert``."""
+"""The command ``convnext-dense convert``: write a checkpoint under the names of another library."""
 
 from convnext_dense.cli import main
 

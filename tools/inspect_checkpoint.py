@@ -1,4 +1,4 @@
-"""Say what a checkpoint file is: ``python tools/inspect_checkpoint.py --help``; the same as ``convnext-dense inspect``."""
+"""The command ``convnext-dense inspect``: say what a checkpoint file is."""
 
 from convnext_dense.cli import main
 

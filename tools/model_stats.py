@@ -1,4 +1,4 @@
-"""Count parameters and GFLOPs of configs: ``python tools/model_stats.py --help``; the same as ``convnext-dense stats``."""
+"""The command ``convnext-dense stats``: count parameters and GFLOPs of configs."""
 
 from convnext_dense.cli import main
 

@@ -1,4 +1,4 @@
-"""Write trained weights for others: ``python tools/publish_model.py --help``; the same as ``convnext-dense publish``."""
+"""The command ``convnext-dense publish``: write trained weights for others."""
 
 from convnext_dense.cli import main
 

@@ -1,4 +1,4 @@
-"""Print the rates of a config's parameter groups: ``python tools/show_lr.py --help``; the same as ``convnext-dense show-lr``."""
+"""The command ``convnext-dense show-lr``: print the rates of a config."""
 
 from convnext_dense.cli import main
 

@@ -1,4 +1,4 @@
-"""Write a config with a ConvNeXt for its backbone: ``python tools/swap_backbone.py --help``; the same as ``convnext-dense swap``."""
+"""The command ``convnext-dense swap``: write a config with a ConvNeXt for its backbone."""
 
 from convnext_dense.cli import main
 

@@ -1,4 +1,4 @@
-"""Evaluate a detector or a segmentor: ``python tools/test.py --help``; the same as ``convnext-dense test``."""
+"""The command ``convnext-dense test``: evaluate a detector or a segmentor."""
 
 from convnext_dense.cli import main
 

@@ -1,4 +1,4 @@
-"""Train a detector or a segmentor: ``python tools/train.py --help``; the same as ``convnext-dense train``."""
+"""The command ``convnext-dense train``: train a detector or a segmentor."""
 
 from convnext_dense.cli import main
 
