@@ -1,6 +1,7 @@
 """The commands, their doors in tools/, and what a mistake looks like."""
 
 import ast
+import contextlib
 import json
 import runpy
 from pathlib import Path
@@ -83,11 +84,17 @@ def test_old_launchers_set_the_local_rank(calls, monkeypatch):
 
 
 def test_trust_holds_during_the_call(monkeypatch):
-    from convnext_dense.compat import TRUST_VARIABLE
+    inside = []
 
-    monkeypatch.delenv(TRUST_VARIABLE, raising=False)
+    @contextlib.contextmanager
+    def trust():
+        inside.append(True)
+        yield
+        inside.pop()
+
     seen = []
-    monkeypatch.setattr(cli, 'find', lambda place: lambda **options: seen.append(TRUST_VARIABLE in cli.os.environ))
+    monkeypatch.setattr(cli, 'trust_checkpoints', trust)
+    monkeypatch.setattr(cli, 'find', lambda place: lambda **options: seen.append(bool(inside)))
     cli.main('test', [CONFIG, 'x.pth', '--trust-checkpoint'])
     cli.main('test', [CONFIG, 'x.pth'])
     assert seen == [True, False]
