@@ -148,3 +148,37 @@ def test_tools_import_the_command_line_alone(tool):
     nodes = ast.walk(ast.parse((ROOT / f'tools/{tool}.py').read_text()))
     modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     assert modules == ['convnext_dense.cli']
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_wrong_option_is_answered_by_the_first_process(rank, monkeypatch, capsys):
+    """Another one leaves it the time to print: a launcher ends all of them when one has ended."""
+    pauses = []
+    monkeypatch.setattr(cli.time, 'sleep', pauses.append)
+    monkeypatch.setenv('RANK', str(rank))
+    with pytest.raises(SystemExit) as leave:
+        cli.main('train', [CONFIG, '--nonsense'])
+    assert leave.value.code == 2
+    assert ('--nonsense' in capsys.readouterr().err) == (rank == 0)
+    assert pauses == [cli.PATIENCE] * rank
+
+
+def test_a_mistake_of_another_process_is_told_with_its_rank(monkeypatch, capsys):
+    monkeypatch.setenv('RANK', '3')
+    monkeypatch.setattr(cli, 'PATIENCE', 0)
+    with pytest.raises(SystemExit):
+        cli.main('inspect', ['nowhere.pth'])
+    assert capsys.readouterr().err.startswith('error (rank 3): ')
+
+
+@pytest.mark.parametrize(('rank', 'told'), [(0, True), (1, False)])
+def test_interruption_ends_with_code_130(rank, told, monkeypatch, capsys):
+    def interrupt(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv('RANK', str(rank))
+    monkeypatch.setattr(cli, 'find', lambda place: interrupt)
+    with pytest.raises(SystemExit) as leave:
+        cli.main('train', [CONFIG])
+    assert leave.value.code == 130
+    assert ('--resume' in capsys.readouterr().err) == told
