@@ -111,8 +111,9 @@ class ConvNeXt(BaseModule):
     Raises:
         ValueError: An argument is out of range; the message lists what is allowed.
 
-    >>> [tuple(m.shape) for m in ConvNeXt('atto')(torch.zeros(1, 3, 64, 96))]
-    [(1, 40, 16, 24), (1, 80, 8, 12), (1, 160, 4, 6), (1, 320, 2, 3)]
+    Examples:
+        >>> [tuple(m.shape) for m in ConvNeXt('atto')(torch.zeros(1, 3, 64, 96))]
+        [(1, 40, 16, 24), (1, 80, 8, 12), (1, 160, 4, 6), (1, 320, 2, 3)]
     """
 
     def __init__(

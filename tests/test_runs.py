@@ -568,19 +568,6 @@ def test_panoptic_heads_keep_their_classes():
     assert cfg.model.panoptic_head.num_things_classes == 80
 
 
-@pytest.mark.parametrize('rank', [0, 1])
-def test_a_wrong_option_is_answered_by_the_first_process(rank, monkeypatch, capsys):
-    """Another one gives it the time to speak: a launcher ends all of them when one has ended."""
-    pauses = []
-    monkeypatch.setattr(command_line.time, 'sleep', pauses.append)
-    monkeypatch.setenv('RANK', str(rank))
-    with pytest.raises(SystemExit) as leave:
-        command_line.config_parser('Train.').parse_args(['config.py', '--nonsense'])
-    assert leave.value.code == 2
-    assert ('unrecognized arguments: --nonsense' in capsys.readouterr().err) == (rank == 0)
-    assert pauses == [command_line.PATIENCE] * rank
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:__array_:DeprecationWarning')  # NumPy's, of pycocotools
 @pytest.mark.parametrize('name', ['det/cascade_convnext_atto_shapes', 'seg/upernet_convnext_atto_shapes'])
