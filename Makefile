@@ -1,6 +1,6 @@
 # make train   from a fresh clone to a trained Cascade Mask R-CNN
 # make test    the fast tests, WORKERS=2 at a time;  make test-slow  all of them;  make lint  ruff
-# make matrix  the fast tests on other versions of Python and of the packages; docs/versions.md
+# make matrix  nox: the fast tests on other versions of Python and of the packages; docs/versions.md
 #
 # The first use makes .venv and installs the pinned set of constraints.txt. To use an environment of your own:
 #   pip install -e '.[mm,dev]'   and then   make train PYTHON=python
@@ -26,8 +26,9 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTHON) -m pytest -n $(WORKERS) -m 'slow or not slow'
 
-matrix: $(INSTALLED)
-	$(PYTHON) tools/matrix.py
+# nox makes its own environments: pipx install nox
+matrix:
+	nox
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
