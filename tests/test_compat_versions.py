@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from packaging.specifiers import SpecifierSet
@@ -329,3 +330,10 @@ def test_a_missing_package_is_named(name, tmp_path, pip_knows):
     """Metadata alone shows it: the core works without mmcv, so that this is a line and no error."""
     (problem,) = find_problems(pip_knows(*(each for each in CORE + MM if each.split()[0] != name)))
     assert f'{name} is not installed' in problem.what
+
+
+def test_the_ranges_of_the_forks_stand_in_noxfile_and_page():
+    root = Path(__file__).parent.parent
+    for file in ('noxfile.py', 'docs/versions.md'):
+        text = (root / file).read_text()
+        assert all(f"'{fork}{versions}'" in text for fork, versions in FORKS.items()), file
