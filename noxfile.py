@@ -46,7 +46,7 @@ def oldest(session: nox.Session) -> None:
         silent=True,
     )
     # tools of the tests may be of any time
-    users = [line for line in asked.splitlines() if 'extra == "dev"' not in line]
+    users = [line for line in asked.splitlines() if 'dev' not in line.partition(';')[2]]
     bounds = (re.match(r'([\w-]+).*?>=([\w.]+)', line) for line in users)
     session.install('-e', '.[mm,dev]', *{f'{bound[1]}=={bound[2]}' for bound in bounds if bound})
     run_tests(session)

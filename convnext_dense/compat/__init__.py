@@ -5,9 +5,10 @@ are read without running code. ``prepare()`` imports no library: each change wai
 """
 
 from .broken import explained_import, log_problems
-from .checkpoints import TRUST_VARIABLE, check_exists, read_checkpoint, trust_checkpoints
+from .checkpoints import check_exists, read_checkpoint
 from .ext_finder import install_finder, ops_backend
 from .patches import Patch, PatchStatus, add_patch, apply_patches, patch_report, replace_function
+from .unpickling import TRUST_VARIABLE, trust_checkpoints
 from .warnings import silence_warnings
 
 __all__ = [

@@ -10,9 +10,9 @@ import math
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from .checkpoints import TRUST_ADVICE, checkpoints_are_trusted
 from .errors import UserError
 from .module_view import ModuleView
+from .unpickling import TRUST_ADVICE, checkpoints_are_trusted
 
 NUMBERS = {'inf': math.inf, 'nan': math.nan}  # as MMEngine writes them
 
