@@ -1,7 +1,7 @@
 # make train   from a fresh clone to a trained Cascade Mask R-CNN
 # make test    the fast tests, WORKERS=2 at a time;  make test-slow  all of them
 # make lint    style and the borders between the rooms;  make docs  the site, in site/
-# make matrix  the fast tests on other versions of Python and of the packages; docs/versions.md
+# make matrix  nox: the fast tests on other versions of Python and of the packages; docs/versions.md
 #
 # The first use makes .venv and installs the pinned set of constraints.txt. To use an environment of your own:
 #   pip install -e '.[mm,dev,docs]'   and then   make train PYTHON=python
@@ -27,8 +27,9 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTHON) -m pytest -n $(WORKERS) -m 'slow or not slow'
 
-matrix: $(INSTALLED)
-	$(PYTHON) tools/matrix.py
+# nox makes its own environments: pipx install nox
+matrix:
+	nox
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
