@@ -4,20 +4,16 @@ import argparse
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-import torch
 from mmengine.config import DictAction
 
 from convnext_dense.compat import trust_checkpoints
 from convnext_dense.compat.errors import UserError
-from convnext_dense.train.run import is_lost_connection
-from convnext_dense.train.screen import process_rank
+from convnext_dense.train.launch import is_in_group, is_lost_connection, say_once, was_said
 
 TRACEBACK_VARIABLE = 'CONVNEXT_DENSE_TRACEBACK'
-PATIENCE = 10  # seconds within which a launcher ends the other processes of a run when one has failed
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -57,14 +53,12 @@ def call(function: Callable, parser: argparse.ArgumentParser) -> Any:
 
 
 class OneVoiceParser(argparse.ArgumentParser):
-    """Argparse's parser, of which the first of several processes alone speaks."""
+    """Argparse's parser; one of several processes prints a mistake in the options."""
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit."""
-        if process_rank() > 0:
-            time.sleep(PATIENCE)  # the launcher ends all processes when one has ended, and the first has yet to speak
-            sys.exit(2)
-        super().error(message)
+        say_once(f'{self.format_usage()}{self.prog}: error: {message}')
+        sys.exit(2)
 
 
 class Options(DictAction):
@@ -93,34 +87,28 @@ class LocalRank(argparse.Action):
 def user_errors() -> Iterator[None]:
     """Turn a :class:`UserError` into one message on standard error and exit code 2; Ctrl-C into exit code 130.
 
-    Of several processes the first one speaks. Another one speaks later, if it is still there: then the mistake is its
-    own, an image that is damaged for it alone.
+    Of several processes on a machine, the one that finds the mistake first prints it.
     """
     try:
         yield
     except UserError as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        rank = process_rank()
-        if rank > 0:
-            time.sleep(PATIENCE)
-        print(f'error{f" (rank {rank})" if rank else ""}: {error}', file=sys.stderr)
-        if error.__cause__ is not None:
-            print(f'(set {TRACEBACK_VARIABLE}=1 for the traceback)', file=sys.stderr)
+        hint = f'\n(set {TRACEBACK_VARIABLE}=1 for the traceback)' if error.__cause__ is not None else ''
+        say_once(f'error: {error}{hint}')
         leave(2)
     except RuntimeError as error:
-        if is_lost_connection(error):
-            time.sleep(PATIENCE)  # the process that failed has spoken, and the launcher ends this one
+        if is_lost_connection(error) and was_said():
+            leave(2)  # the process that failed has told why
         raise
     except KeyboardInterrupt:
-        if process_rank() == 0:
-            print('interrupted; a training continues from its latest checkpoint with --resume', file=sys.stderr)
+        say_once('interrupted; a training continues from its latest checkpoint with --resume')
         leave(130)
 
 
 def leave(code: int) -> NoReturn:
     """Exit; out of a process group at once, because its destructors wait for the others or abort this process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_in_group():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
