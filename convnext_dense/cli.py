@@ -7,21 +7,19 @@ import argparse
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
-import torch
 from mmengine.config import DictAction
 
 from convnext_dense import __version__
 from convnext_dense.compat import trust_checkpoints
 from convnext_dense.compat.errors import UserError
+from convnext_dense.train.launch import is_in_group, is_lost_connection, say_once, was_said
 
 PROGRAM = 'convnext-dense'
 TRACEBACK_VARIABLE = 'CONVNEXT_DENSE_TRACEBACK'
-PATIENCE = 10  # seconds within which a launcher ends the other processes of a run when one has failed
 
 
 class Options(DictAction):
@@ -214,14 +212,12 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> Non
 
 
 class QuietParser(argparse.ArgumentParser):
-    """Argparse's parser; of several processes only the first prints an error."""
+    """Argparse's parser; one of several processes prints a mistake in the options."""
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with code 2."""
-        if rank() > 0:
-            let_the_first_speak()
-            sys.exit(2)
-        super().error(message)
+        say_once(f'{self.format_usage()}{self.prog}: error: {message}')
+        sys.exit(2)
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -264,59 +260,30 @@ def show_stats(**options) -> None:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a :class:`UserError` into one message on standard error and exit code 2, and Ctrl-C into exit code 130.
+    """Turn a :class:`UserError` into one message on standard error and exit code 2; Ctrl-C into exit code 130.
 
-    A mistake that all processes of a run meet is told once, by the first; that of another process with its rank.
+    Of several processes on a machine, the one that finds the mistake first prints it.
     """
     try:
         yield
     except UserError as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        tell(error)
+        hint = f'\n(set {TRACEBACK_VARIABLE}=1 for the traceback)' if error.__cause__ is not None else ''
+        say_once(f'error: {error}{hint}')
         leave(2)
     except RuntimeError as error:
-        if has_lost_others(error):
-            let_the_first_speak()
+        if is_lost_connection(error) and was_said():
+            leave(2)  # the process that failed has told why
         raise
     except KeyboardInterrupt:
-        if rank() == 0:
-            print('interrupted; a training continues from its latest checkpoint with --resume', file=sys.stderr)
+        say_once('interrupted; a training continues from its latest checkpoint with --resume')
         leave(130)
-
-
-def tell(error: UserError) -> None:
-    """Print an error; a process that is not the first waits, and names its rank."""
-    if rank() > 0:
-        let_the_first_speak()
-    print(f'error{f" (rank {rank()})" if rank() else ""}: {error}', file=sys.stderr)
-    if error.__cause__ is not None:
-        print(f'(set {TRACEBACK_VARIABLE}=1 for the traceback)', file=sys.stderr)
-
-
-def rank() -> int:
-    """Return the number of this process in its run, as its launcher has set it."""
-    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
-
-
-def let_the_first_speak() -> None:
-    """Wait until the launcher ends this process, as it does when the first process has printed its error and left.
-
-    If this process left earlier, the launcher would end the first one before it has printed anything. A process that
-    survives the wait has an error of its own, such as an image that is damaged for it alone.
-    """
-    time.sleep(PATIENCE)
-
-
-def has_lost_others(error: RuntimeError) -> bool:
-    """Tell whether an error means that another process of the run has gone; gloo's errors have no class."""
-    distributed = torch.distributed.is_available()
-    return distributed and (isinstance(error, torch.distributed.DistBackendError) or 'gloo/transport' in str(error))
 
 
 def leave(code: int) -> NoReturn:
     """Exit; out of a process group at once, because its destructors wait for the others or abort this process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_in_group():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
