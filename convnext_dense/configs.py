@@ -75,3 +75,8 @@ def require_library(scope: str | None) -> None:
 def model_scope(cfg: Config) -> contextlib.AbstractContextManager:
     """Return a context in which the names of a config mean those of its library; several configs may take turns."""
     return DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
+
+
+def config_folder() -> Path:
+    """Return the folder of this package's own configs."""
+    return Path(__file__).parents[1] / 'configs'
