@@ -14,7 +14,7 @@ from mmengine.registry import TRANSFORMS, init_default_scope
 from torch import nn
 
 from convnext_dense.configs import load_config, walk
-from convnext_dense.swap.upstream import config_folder
+from convnext_dense.swap.read import library_configs
 from convnext_dense.train import config_header
 from convnext_dense.train.stats import build_on_meta
 from convnext_dense.variants import VARIANTS
@@ -214,7 +214,7 @@ def coco_leaves(method: str) -> list[str]:
 @pytest.mark.parametrize('name', coco_leaves('cascade'))
 def test_cascade_differs_from_mmdetections_only_where_the_recipe_does(name):
     ours = Config.fromfile(ROOT / f'configs/det/{name}.py').model
-    theirs = Config.fromfile(config_folder('mmdet') / '_base_/models/cascade-mask-rcnn_r50_fpn.py').model
+    theirs = Config.fromfile(library_configs('mmdet') / '_base_/models/cascade-mask-rcnn_r50_fpn.py').model
     for part in ('data_preprocessor', 'rpn_head', 'train_cfg', 'test_cfg'):
         assert ours[part].to_dict() == theirs[part].to_dict(), part
     for part in ('bbox_roi_extractor', 'mask_roi_extractor', 'mask_head', 'type', 'num_stages', 'stage_loss_weights'):
@@ -224,7 +224,7 @@ def test_cascade_differs_from_mmdetections_only_where_the_recipe_does(name):
 @pytest.mark.parametrize('name', coco_leaves('mask_rcnn'))
 def test_mask_rcnn_is_mmdetections(name):
     ours = Config.fromfile(ROOT / f'configs/det/{name}.py').model
-    theirs = Config.fromfile(config_folder('mmdet') / '_base_/models/mask-rcnn_r50_fpn.py').model
+    theirs = Config.fromfile(library_configs('mmdet') / '_base_/models/mask-rcnn_r50_fpn.py').model
     if 'convnextv2' in name:
         theirs.test_cfg.rcnn.nms.type = 'soft_nms'
         ours.data_preprocessor.pop('batch_augments')  # of which other tests tell
@@ -258,7 +258,7 @@ def test_its_crop_is_the_papers(shape):
 
 def test_upernet_r50_is_mmsegmentations():
     ours = Config.fromfile(ROOT / 'configs/seg/upernet_r50_ade20k.py')
-    theirs = Config.fromfile(config_folder('mmseg') / 'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py')
+    theirs = Config.fromfile(library_configs('mmseg') / 'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py')
     for part in ('type', 'decode_head', 'auxiliary_head', 'train_cfg', 'test_cfg'):
         assert ours.model[part] == theirs.model[part], part
     assert ours.model.data_preprocessor == theirs.model.data_preprocessor

@@ -20,7 +20,7 @@ from torch import nn
 from convnext_dense import ConvNeXt, UserError, configs
 from convnext_dense.configs import walk
 from convnext_dense.data.samples import empty_sample
-from convnext_dense.swap.upstream import config_folder
+from convnext_dense.swap.read import library_configs
 from convnext_dense.train import measurement
 from convnext_dense.train import stats as model_stats
 from convnext_dense.train.config_header import Header

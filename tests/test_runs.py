@@ -16,7 +16,7 @@ from convnext_dense import cli as command_line
 from convnext_dense.compat import read_checkpoint
 from convnext_dense.configs import model_scope
 from convnext_dense.data.writer import write_shapes
-from convnext_dense.swap.upstream import find_config
+from convnext_dense.swap.read import find_config
 from convnext_dense.train import config as run_config
 from convnext_dense.train import run as runs
 from convnext_dense.train.config_header import read_header
