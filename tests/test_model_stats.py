@@ -33,7 +33,7 @@ CONFIGS = ROOT / 'configs'
 DRAWN = CONFIGS / 'det/cascade_convnext_atto_shapes.py'
 DRAWN_SEG = CONFIGS / 'seg/upernet_convnext_atto_shapes.py'
 CASCADE_T = CONFIGS / 'det/cascade_convnext_t_coco.py'
-MMDET, MMSEG = map(config_folder, ('mmdet', 'mmseg'))
+MMDET, MMSEG = map(library_configs, ('mmdet', 'mmseg'))
 # millions of parameters and GFLOPs as the papers print them (arXiv 2201.03545, Tables 3 and 4), and the image
 INF = float('inf')
 COCO, ADE, LARGE_ADE = (1280, 800), (2048, 512), (2560, 640)

@@ -22,7 +22,7 @@ from convnext_dense import UserError
 from convnext_dense.configs import load_config, model_scope
 from convnext_dense.swap import prove, swap_backbone
 from convnext_dense.swap.changes import dotted
-from convnext_dense.swap.prove import SEED, build_model, predict, take_step
+from convnext_dense.swap.proof import SEED, build_model, predict, take_step
 from convnext_dense.swap.read import STRIDES
 from convnext_dense.train.screen import quiet
 

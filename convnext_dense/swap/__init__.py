@@ -1,6 +1,6 @@
 """Put a ConvNeXt in the place of the backbone of any config of MMDetection or MMSegmentation."""
 
 from .exchange import Swap, swap_backbone, write_swap
-from .prove import Proof, prove
+from .proof import Proof, prove
 
 __all__ = ['Proof', 'Swap', 'prove', 'swap_backbone', 'write_swap']

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
@@ -12,7 +13,7 @@ from mmengine.registry import MODELS
 from convnext_dense.configs import model_scope
 from convnext_dense.swap.changes import Changes, Path, apply, at, dotted, type_name
 from convnext_dense.swap.fit import Pair, fit_normalization, fit_takers, pair_maps
-from convnext_dense.swap.prove import explain_failure, prove
+from convnext_dense.swap.proof import explain_failure, prove
 from convnext_dense.swap.read import STRIDES, backbone_maps, find_config, find_owner, library_configs, read_config
 from convnext_dense.swap.recipe import (
     find_arch,
@@ -57,24 +58,16 @@ class Swap:
 
 
 def write_swap(
-    config: str | os.PathLike,
-    arch: str = 'tiny',
-    in22k: bool = False,
-    v2: bool = False,
-    weights: str | None = None,
-    out: str | os.PathLike | None = None,
-    proof: bool = True,
+    config: str | os.PathLike, *arguments: Any, out: str | os.PathLike | None = None, proof: bool = True, **options: Any
 ) -> None:
     """Exchange the backbone of a config, prove that the new one runs, and write it.
 
     Args:
-        config: See :func:`swap_backbone`.
-        arch: See there.
-        in22k: See there.
-        v2: See there.
-        weights: See there.
+        config: The old config.
+        *arguments: Size and weights of the ConvNeXt; see :func:`swap_backbone`.
         out: The file to write; by default the config is printed.
         proof: Take a training step and predict on drawn images first.
+        **options: Like ``arguments``.
 
     Raises:
         UserError: The backbone cannot be exchanged, the file exists or cannot be written, or the new config does not
@@ -82,7 +75,7 @@ def write_swap(
     """
     if out is not None:
         check_writable(File(out))
-    swap = swap_backbone(config, arch, in22k, v2, weights)
+    swap = swap_backbone(config, *arguments, **options)
     notes = list(swap.notes)
     if proof:
         with tempfile.TemporaryDirectory() as folder:
@@ -159,13 +152,7 @@ def backbone_config(arch: str, v2: bool, pairs: Sequence[Pair], drop_path_rate: 
 
 
 def fit_model(cfg: Config, path: Path, pairs: Sequence[Pair], backbone: dict) -> Changes:
-    """Return what the model must change for a new backbone.
-
-    Args:
-        cfg: The config.
-        path: The path of the model that has the backbone.
-        pairs: The old backbone's maps, with the stages that take their place.
-        backbone: The new backbone's config.
+    """Return what the model must change for a new backbone; ``path`` is that of the model that has it.
 
     Raises:
         UserError: No rule fits neck or heads.

@@ -94,10 +94,6 @@ def pair_maps(owner: Mapping, maps: Sequence[Map]) -> list[Pair]:
     A map that neither neck nor heads use gets no stage: its norm would get no gradient, which stops training on
     several GPUs.
 
-    Args:
-        owner: The model that has the backbone.
-        maps: The maps that the backbone gives.
-
     Raises:
         UserError: The maps are not a pyramid like ConvNeXt's.
     """
@@ -156,13 +152,8 @@ def fit_takers(owner: Mapping, path: Path, pairs: Sequence[Pair], widths: Sequen
 def fit_channels(given: int | Sequence[int], pairs: Sequence[Pair], widths: Sequence[int], name: str) -> Any:
     """Return ConvNeXt's channels in the place of the old backbone's.
 
-    Each number is looked up among the channels of the old maps, because a list may have any order.
-
-    Args:
-        given: The channels of the old maps.
-        pairs: The old maps, with the stages that take their place.
-        widths: The channels of ConvNeXt's stages.
-        name: The setting's name, for the message.
+    Each number is looked up among the channels of the old maps, because a list may have any order. ``name`` is the
+    setting's, for the message.
 
     Raises:
         UserError: No map of the old backbone has these channels.
@@ -207,10 +198,7 @@ def fit_places(taker: Mapping, pairs: Sequence[Pair]) -> dict[str, Any]:
 def fit_normalization(cfg: Config, path: Path) -> Changes:
     """Return the mean and deviation of images that ConvNeXt's weights expect, where the config has others.
 
-    Args:
-        cfg: The config.
-        path: The path of the model that has the backbone. The data preprocessor may stand there, in a model around it,
-            or at the top of the config.
+    The data preprocessor may stand in the model that has the backbone, in a model around it, or at the top.
     """
     for owner in (path, path[:1], ()):
         place, node = (*owner, 'data_preprocessor'), at(cfg, owner).get('data_preprocessor')

@@ -135,9 +135,6 @@ def backbone_owners(node: Any, path: Path) -> Iterator[Path]:
 def backbone_maps(cfg: Mapping) -> list[Map]:
     """Run a backbone on an empty image and return the feature maps that it gives.
 
-    Args:
-        cfg: The backbone's config, in the current default scope.
-
     Raises:
         UserError: The backbone cannot be built or run, or returns more than feature maps.
     """
@@ -168,11 +165,8 @@ def mmpretrain_maps(cfg: Mapping) -> list[Map]:
 def stages_for(maps: Sequence[Map], name: str) -> tuple[int, ...]:
     """Return the ConvNeXt stages whose maps can take the place of ``maps``.
 
-    The last maps of a dilated backbone share a stride; ConvNeXt's last stages take their place.
-
-    Args:
-        maps: The maps of the old backbone.
-        name: The old backbone's type, for the message.
+    The last maps of a dilated backbone share a stride; ConvNeXt's last stages take their place. ``name`` is the old
+    backbone's type, for the message.
 
     Raises:
         UserError: The maps are not a pyramid like ConvNeXt's.

@@ -119,12 +119,8 @@ def fit_optimizer(cfg: Config, recipe: Recipe, other_names: Callable[[], Iterabl
     """Return an optimizer whose learning rates decay from the heads down to the stem.
 
     An optimizer of the recipe's type keeps its options, and the recipe gives those that it leaves out.
-
-    Args:
-        cfg: The config.
-        recipe: The recipe.
-        other_names: Returns the names of the parameters outside the backbone. It builds the model, so it is called only
-            if the config has factors for some parameters.
+    ``other_names`` builds the model to return the names of its parameters outside the backbone; it is called only if
+    the config has factors for some parameters.
     """
     old, new = cfg.get('optim_wrapper'), recipe.optim_wrapper
     if old is None:
@@ -139,19 +135,14 @@ def fit_optimizer(cfg: Config, recipe: Recipe, other_names: Callable[[], Iterabl
         type=old.get('type', 'OptimWrapper'),
         constructor=new['constructor'],
         paramwise_cfg=paramwise,
-        optimizer={**new['optimizer'], **(given if keeps_rate else {})},
+        optimizer={'type': new['optimizer']['type'], 'lr': None, **new['optimizer'], **(given if keeps_rate else {})},
         **{key: old[key] for key in KEPT if old.get(key) is not None},
     )
     return {**({} if keeps_rate else fit_batch_size(cfg, recipe)), ('optim_wrapper',): wrapper}
 
 
 def keep_factors(keys: Mapping[str, Mapping], names: Iterable[str]) -> dict:
-    """Return the factors that concern parameters outside the backbone; the decay replaces the backbone's.
-
-    Args:
-        keys: Pieces of parameters' names -> factors, as MMEngine's constructor takes them.
-        names: The names of the parameters outside the backbone.
-    """
+    """Return the factors, by pieces of names, of parameters outside the backbone; the decay replaces the others."""
     kept = {
         key: {name: factors[name] for name in FACTORS if name in factors}
         for key, factors in keys.items()
@@ -194,12 +185,7 @@ def fit_schedule(schedule: Mapping, rate: float | None) -> dict:
 
 
 def fit_imports(cfg: Config, backbone: str) -> Changes:
-    """Return the modules that the new config imports: this package, and those of the old config.
-
-    Args:
-        cfg: The config.
-        backbone: The old backbone's type. If it names a package that is not installed, that is not imported.
-    """
+    """Return the modules to import: this package, and those of the config but for a missing one of the old backbone."""
     package = backbone.partition('.')[0] if '.' in backbone else ''
     unneeded = {package} if package and find_spec(package) is None else set()
     kept = [name for name in imported_modules(cfg) if name != PACKAGE and name.partition('.')[0] not in unneeded]
