@@ -59,19 +59,25 @@ class Pair(NamedTuple):
 
 def find_takers(owner: Mapping) -> Iterator[Taker]:
     """Yield everything that takes maps of a model's backbone: the first neck, or else the heads."""
-    names = [key for key in owner if key.endswith('_head') and key not in TIED_HEADS]
     if owner.get('neck'):
         path, neck = next(modules(owner, 'neck'))
         rule = find_rule(neck)
         yield Taker(path, neck, rule)
-        names = [name for name in names if name == rule.bypassed_by]
+        names = [rule.bypassed_by] if rule.bypassed_by in owner else []
+    else:
+        names = [key for key in owner if key.endswith('_head') and key not in TIED_HEADS]
     for name in names:
         for path, head in modules(owner, name):
-            rule = find_rule(head)
-            if rule.inner_head:
-                path, head = (*path, rule.inner_head), head[rule.inner_head]
-            if 'in_channels' in head:
-                yield Taker(path, head, rule)
+            yield from head_takers(path, head)
+
+
+def head_takers(path: Path, head: Mapping) -> Iterator[Taker]:
+    """Yield what takes maps of the backbone in a head: the head itself, the one inside it, or nothing."""
+    rule = find_rule(head)
+    if rule.inner_head:
+        path, head = (*path, rule.inner_head), head[rule.inner_head]
+    if 'in_channels' in head:
+        yield Taker(path, head, rule)
 
 
 def find_rule(cfg: Mapping) -> Rule:
@@ -183,16 +189,15 @@ def fit_places(taker: Mapping, pairs: Sequence[Pair]) -> dict[str, Any]:
     places = {old: new for new, old in enumerate(place for place, pair in enumerate(pairs) if pair.stage is not None)}
     if len(places) == len(pairs):
         return {}
-    if 'start_level' in taker:
-        has_end = taker.get('end_level', -1) > 0
-        end = dict(end_level=taker['end_level'] - taker['start_level']) if has_end else {}
-        return dict(start_level=0, **end)
-    index = taker.get('in_index')
+    start, end, index = taker.get('start_level'), taker.get('end_level', -1), taker.get('in_index')
+    if start is not None:
+        return dict(start_level=0, end_level=end - start) if end > 0 else dict(start_level=0)
     if index is None:
         return {}
     if isinstance(index, int):
         return dict(in_index=places[index % len(pairs)])
-    return dict(in_index=[places[each % len(pairs)] for each in index if each % len(pairs) in places])
+    kept = [each % len(pairs) for each in index]
+    return dict(in_index=[places[each] for each in kept if each in places])
 
 
 def fit_normalization(cfg: Config, path: Path) -> Changes:

@@ -30,6 +30,12 @@ TIMM = {  # timm alone trained V1 in these sizes
     'pico': 'timm://convnext_pico.d1_in1k',
     'nano': 'timm://convnext_nano.in12k_ft_in1k',
 }
+WEIGHTS = {  # by --in22k and --v2
+    (False, False): '{}_1k',
+    (True, False): '{}_22k',
+    (False, True): 'v2_{}_1k',
+    (True, True): 'v2_{}_22k_1k',
+}
 KEPT = ('clip_grad', 'accumulative_counts', 'loss_scale', 'dtype')  # settings of the optimizer wrapper
 FACTORS = ('lr_mult', 'decay_mult')
 PACKAGE = 'convnext_dense'
@@ -75,8 +81,7 @@ def find_weights(arch: str, in22k: bool, v2: bool) -> str:
     """
     if arch in TIMM and not in22k and not v2:
         return TIMM[arch]
-    data = ('22k_1k' if v2 else '22k') if in22k else '1k'
-    name = f'convnext://{"v2_" if v2 else ""}{arch}_{data}'
+    name = f'convnext://{WEIGHTS[in22k, v2].format(arch)}'
     for source in (name, f'{name}_384'):  # pixels of the images, where no weights of 224 were published
         with contextlib.suppress(UserError):
             check_source(source)
@@ -122,31 +127,36 @@ def fit_optimizer(cfg: Config, recipe: Recipe, other_names: Callable[[], Iterabl
     ``other_names`` builds the model to return the names of its parameters outside the backbone; it is called only if
     the config has factors for some parameters.
     """
-    old, new = cfg.get('optim_wrapper'), recipe.optim_wrapper
+    old = cfg.get('optim_wrapper')
     if old is None:
         return {}
-    given = old.get('optimizer') or {}
-    keeps_rate = given.get('type') == new['optimizer']['type']
-    paramwise = dict(decay_rate=new['paramwise_cfg']['decay_rate'])
-    if keys := (old.get('paramwise_cfg') or {}).get('custom_keys'):
-        paramwise |= keep_factors(keys, list(other_names()))
-    wrapper = dict(
+    new, given, changes = recipe.optim_wrapper, old.get('optimizer') or {}, {}
+    optimizer = {'type': new['optimizer']['type'], 'lr': new['optimizer']['lr'], **new['optimizer']}
+    if given.get('type') == optimizer['type']:
+        optimizer.update(given)
+    else:
+        changes = fit_batch_size(cfg, recipe)
+    changes['optim_wrapper',] = dict(
         _delete_=True,
         type=old.get('type', 'OptimWrapper'),
         constructor=new['constructor'],
-        paramwise_cfg=paramwise,
-        optimizer={'type': new['optimizer']['type'], 'lr': None, **new['optimizer'], **(given if keeps_rate else {})},
+        paramwise_cfg=dict(decay_rate=new['paramwise_cfg']['decay_rate'], **keep_factors(old, other_names)),
+        optimizer=optimizer,
         **{key: old[key] for key in KEPT if old.get(key) is not None},
     )
-    return {**({} if keeps_rate else fit_batch_size(cfg, recipe)), ('optim_wrapper',): wrapper}
+    return changes
 
 
-def keep_factors(keys: Mapping[str, Mapping], names: Iterable[str]) -> dict:
-    """Return the factors, by pieces of names, of parameters outside the backbone; the decay replaces the others."""
+def keep_factors(wrapper: Mapping, other_names: Callable[[], Iterable[str]]) -> dict:
+    """Return the factors of parameters outside the backbone; the decay replaces those of the backbone."""
+    keys = (wrapper.get('paramwise_cfg') or {}).get('custom_keys')
+    if not keys:
+        return {}
+    names = list(other_names())
     kept = {
-        key: {name: factors[name] for name in FACTORS if name in factors}
-        for key, factors in keys.items()
-        if any(key in name for name in names)
+        piece: {name: factors[name] for name in FACTORS if name in factors}
+        for piece, factors in keys.items()
+        if any(piece in name for name in names)
     }
     return dict(custom_keys=kept) if kept else {}
 
