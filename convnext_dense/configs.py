@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 
 from convnext_dense.compat import Patch, add_patch
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.versions import MMENGINE
 
 LIBRARIES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
 TASKS = ('det', 'seg')  # the folders of this package's configs
@@ -202,4 +203,5 @@ for module, link, why, apply in (
         find_own_model,
     ),
 ):
-    add_patch(Patch(apply.__name__.replace('_', '-'), ('mmengine', 'onedl-mmengine'), '', module, link, why, apply))
+    name = apply.__name__.replace('_', '-')
+    add_patch(Patch(name=name, packages=MMENGINE, module=module, link=link, why=why, apply=apply))
