@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import threading
@@ -496,3 +497,15 @@ def test_a_file_that_holds_no_checkpoint(tmp_path):
         UserError, match=r'list\.pth holds list, not a checkpoint\. Save the state_dict\(\) of the model'
     ):
         fetch(tmp_path / 'list.pth')
+
+
+def test_a_module_that_is_imported_again_still_loads(tmp_path):
+    """A new process, because the second import replaces the classes that other tests hold."""
+    torch.save({'weight': torch.ones(1)}, tmp_path / 'x.pth')
+    code = (
+        'import importlib, sys, convnext_dense.weights as weights\n'
+        'from convnext_dense.weights import sources\n'
+        'print(dict(importlib.reload(sources).fetch(sys.argv[1])))'
+    )
+    ran = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'x.pth')], capture_output=True, text=True)
+    assert 'tensor([1.])' in ran.stdout, ran.stderr[-500:]
