@@ -150,35 +150,28 @@ def test_tools_import_the_command_line_alone(tool):
     assert modules == ['convnext_dense.cli']
 
 
-@pytest.mark.parametrize('rank', [0, 1])
-def test_a_wrong_option_is_answered_by_the_first_process(rank, monkeypatch, capsys):
-    """Another one leaves it the time to print: a launcher ends all of them when one has ended."""
-    pauses = []
-    monkeypatch.setattr(cli.time, 'sleep', pauses.append)
-    monkeypatch.setenv('RANK', str(rank))
-    with pytest.raises(SystemExit) as leave:
-        cli.main('train', [CONFIG, '--nonsense'])
-    assert leave.value.code == 2
-    assert ('--nonsense' in capsys.readouterr().err) == (rank == 0)
-    assert pauses == [cli.PATIENCE] * rank
+@pytest.fixture
+def shared_run(tmp_path, monkeypatch):
+    """The environment of a process that torchrun started with others."""
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / '0/error.json'))
 
 
-def test_a_mistake_of_another_process_is_told_with_its_rank(monkeypatch, capsys):
-    monkeypatch.setenv('RANK', '3')
-    monkeypatch.setattr(cli, 'PATIENCE', 0)
-    with pytest.raises(SystemExit):
-        cli.main('inspect', ['nowhere.pth'])
-    assert capsys.readouterr().err.startswith('error (rank 3): ')
+@pytest.mark.parametrize('words', [('train', CONFIG, '--nonsense'), ('inspect', 'nowhere.pth')])
+def test_a_mistake_of_all_processes_is_told_once(shared_run, words, capsys):
+    for rank in range(2):
+        with pytest.raises(SystemExit) as leave:
+            cli.main(arguments=words)
+        assert leave.value.code == 2
+        assert ('error: ' in capsys.readouterr().err) == (rank == 0)
 
 
-@pytest.mark.parametrize(('rank', 'told'), [(0, True), (1, False)])
-def test_interruption_ends_with_code_130(rank, told, monkeypatch, capsys):
+def test_interruption_ends_with_code_130(shared_run, monkeypatch, capsys):
     def interrupt(**options):
         raise KeyboardInterrupt
 
-    monkeypatch.setenv('RANK', str(rank))
     monkeypatch.setattr(cli, 'find', lambda place: interrupt)
-    with pytest.raises(SystemExit) as leave:
-        cli.main('train', [CONFIG])
-    assert leave.value.code == 130
-    assert ('--resume' in capsys.readouterr().err) == told
+    for rank in range(2):
+        with pytest.raises(SystemExit) as leave:
+            cli.main('train', [CONFIG])
+        assert leave.value.code == 130
+        assert ('--resume' in capsys.readouterr().err) == (rank == 0)

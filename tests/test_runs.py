@@ -437,9 +437,9 @@ def test_fine_tuning_from_another_architecture_is_refused(options, trained, tmp_
         ({'model.backbone.drop_path': 0.1}, "The config cannot be built: .*unexpected keyword argument 'drop_path'"),
         (
             {'optim_wrapper.optimizer.type': 'AdamWW'},
-            "there is no optimizer 'AdamWW'. Did you mean AdamW",
+            "no optimizer 'AdamWW'. Did you mean AdamW",
         ),
-        ({'optim_wrapper.paramwise_cfg.decay': 0.1}, r"unknown paramwise_cfg keys \['decay'\]"),
+        ({'optim_wrapper.paramwise_cfg.decay': 0.1}, r"paramwise_cfg has unknown keys \['decay'\]"),
         ({'train_cfg.max_epoch': 3}, "The config cannot be built: .*unexpected keyword argument 'max_epoch'"),
         ({'train_dataloader.dataset.split': 'trian'}, 'trian'),
     ],

@@ -27,7 +27,6 @@ from torch import nn
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.train import run as runs
 from convnext_dense.weights import fetch, fit, load_weights
-from convnext_dense.weights import upstream as doors
 from convnext_dense.weights.formats import HF, TORCHVISION
 
 ROOT = Path(__file__).parent.parent
@@ -410,8 +409,14 @@ def test_weights_alone_are_not_resumed(legacy, tmp_path):
 @pytest.fixture
 def shown(monkeypatch):
     """The reports that are logged, each with its level."""
-    reports = []
-    monkeypatch.setattr(doors, 'show_table', lambda text, level=logging.INFO: reports.append((level, text)))
+    reports, call_handlers = [], MMLogger.callHandlers
+
+    def keep(self, record):
+        if record.getMessage().startswith('weights from'):
+            reports.append((record.levelno, record.getMessage()))
+        call_handlers(self, record)
+
+    monkeypatch.setattr(MMLogger, 'callHandlers', keep)
     return reports
 
 

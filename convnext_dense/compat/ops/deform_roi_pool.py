@@ -121,10 +121,10 @@ def _pool(
     y, x = torch.broadcast_tensors(axes[0][..., None], axes[1][..., None, :])
     height, width = features.shape[1:]
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    # In float32 the way to units and back would move a sample by 1e-5 pixels and more.
-    grid = torch.stack([_to_unit(x.double(), width), _to_unit(y.double(), height)], dim=-1).view(
-        1, -1, counts[0] * counts[1], 2
-    )
+    # In float32 the way to units and back would move a sample by 1e-5 pixels and more. A sample that lies outside, or at
+    # NaN for want of a sound offset, is 0; grid_sample would read foreign memory at NaN.
+    x, y = (torch.where(inside, along, 0).double() for along in (x, y))
+    grid = torch.stack([_to_unit(x, width), _to_unit(y, height)], dim=-1).view(1, -1, counts[0] * counts[1], 2)
     samples = F.grid_sample(features[None].double(), grid, padding_mode='border', align_corners=True)
     samples = samples[0] * inside.view(samples.shape[2:])
     return samples.mean(dim=-1).view(-1, len(rois), *cells).transpose(0, 1).to(features.dtype)
