@@ -164,11 +164,7 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     source = getattr(checkpoint, 'source', 'the checkpoint')
     given = unwrap(checkpoint, source)
     alone = backbone_only or prefix is not None
-    found = [] if alone else find_backbones(given)
-    found = found or [choose_backbone(given, source, prefix)]  # which raises where there is none
-    read = read_part if alone else read_with_head
-    parts = [read(given, each) for each in found]
-    parts = [part for part in parts if all(part.architecture.depths)] or parts[:1]  # a stem alone is no ConvNeXt
+    parts = [read_part(given, choose_backbone(given, source, prefix))] if alone else read_all(given, source)
     used = keys_of(parts)
     rest = [key for key in given if key not in used]
 
@@ -201,6 +197,17 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     if target is FB and result.is_whole:
         result.tensors._metadata = module_versions(checkpoint)
     return result
+
+
+def read_all(given: Mapping[str, Tensor], source: str) -> list[Part]:
+    """Return every ConvNeXt of a file with its classifier.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = find_backbones(given) or [choose_backbone(given, source)]  # which raises
+    parts = [read_with_head(given, each) for each in found]
+    return [part for part in parts if all(part.architecture.depths)] or parts[:1]  # a stem alone is no ConvNeXt
 
 
 def read_with_head(given: Mapping[str, Tensor], found: Found) -> Part:

@@ -121,8 +121,8 @@ def _pool(
     y, x = torch.broadcast_tensors(axes[0][..., None], axes[1][..., None, :])
     height, width = features.shape[1:]
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    # In float32 the way to units and back would move a sample by 1e-5 pixels and more. A sample outside of the map is 0,
-    # and so is one at NaN, where grid_sample would read foreign memory.
+    # In float32 the way to units and back would move a sample by 1e-5 pixels and more. A sample outside of the map is
+    # 0, and so is one at NaN, where grid_sample would read foreign memory.
     x, y = (torch.where(inside, along, 0).double() for along in (x, y))
     grid = torch.stack([_to_unit(x, width), _to_unit(y, height)], dim=-1).view(1, -1, counts[0] * counts[1], 2)
     samples = F.grid_sample(features[None].double(), grid, padding_mode='border', align_corners=True)
