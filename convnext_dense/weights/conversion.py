@@ -190,13 +190,18 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     else:
         rename_part(target, parts[0], given, result)
     result.loads_into = name_loader(target, parts[0], result)
+    set_container(result, target, meta)
+    if target is FB and result.is_whole:
+        result.tensors._metadata = module_versions(checkpoint)
+    return result
+
+
+def set_container(result: Conversion, target: Format, meta: dict[str, Any]) -> None:
+    """Note under which entry of a ``.pth`` file a library expects the tensors, and what it expects beside them."""
     if target is MMPRETRAIN or (target is FB and result.is_whole):
         result.wrapper, result.meta = 'state_dict', meta
     elif target is FB:
         result.wrapper = 'model'
-    if target is FB and result.is_whole:
-        result.tensors._metadata = module_versions(checkpoint)
-    return result
 
 
 def read_all(given: Mapping[str, Tensor], source: str) -> list[Part]:
