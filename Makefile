@@ -1,9 +1,10 @@
 # make train   from a fresh clone to a trained Cascade Mask R-CNN
-# make test    the fast tests, WORKERS=2 at a time;  make test-slow  all of them;  make lint  ruff
-# make matrix  the fast tests on other versions of Python and of the packages; docs/versions.md
+# make test    the fast tests, WORKERS=2 at a time;  make test-slow  all of them
+# make lint    style and the borders between the rooms;  make docs  the site, in site/
+# make matrix  nox: the fast tests on other versions of Python and of the packages; docs/versions.md
 #
 # The first use makes .venv and installs the pinned set of constraints.txt. To use an environment of your own:
-#   pip install -e '.[mm,dev]'   and then   make train PYTHON=python
+#   pip install -e '.[mm,dev,docs]'   and then   make train PYTHON=python
 
 VENV := .venv
 WORKERS := 2
@@ -16,7 +17,7 @@ ifeq ($(PYTHON),$(VENV)/bin/python)
 INSTALLED := $(VENV)/installed
 endif
 
-.PHONY: train test test-slow matrix lint
+.PHONY: train test test-slow matrix lint docs
 train: $(INSTALLED)
 	$(PYTHON) tools/train.py configs/det/cascade_convnext_atto_shapes.py
 
@@ -26,17 +27,22 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTHON) -m pytest -n $(WORKERS) -m 'slow or not slow'
 
-matrix: $(INSTALLED)
-	$(PYTHON) tools/matrix.py
+# nox makes its own environments: pipx install nox
+matrix:
+	nox
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+docs: $(INSTALLED)
+	$(PYTHON) -m mkdocs build --strict --quiet
 
 $(VENV)/installed: setup.py constraints.txt
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python >= 3.10 with venv and pip found (Debian: apt install python3-venv); or set PYTHON=" >&2; exit 2; }
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(BASE_PYTHON) -m venv --clear $(VENV)
-	$(PYTHON) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[mm,dev]'
+	$(PYTHON) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[mm,dev,docs]'
 	@# OpenCV's desktop build needs libGL, which a bare server does not have
 	@$(PYTHON) -c 'import cv2' 2>/dev/null || $(PYTHON) -m pip install --disable-pip-version-check --quiet \
 		--force-reinstall --no-deps -c constraints.txt opencv-python-headless

@@ -1,9 +1,11 @@
 """Package metadata: the one place for dependencies; the version stands in ``convnext_dense/__init__.py``."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+?)'", (ROOT / 'convnext_dense/__init__.py').read_text())[1]
@@ -20,7 +22,28 @@ OPENMMLAB = [
     'ftfy',
     'regex',
 ]
-DEVELOPMENT = ['timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'pytest-xdist', 'ruff', 'pre-commit']
+DOCUMENTATION = ['mkdocs-material', 'mkdocstrings[python]']
+DEVELOPMENT = ['timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'pytest-xdist', 'ruff', 'pre-commit', 'import-linter']
+
+
+class BuildWithConfigs(build_py):
+    """Copy configs, tools and the model index to ``convnext_dense/.mim``, where MMDetection has its own.
+
+    The copy is made in a wheel only. Links in the source tree would do the same for a clone, which needs neither, but
+    an archive or a checkout on Windows does not keep them. ``convnext_dense.configs.config_folder`` knows both places.
+    """
+
+    def run(self) -> None:
+        """Build the package, then add the copies, unless the package stays where it is (an editable installation)."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, 'convnext_dense/.mim')
+        shutil.rmtree(target, ignore_errors=True)
+        for folder in ('configs', 'tools'):
+            shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copy(ROOT / 'model-index.yml', target)
+
 
 setup(
     name='convnext-dense',
@@ -43,5 +66,7 @@ setup(
         'safetensors',
         'tqdm',
     ],
-    extras_require={'mm': OPENMMLAB, 'dev': DEVELOPMENT},
+    extras_require={'mm': OPENMMLAB, 'dev': DEVELOPMENT, 'docs': DOCUMENTATION},
+    entry_points={'console_scripts': ['convnext-dense=convnext_dense.cli:main']},
+    cmdclass={'build_py': BuildWithConfigs},
 )

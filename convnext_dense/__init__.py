@@ -11,11 +11,10 @@ from convnext_dense.compat.errors import UserError
 __version__ = '0.2.0'
 
 compat.prepare()
-compat.log_problems()
-
-from convnext_dense import data, heads, ladder, train, tta, weights  # noqa: E402  (the stack is prepared first)
-from convnext_dense.backbone import ConvNeXt  # noqa: E402
-from convnext_dense.lr_decay import ConvNeXtLayerDecay, ConvNeXtStageDecay  # noqa: E402
+with compat.explained_import():
+    from convnext_dense import data, heads, ladder, train, tta, weights
+    from convnext_dense.backbone import ConvNeXt
+    from convnext_dense.lr_decay import ConvNeXtLayerDecay, ConvNeXtStageDecay
 
 __all__ = [
     'ConvNeXt',
@@ -26,6 +25,7 @@ __all__ = [
     'compat',
     'data',
     'heads',
+    'ladder',
     'train',
     'tta',
     'weights',

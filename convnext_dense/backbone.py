@@ -198,14 +198,16 @@ class ConvNeXt(StagedBackbone):
     Raises:
         ValueError: An argument is out of range; the message lists what is allowed.
 
-    >>> [tuple(m.shape) for m in ConvNeXt('atto')(torch.zeros(1, 3, 64, 96))]
-    [(1, 40, 16, 24), (1, 80, 8, 12), (1, 160, 4, 6), (1, 320, 2, 3)]
+    Examples:
+        >>> [tuple(m.shape) for m in ConvNeXt('atto')(torch.zeros(1, 3, 64, 96))]
+        [(1, 40, 16, 24), (1, 80, 8, 12), (1, 160, 4, 6), (1, 320, 2, 3)]
     """
 
     def __init__(
         self,
         arch: str | Mapping = 'tiny',
         grn: bool = False,
+        *,
         layer_scale_init_value: float | None = 1.0,
         norm_eps: float = 1e-6,
         **stages,

@@ -1,74 +1,29 @@
-"""What the tools share: options named like MMDetection's, and one message for a user's mistake."""
+"""The command line: one table of commands for ``convnext-dense NAME`` and for the scripts in ``tools/``.
+
+A command parses its options and calls one function, which is imported only then. To add a command, add a row.
+"""
 
 import argparse
 import contextlib
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
 
-import torch
 from mmengine.config import DictAction
 
+from convnext_dense import __version__
 from convnext_dense.compat import trust_checkpoints
 from convnext_dense.compat.errors import UserError
-from convnext_dense.train.run import is_lost_connection
-from convnext_dense.train.screen import process_rank
+from convnext_dense.train.launch import is_in_group, is_lost_connection, say_once, was_said
 
+PROGRAM = 'convnext-dense'
 TRACEBACK_VARIABLE = 'CONVNEXT_DENSE_TRACEBACK'
-PATIENCE = 10  # seconds within which a launcher ends the other processes of a run when one has failed
-
-
-def config_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with a config file and options that override it."""
-    parser = OneVoiceParser(description=description)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE', help='override the config')
-    return parser
-
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add what every run takes: where it writes and how its processes are launched."""
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
-    # PyTorch's old launcher passes this instead of setting LOCAL_RANK
-    parser.add_argument('--local_rank', '--local-rank', action=LocalRank, type=int, help=argparse.SUPPRESS)
-
-
-def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """Add the opt-in to checkpoints that can run code; :func:`call` heeds it."""
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read checkpoints that need more than tensors and plain data; they can run any code',
-    )
-
-
-def call(function: Callable, parser: argparse.ArgumentParser) -> Any:
-    """Call a function with the options of the command line, and return what it returns.
-
-    A :class:`UserError` ends the program as in :func:`user_errors`. ``--trust-checkpoint`` holds during the call.
-    """
-    options = vars(parser.parse_args())
-    trust = trust_checkpoints() if options.pop('trust_checkpoint', False) else contextlib.nullcontext()
-    with user_errors(), trust:
-        return function(**options)
-
-
-class OneVoiceParser(argparse.ArgumentParser):
-    """Argparse's parser, of which the first of several processes alone speaks."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print usage and message, and exit."""
-        if process_rank() > 0:
-            time.sleep(PATIENCE)  # the launcher ends all processes when one has ended, and the first has yet to speak
-            sys.exit(2)
-        super().error(message)
 
 
 class Options(DictAction):
-    """MMEngine's ``KEY=VALUE`` pairs, with an error for words that are none."""
+    """MMEngine's ``KEY=VALUE`` pairs; a word without ``=`` is an error."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         """Parse the pairs."""
@@ -79,7 +34,7 @@ class Options(DictAction):
 
 
 class LocalRank(argparse.Action):
-    """Put the option's value into the environment, unless it is there; the arguments do not get it."""
+    """Put the option's value into the environment, unless ``LOCAL_RANK`` is set there; the function does not get it."""
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**{**kwargs, 'default': argparse.SUPPRESS})
@@ -89,38 +44,246 @@ class LocalRank(argparse.Action):
         os.environ.setdefault('LOCAL_RANK', str(values))
 
 
+class Option(NamedTuple):
+    """An argument of a command, as argparse takes it; ``choices`` may be ``'module:table'``, read when needed."""
+
+    flags: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+def option(*flags: str, **settings) -> Option:
+    """Return an argument of a command."""
+    return Option(flags, settings)
+
+
+def switch(flag: str, text: str, **settings) -> Option:
+    """Return an option without a value."""
+    return Option((flag,), dict(action='store_true', help=text, **settings))
+
+
+class Command(NamedTuple):
+    """A row of the table of commands.
+
+    Attributes:
+        help: One sentence, without its full stop.
+        function: What the command calls with its options, as ``'module:function'``.
+        options: Its arguments.
+        shown: Print what the function returns.
+    """
+
+    help: str
+    function: str
+    options: tuple[Option, ...] = ()
+    shown: bool = False
+
+
+CONFIG = option('config', help='config file, or the name of one, as det/cascade_convnext_t_coco')
+OVERRIDES = option('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE', help='override the config')
+TRUST = switch('--trust-checkpoint', 'read checkpoints that hold more than tensors and plain data; they can run code')
+RUN = (
+    option('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)'),
+    option('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher'),
+    # PyTorch's old launcher passes this instead of setting LOCAL_RANK
+    option('--local_rank', '--local-rank', action=LocalRank, type=int, help=argparse.SUPPRESS),
+)
+SOURCE_HELP = 'checkpoint file, address, or convnext://, timm:// or hf:// name'
+FORCE = switch('--force', 'replace files that exist')
+
+COMMANDS = {
+    'train': Command(
+        'Train a detector or a segmentor',
+        'convnext_dense.train:train',
+        (
+            CONFIG, OVERRIDES, *RUN, TRUST,
+            switch('--amp', 'mixed precision, where the config does not ask for it'),
+            option('--resume', nargs='?', const='auto', metavar='CKPT',
+                   help='continue from the latest checkpoint of the work dir, or from CKPT'),
+            switch('--auto-scale-lr', 'scale the lr with the batch size'),
+        ),
+    ),
+    'test': Command(
+        'Evaluate a detector or a segmentor',
+        'convnext_dense.train:test',
+        (
+            CONFIG, option('checkpoint', help='checkpoint file of the whole model'), OVERRIDES, *RUN, TRUST,
+            option('--out', help='write predictions: a .pkl file for detectors, a folder for segmentors'),
+            switch('--show', 'show the predictions in a window'),
+            option('--show-dir', help='save pictures of the predictions in this folder, below that of the log'),
+            option('--wait-time', type=float, default=2, help='seconds for which a window stays'),
+            switch('--tta', 'test-time augmentation'),
+        ),
+    ),
+    'show-lr': Command(
+        'Print the learning rate and weight decay of every parameter group of a config, without data or training',
+        'convnext_dense.train.run:describe_rates',
+        (CONFIG, OVERRIDES),
+        shown=True,
+    ),
+    'swap': Command(
+        'Write a config that inherits another one of MMDetection or MMSegmentation, with a ConvNeXt for its backbone',
+        'convnext_dense.swap:write_swap',
+        (
+            option('config', help='a config file, or mmdet::FOLDER/NAME.py or mmseg::FOLDER/NAME.py'),
+            option('--arch', default='t', help='size: t, s, b, l, xl, h, or atto, femto, pico, nano (default: t)'),
+            switch('--v2', 'ConvNeXt V2'),
+            switch('--in22k', 'start from ImageNet-22k weights'),
+            option('--weights', help="initial weights instead of the published ones; '' for none"),
+            option('-o', '--out', help='file to write (default: print the config)'),
+            option('--no-proof', dest='proof', action='store_false', help='write it without trying it'),
+        ),
+    ),
+    'convert': Command(
+        'Write a checkpoint under the names of another library',
+        'convnext_dense.weights.conversion:convert',
+        (
+            option('source', metavar='IN', help=SOURCE_HELP),
+            option('out', metavar='OUT', help='file to write: .safetensors or .pth'),
+            option('--to', required=True, choices='convnext_dense.weights.formats:TARGETS', help='whose names'),
+            switch('--backbone-only', 'leave out everything but the backbone'),
+            option('--prefix', help='the backbone alone, and which one of several: what stands before its keys'),
+            FORCE, TRUST,
+        ),
+        shown=True,
+    ),
+    'inspect': Command(
+        'Say what a checkpoint file is, without a config',
+        'convnext_dense.weights.inspection:describe',
+        (
+            option('source', metavar='FILE', help=SOURCE_HELP),
+            switch('--keys', 'list the names and shapes of all tensors too'),
+            switch('--json', 'print everything as JSON', dest='as_json'),
+            TRUST,
+        ),
+        shown=True,
+    ),
+    'publish': Command(
+        'Write trained weights for others, with config and card',
+        'convnext_dense.weights.publishing:publish',
+        (
+            option('checkpoint', metavar='CHECKPOINT', help='checkpoint file of a training'),
+            option('out', metavar='OUT', help='folder (ends in /), or folder and name; a hash is added to the name'),
+            option('--config', help='config file, where the checkpoint does not hold the config'),
+            option('--format', dest='file_format', choices='convnext_dense.weights.publishing:FORMATS',
+                   default='safetensors', help='default: %(default)s'),
+            switch('--half', 'store matrices and kernels in float16'),
+            option('--metrics', nargs='+', action=Options, metavar='NAME=NUMBER', help='what the card shall say'),
+            FORCE, TRUST,
+        ),
+        shown=True,
+    ),
+    'stats': Command(
+        'Print parameters, GFLOPs and activations of configs beside the published figures',
+        'convnext_dense.cli:show_stats',
+        (
+            option('configs', nargs='*', metavar='CONFIG', help="config files (default: all of this package's)"),
+            option('--size', nargs=2, type=int, metavar=('W', 'H'),
+                   help='image in pixels (default: that of the published count, or of the test)'),
+            switch('--measure', 'run one image for time and peak memory, on CUDA or CPU'),
+            switch('--train', 'measure a training step too, with as many images as a GPU gets'),
+            switch('--amp', '--measure and --train in mixed precision'),
+            option('--out', metavar='FILE', help='write the table to a .md, .csv or .json file too'),
+        ),
+    ),
+    'doctor': Command('Report versions, ops, patches and what does not work', 'convnext_dense.compat.doctor:main'),
+}  # fmt: skip
+
+
+def main(name: str | None = None, arguments: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        name: The command of a script in ``tools/``; by default the first word of the command line names it.
+        arguments: The words behind the program's name, by default those of ``sys.argv``.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if name is None:
+        name = command_parser().parse_args(words[:1]).command
+        parser, words = option_parser(name, f'{PROGRAM} {name}'), words[1:]
+    else:
+        parser = option_parser(name)
+    options = vars(parser.parse_args(words))
+    trust = trust_checkpoints() if options.pop('trust_checkpoint', False) else contextlib.nullcontext()
+    with user_errors(), trust:
+        result = find(COMMANDS[name].function)(**options)
+        if COMMANDS[name].shown:
+            print(result)
+    if type(result) is int:
+        sys.exit(result)
+
+
+class QuietParser(argparse.ArgumentParser):
+    """Argparse's parser; one of several processes prints a mistake in the options."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with code 2."""
+        say_once(f'{self.format_usage()}{self.prog}: error: {message}')
+        sys.exit(2)
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the first word."""
+    rows = '\n'.join(f'  {name:<9}{command.help}.' for name, command in COMMANDS.items())
+    parser = QuietParser(
+        prog=PROGRAM,
+        usage=f'{PROGRAM} COMMAND ...',
+        description=f'Commands; {PROGRAM} COMMAND --help lists the options of one:\n\n{rows}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action='version', version=f'{PROGRAM} {__version__}')
+    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help='one of the above')
+    return parser
+
+
+def option_parser(name: str, program: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a command's options."""
+    parser = QuietParser(prog=program, description=f'{COMMANDS[name].help}.')
+    for flags, settings in COMMANDS[name].options:
+        choices = settings.get('choices')
+        given = dict(settings, choices=tuple(find(choices))) if isinstance(choices, str) else settings
+        parser.add_argument(*flags, **given)
+    return parser
+
+
+def find(place: str) -> Any:
+    """Import and return what stands at ``'module:name'``."""
+    module, _, name = place.partition(':')
+    return getattr(import_module(module), name)
+
+
+def show_stats(**options) -> None:
+    """Print the table of ``convnext_dense.train.stats``, then what could not be counted, as an error."""
+    table, failures = find('convnext_dense.train.stats:describe_models')(**options)
+    print(table)
+    if failures:
+        raise UserError('\n'.join(failures))
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turn a :class:`UserError` into one message on standard error and exit code 2; Ctrl-C into exit code 130.
 
-    Of several processes the first one speaks. Another one speaks later, if it is still there: then the mistake is its
-    own, an image that is damaged for it alone.
+    Of several processes on a machine, the one that finds the mistake first prints it.
     """
     try:
         yield
     except UserError as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        rank = process_rank()
-        if rank > 0:
-            time.sleep(PATIENCE)
-        print(f'error{f" (rank {rank})" if rank else ""}: {error}', file=sys.stderr)
-        if error.__cause__ is not None:
-            print(f'(set {TRACEBACK_VARIABLE}=1 for the traceback)', file=sys.stderr)
+        hint = f'\n(set {TRACEBACK_VARIABLE}=1 for the traceback)' if error.__cause__ is not None else ''
+        say_once(f'error: {error}{hint}')
         leave(2)
     except RuntimeError as error:
-        if is_lost_connection(error):
-            time.sleep(PATIENCE)  # the process that failed has spoken, and the launcher ends this one
+        if is_lost_connection(error) and was_said():
+            leave(2)  # the process that failed has told why
         raise
     except KeyboardInterrupt:
-        if process_rank() == 0:
-            print('interrupted; a training continues from its latest checkpoint with --resume', file=sys.stderr)
+        say_once('interrupted; a training continues from its latest checkpoint with --resume')
         leave(130)
 
 
 def leave(code: int) -> NoReturn:
     """Exit; out of a process group at once, because its destructors wait for the others or abort this process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_in_group():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,18 +1,25 @@
-"""Configs by name: the file that a user means goes in, a parsed config comes out."""
+"""Find configs by path or name, read them, and walk through them."""
 
 import contextlib
 import difflib
 import importlib.util
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
+from convnext_dense.compat import Patch, add_patch
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.versions import MMENGINE
 
 LIBRARIES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
+TASKS = ('det', 'seg')  # the folders of this package's configs
 SPLITS = ('train', 'val', 'test')
 RUNNER_KEYS = (
     'model', 'work_dir', 'train_cfg', 'val_cfg', 'test_cfg', 'auto_scale_lr', 'optim_wrapper', 'param_scheduler',
@@ -24,33 +31,109 @@ RUNNER_KEYS = (
 CLASS_AGNOSTIC = ('rpn_head', 'semantic_head')  # their num_classes is not that of the data set's objects
 
 
-def load_config(file: str | os.PathLike, options: Mapping | None = None) -> Config:
-    """Read a config file and merge ``options`` (dotted keys) into it.
+def load_config(name: str | os.PathLike, options: Mapping | None = None) -> Config:
+    """Read a config and merge ``options`` (dotted keys) into it.
+
+    Args:
+        name: A path or a name, see :func:`find_config`.
+        options: Values that replace those of the file.
 
     Raises:
-        UserError: The file is missing, does not parse, or has a mistyped top-level key.
+        UserError: The file is missing, does not parse, or has a misspelt top-level key.
     """
-    path = Path(file)
-    if path.is_dir():
-        raise UserError(f'{path} is a folder. Name a config file in it.')
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path('.')
-        near = difflib.get_close_matches(path.name, [p.name for p in folder.glob('*.py')], cutoff=0.5)
-        hint = f' Did you mean {" or ".join(str(folder / name) for name in near)}?' if near else ''
-        raise UserError(f'The config file {path} does not exist.{hint}')
+    path, options = find_config(name), dict(options or {})
     try:
         cfg = Config.fromfile(path)
-        if options:
-            cfg.merge_from_dict(dict(options))
+        cfg.merge_from_dict(options)
     except UserError:
         raise
     except Exception as error:  # a config is code of the user's: anything may go wrong in it
         raise UserError(f'The config {path} cannot be read: {type(error).__name__}: {error}') from error
-    for key in cfg:
-        near = difflib.get_close_matches(key, RUNNER_KEYS, n=1, cutoff=0.9)
-        if near and key not in RUNNER_KEYS:
-            raise UserError(f'The config {path} sets {key!r}, which nothing reads. Did you mean {near[0]!r}?')
+    check_keys(cfg, path, options)
     return cfg
+
+
+def find_config(name: str | os.PathLike) -> Path:
+    """Return the config file that a name means; ``.py`` may be left out.
+
+    Args:
+        name: A path; or a config of this package, as ``det/cascade_convnext_t_coco`` or
+            ``cascade_convnext_t_coco``; or a config of an installed library, as ``mmdet::dino/NAME.py``.
+
+    Raises:
+        UserError: There is no such file; the message names similar ones.
+    """
+    path = Path(name)
+    package, separator, inner = path.as_posix().partition('::')
+    if separator:
+        require_library(package)
+        folder = config_folder(package)
+        candidates = [folder / inner] if folder else []
+    else:
+        own, inner = config_folder(), path.as_posix().removeprefix('configs/')
+        candidates = [path, *(own / folder / inner for folder in ('', *TASKS) if own)]
+    for file in candidates:
+        for each in (file, file.with_name(f'{file.name}.py')):
+            if each.is_file():
+                return each
+    if path.is_dir():
+        raise UserError(f'{path} is a folder. Name a config file in it.')
+    raise UserError(f'The config file {name} does not exist.{similar_configs(path, candidates)}')
+
+
+def similar_configs(path: Path, candidates: Iterable[Path]) -> str:
+    """Return a question that names the configs beside the candidates with a similar name, or nothing."""
+    files = [file for folder in {file.parent: None for file in candidates} for file in sorted(folder.glob('*.py'))]
+    near = difflib.get_close_matches(path.with_suffix('.py').name, [file.name for file in files], n=2, cutoff=0.5)
+    found = {file.name: str(file) for file in reversed(files)}
+    return f' Did you mean {" or ".join(found[name] for name in near)}?' if near else ''
+
+
+def config_folder(package: str | None = None) -> Path | None:
+    """Return the folder of a package's configs, by default this one's; None where there is none.
+
+    A wheel has the folder in ``.mim``; in a clone it stands beside the package.
+    """
+    root = Path(__file__).parent
+    if package is not None:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            return None
+        root = Path(spec.origin).parent
+    return next((folder for folder in (root / '.mim/configs', root.parent / 'configs') if folder.is_dir()), None)
+
+
+def check_keys(cfg: Config, path: Path, options: Mapping) -> None:
+    """Raise where a top-level key is certainly a misspelt key of the runner; log a note where it may be one.
+
+    A config may hold any variables, such as ``models``. A key is certainly misspelt if a letter inside of it is missing
+    or too many, or its case is wrong, and the config does not use it elsewhere. That leaves variables alone that end
+    otherwise, as plurals do.
+    """
+    given = {key.partition('.')[0] for key in options}
+    for key in cfg:
+        near = difflib.get_close_matches(key.lower(), RUNNER_KEYS, n=1, cutoff=0.9)
+        if not near or key in RUNNER_KEYS:
+            continue
+        mentions = len(re.findall(rf'\b{key}\b', cfg.text))
+        assignments = len(re.findall(rf'^{key}\s*=', cfg.text, re.MULTILINE))
+        if mentions > assignments:  # a variable, which the config itself uses
+            continue
+        if is_misspelt(key, near[0]) and (assignments or key in given):
+            raise UserError(f'The config {path} sets {key!r}, which nothing reads. Did you mean {near[0]!r}?')
+        note = f'The config {path} sets {key!r}, which the runner does not read; the key that it reads is {near[0]!r}.'
+        print_log(note, logger='current', level=logging.WARNING)
+
+
+def is_misspelt(key: str, known: str) -> bool:
+    """Tell whether a letter inside of a known key is missing or too many, or whether only the case differs.
+
+    >>> is_misspelt('train_dataloder', 'train_dataloader'), is_misspelt('models', 'model')
+    (True, False)
+    """
+    short, long = sorted((key, known), key=len)
+    inside = range(1, len(long) - 1)
+    return key.lower() == known or any(long[:i] + long[i + 1 :] == short for i in inside)
 
 
 def walk(node, skip: tuple[str, ...] = ()) -> Iterator[dict]:
@@ -77,6 +160,48 @@ def model_scope(cfg: Config) -> contextlib.AbstractContextManager:
     return DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
 
 
-def config_folder() -> Path:
-    """Return the folder of this package's own configs."""
-    return Path(__file__).parents[1] / 'configs'
+def find_own_base(module: ModuleType) -> None:
+    """Let ``_base_ = 'convnext_dense::det/NAME.py'`` name a config of this package."""
+    upstream = module.Config._get_cfg_path
+
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if cfg_path.startswith('convnext_dense::'):
+            return str(find_config(cfg_path)), None  # no scope: the config names its library's itself
+        return upstream(cfg_path, filename)
+
+    module.Config._get_cfg_path = staticmethod(get_cfg_path)
+
+
+def find_own_model(module: ModuleType) -> None:
+    """Let inferencers find the models of this package's ``model-index.yml``, after those of their library."""
+    upstream = module.BaseInferencer._load_model_from_metafile
+
+    def load_model_from_metafile(inferencer: object, model: str) -> tuple[Config, str | None]:
+        try:
+            return upstream(inferencer, model)
+        except (ValueError, FileNotFoundError):
+            root = config_folder().parent
+            for entry in module.BaseInferencer._get_models_from_metafile(str(root)):
+                if entry['Name'].lower() == model.lower():
+                    return Config.fromfile(root / entry['Config']), entry.get('Weights')
+            raise
+
+    module.BaseInferencer._load_model_from_metafile = load_model_from_metafile
+
+
+for module, link, why, apply in (
+    (
+        'mmengine.config.config',
+        'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/config/utils.py#L17',
+        'only packages of OpenMMLab can be named in _base_',
+        find_own_base,
+    ),
+    (
+        'mmengine.infer.infer',
+        'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/infer/infer.py#L386',
+        "an inferencer knows the models of its own library's index alone",
+        find_own_model,
+    ),
+):
+    name = apply.__name__.replace('_', '-')
+    add_patch(Patch(name=name, packages=MMENGINE, module=module, link=link, why=why, apply=apply))

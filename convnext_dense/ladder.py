@@ -98,8 +98,9 @@ def find_design(step: str, large: bool = False, changes: Mapping[str, Any] | Non
     Raises:
         ValueError: There is no such step or field, or a field is out of range.
 
-    >>> find_design('kernel', large=True, changes=dict(kernel=11))[:2]
-    ((3, 3, 27, 3), 128)
+    Examples:
+        >>> find_design('kernel', large=True, changes=dict(kernel=11))[:2]
+        ((3, 3, 27, 3), 128)
     """
     if step not in steps():
         raise ValueError(f'The ladder has no step {step!r}. Allowed: {", ".join(steps())}.')
@@ -196,8 +197,9 @@ class ModernizedResNet(StagedBackbone):
     Raises:
         ValueError: There is no such step, the design cannot be built, or an argument is out of range.
 
-    >>> [tuple(m.shape) for m in ModernizedResNet('width', design=dict(width=8))(torch.zeros(1, 3, 64, 96))]
-    [(1, 32, 16, 24), (1, 64, 8, 12), (1, 128, 4, 6), (1, 256, 2, 3)]
+    Examples:
+        >>> [tuple(m.shape) for m in ModernizedResNet('width', design=dict(width=8))(torch.zeros(1, 3, 64, 96))]
+        [(1, 32, 16, 24), (1, 64, 8, 12), (1, 128, 4, 6), (1, 256, 2, 3)]
     """
 
     def __init__(

@@ -6,6 +6,7 @@ biases and GRN get no weight decay. The rules are those of facebookresearch/Conv
 (``layer_decay_optimizer_constructor.py``, the same file for detection and segmentation).
 """
 
+import difflib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import nn
 
 from convnext_dense.backbone import StagedBackbone
@@ -129,6 +130,10 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
             raise ValueError(f'paramwise_cfg needs a decay_rate in (0, 1]; got {rate!r}.')
         if self.base_lr is None:
             raise ValueError(f'The optimizer needs an lr; got {self.optimizer_cfg}.')
+        name = self.optimizer_cfg.get('type')
+        if isinstance(name, str) and OPTIMIZERS.get(name) is None:  # MMEngine would say that None cannot be called
+            near = difflib.get_close_matches(name, OPTIMIZERS.module_dict)
+            raise ValueError(f'There is no optimizer {name!r}. Did you mean {" or ".join(near) or "AdamW"}?')
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         """Append the optimizer groups of all trainable parameters of ``module``, the whole model, to ``params``."""

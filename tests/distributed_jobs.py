@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from convnext_dense.train import run as runs  # before mmdet, which needs the ops that it serves
-from convnext_dense.train import screen
+from convnext_dense.train import launch  # before mmdet, which needs the ops that it serves
+from convnext_dense.train import run as runs
 
 # isort: split
 import torch
@@ -28,7 +28,7 @@ class RecordHook(Hook):
     priority = 'VERY_LOW'
 
     def write(self, runner, **row) -> None:
-        with (Path(runner.work_dir) / f'record_{screen.process_rank()}.jsonl').open('a') as file:
+        with (Path(runner.work_dir) / f'record_{launch.process_rank()}.jsonl').open('a') as file:
             file.write(json.dumps(row) + '\n')
 
     def before_train(self, runner) -> None:
@@ -90,7 +90,7 @@ def wait_for(file: Path, seconds: float = 120) -> None:
 if __name__ == '__main__':
     if 'RANK' in os.environ:
         torch.distributed.init_process_group('gloo')
-        runs.leave_group = torch.distributed.barrier  # torchrun's store serves one group: all jobs share it
+        launch.leave_group = torch.distributed.barrier  # torchrun's store serves one group: all jobs share it
     for function, arguments in json.loads(Path(sys.argv[1]).read_text()):
         if function == 'test':
             wait_for(Path(arguments['checkpoint']))

@@ -8,28 +8,20 @@ import tarfile
 import traceback
 import warnings
 import zipfile
+from contextlib import nullcontext
 
+import mmengine.runner.checkpoint as upstream
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from safetensors.torch import save_file
 
-from convnext_dense import compat as stack
 from convnext_dense.compat import TRUST_VARIABLE, checkpoints, read_checkpoint, trust_checkpoints
 from convnext_dense.compat.errors import UserError
-
-stack.prepare()  # before MMEngine is imported, as in the package
-
-import mmengine.runner.checkpoint as upstream  # noqa: E402
-from mmengine.dataset import BaseDataset  # noqa: E402
-from mmengine.evaluator import BaseMetric  # noqa: E402
-from mmengine.model import BaseModel  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def _prepared():
-    stack.prepare()
 
 
 class Trap:
@@ -108,23 +100,12 @@ def toy_runner(work_dir, max_epochs, save_best=None, **options):
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     """A real run of two epochs, with EMA, a best checkpoint, and NumPy numbers among its messages."""
-    stack.prepare()
     return toy_runner(tmp_path_factory.mktemp('toy'), max_epochs=2, save_best='toy/mean')
 
 
 def test_mmengine_without_the_patch_fails_on_its_own_checkpoint(run):
     with pytest.raises(pickle.UnpicklingError, match='Unsupported global'):
-        _torch_load_as_new(f'{run.work_dir}/epoch_2.pth')
-
-
-def _torch_load_as_new(path):
-    """Read as PyTorch >= 2.6 does by default, without the types that this process allows."""
-    allowed = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
-        return torch.load(path, weights_only=True)
-    finally:
-        torch.serialization.add_safe_globals(allowed)
+        torch.load(f'{run.work_dir}/epoch_2.pth', weights_only=True)  # the default of PyTorch >= 2.6
 
 
 def test_a_checkpoint_of_mmengine_is_read_whole(run):
@@ -284,17 +265,11 @@ def test_getattr_gives_the_statistics_of_a_history_only(path, tmp_path):
         read_checkpoint(tmp_path / 'file.pth')
 
 
-def test_bytearrays_come_with_their_content(tmp_path):
+def test_bytearrays_are_read_with_torchs_own_list_as_it_was(tmp_path):
+    before = dict(torch._weights_only_unpickler._get_allowed_globals())
     torch.save({'log': bytearray(b'abc\xff'), 'empty': bytearray()}, tmp_path / 'file.pth')
     assert read_checkpoint(tmp_path / 'file.pth') == {'log': b'abc\xff', 'empty': b''}
-
-    class Zeros:
-        def __reduce__(self):
-            return bytearray, (10**9,)
-
-    torch.save(Zeros(), tmp_path / 'zeros.pth')
-    with pytest.raises(UserError, match=r'it needs bytearray\(int\)'):
-        read_checkpoint(tmp_path / 'zeros.pth')
+    assert torch._weights_only_unpickler._get_allowed_globals() == before
 
 
 def test_the_environment_variable_is_the_opt_in(tmp_path, monkeypatch):
@@ -307,17 +282,17 @@ def test_the_environment_variable_is_the_opt_in(tmp_path, monkeypatch):
     assert isinstance(read_checkpoint(tmp_path / 'foreign.pth')['args'], OfTheUser)
 
 
-def test_allowed_types_come_back_when_someone_clears_them(tmp_path):
-    torch.save({'mean': np.float64(1)}, tmp_path / 'file.pth')
+@pytest.mark.parametrize('content', [np.float64(1), print])
+def test_the_types_that_the_process_allows_stay_as_they_are(content, tmp_path):
+    torch.save({'mean': content}, tmp_path / 'file.pth')
+    torch.serialization.add_safe_globals([OfTheUser])
     before = torch.serialization.get_safe_globals()
     try:
-        torch.serialization.clear_safe_globals()
-        assert read_checkpoint(tmp_path / 'file.pth') == {'mean': 1}
-        allowed = torch.serialization.get_safe_globals()
-        assert read_checkpoint(tmp_path / 'file.pth') == {'mean': 1}
-        assert len(torch.serialization.get_safe_globals()) == len(allowed)
+        with nullcontext() if content == 1 else pytest.raises(UserError):
+            read_checkpoint(tmp_path / 'file.pth')
+        assert set(torch.serialization.get_safe_globals()) == set(before)
     finally:
-        torch.serialization.add_safe_globals(before)
+        torch.serialization.clear_safe_globals()
 
 
 def test_a_trusted_file_may_miss_its_type(tmp_path, monkeypatch):
@@ -375,6 +350,28 @@ def test_an_unreadable_file_is_described(content, expected, tmp_path):
         upstream._load_checkpoint(str(path))
     with pytest.raises(UserError, match=f'Cannot read the checkpoint the downloaded data: {expected}'):
         read_checkpoint(io.BytesIO(content))
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('mmap', [True, False])
+def test_a_file_cut_anywhere_is_described(zipped, mmap, tmp_path):
+    """PyTorch ends with OSError: [Errno 22] for some lengths."""
+    path = tmp_path / 'file.pth'
+    torch.save({f'weight{i}': torch.ones(300) for i in range(60)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for length in [*range(1, 100, 7), *range(100, len(whole), 1499), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=rf'Cannot read the checkpoint {path}: '):
+            read_checkpoint(path, mmap=mmap)
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='needs Linux')
+def test_what_mmengine_loads_is_mapped_into_memory(tmp_path):
+    torch.save({'weight': torch.ones(2**10)}, tmp_path / 'file.pth')
+    read = upstream._load_checkpoint(str(tmp_path / 'file.pth'))
+    with open('/proc/self/maps') as maps:
+        assert str(tmp_path / 'file.pth') in maps.read()
+    assert read['weight'].sum() == 2**10
 
 
 def legacy_tar(path):

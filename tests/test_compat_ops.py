@@ -1,5 +1,6 @@
 """The stand-ins for mmcv's compiled ops against plain loops that are written here, closed forms and gradcheck."""
 
+import ast
 import doctest
 import importlib.util
 import inspect
@@ -13,8 +14,7 @@ import pytest
 import torch
 
 from convnext_dense import compat as stack
-from convnext_dense.compat.errors import UserError
-from convnext_dense.compat.ops import OPS, find_op, roi_align
+from convnext_dense.compat.ops import OPS, find_op, nms, roi_align
 
 METHODS = ('naive', 'linear', 'gaussian')
 
@@ -76,6 +76,14 @@ def groups_by_hand(boxes: torch.Tensor, scores: torch.Tensor, hits, offset: int)
     return groups
 
 
+def decay_by_hand(overlap, threshold, sigma, method):
+    if method == 'gaussian':
+        return np.float32(math.exp(-(overlap * overlap) / sigma))
+    if overlap >= threshold:
+        return np.float32(0) if method == 'naive' else np.float32(1) - overlap
+    return np.float32(1)
+
+
 def softnms_by_hand(boxes, scores, threshold, sigma, min_score, method, offset):
     """Move and drop single boxes in a list, one at a time."""
     waiting = [[*row, score, i] for i, (row, score) in enumerate(zip(boxes.numpy(), scores.numpy(), strict=True))]
@@ -89,12 +97,7 @@ def softnms_by_hand(boxes, scores, threshold, sigma, min_score, method, offset):
         i = done + 1
         while i < len(waiting):
             overlap = overlap_by_hand(waiting[done], waiting[i], offset)
-            if method == 'gaussian':
-                factor = np.float32(math.exp(-(overlap * overlap) / np.float32(sigma)))
-            elif overlap >= np.float32(threshold):
-                factor = np.float32(0) if method == 'naive' else np.float32(1) - overlap
-            else:
-                factor = np.float32(1)
+            factor = decay_by_hand(overlap, np.float32(threshold), np.float32(sigma), method)
             waiting[i][4] = waiting[i][4] * factor
             if waiting[i][4] < np.float32(min_score):
                 last = waiting.pop()
@@ -146,45 +149,6 @@ def test_soft_nms_is_what_a_plain_loop_does(kind, method, device):
         torch.testing.assert_close(dets, rows, equal_nan=True, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('offset', [0, 1])
-def test_soft_nms_of_many_classes_is_what_a_plain_loop_does(method, offset, monkeypatch):
-    """They lie apart, and are suppressed together, one winner of each at a time."""
-    rng = np.random.default_rng(3)
-    labels = rng.integers(0, 9, 150) ** 2 % 9  # of very different counts
-    boxes, scores = draw_boxes(rng, 'distinct', 150)
-    boxes[:, 2:] += 1  # none is empty
-    boxes += torch.from_numpy(labels.astype(np.float32))[:, None] * 40
-    expected = softnms_by_hand(boxes, scores, 0.3, 0.5, 0.2, method, offset)
-    monkeypatch.setattr('convnext_dense.compat.ops.nms._Waiting.move_best_to', None)  # one after the other
-    dets = torch.zeros(150, 5)
-    kept = find_op('softnms')(boxes, scores, dets, 0.3, 0.5, 0.2, METHODS.index(method), offset)
-    assert kept.tolist() == [row[5] for row in expected]
-    assert 9 < len(kept) < 150
-    rows = torch.tensor([row[:5] for row in expected], dtype=torch.float32)
-    torch.testing.assert_close(dets[: len(kept)], rows, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize('changed', ['score', 'threshold', 'empty', 'negative', 'group'])
-def test_soft_nms_goes_one_by_one_where_the_order_depends_on_it(changed):
-    rng = np.random.default_rng(4)
-    boxes, scores = draw_boxes(rng, 'distinct', 40)
-    boxes[:, 2:] += 1
-    threshold, apart = 0.3, 0.0 if changed == 'group' else 40.0
-    boxes += torch.arange(40)[:, None] % 4 * apart
-    if changed == 'score':
-        scores[7] = scores[8]
-    elif changed == 'threshold':
-        threshold = 0.0
-    elif changed == 'empty':
-        boxes[3, 2:] = boxes[3, :2]
-    elif changed == 'negative':
-        scores -= 0.5
-    expected = softnms_by_hand(boxes, scores, threshold, 0.5, 0.001, 'linear', 0)
-    kept = find_op('softnms')(boxes, scores, torch.zeros(40, 5), threshold, 0.5, 0.001, METHODS.index('linear'), 0)
-    assert kept.tolist() == [row[5] for row in expected]
-
-
 def test_softnms_fills_the_rows_it_keeps_and_no_other():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 0, 30, 10]])
     dets = torch.full((3, 5), -7.0)
@@ -229,18 +193,6 @@ def test_scores_that_differ_are_not_made_equal():
     assert find_op('nms')(boxes, torch.tensor([0.9000, 0.9001]), 0.5, 0).tolist() == [1]
 
 
-def test_nms_of_no_boxes():
-    from mmcv.ops import batched_nms, nms, nms_match, soft_nms
-
-    boxes, scores = torch.zeros(0, 4), torch.zeros(0)
-    assert nms(boxes, scores, 0.5)[1].dtype == torch.int64
-    assert nms(boxes, scores, 0.5, offset=1)[0].shape == (0, 5)
-    assert soft_nms(boxes, scores)[0].shape == (0, 5)
-    assert nms_match(torch.zeros(0, 5), 0.5) == []
-    assert find_op('nms_match')(torch.zeros(0, 5), 0.5) == []
-    assert len(batched_nms(boxes, scores, torch.zeros(0), None)[1]) == 0
-
-
 def test_nms_takes_arrays_score_thresholds_and_classes():
     from mmcv.ops import batched_nms, nms
 
@@ -253,6 +205,30 @@ def test_nms_takes_arrays_score_thresholds_and_classes():
 
 
 IOU = {'iou_threshold': 0.5}
+
+
+@pytest.mark.parametrize('kind', ['distinct', 'ties', 'degenerate', 'nan'])
+def test_nms_in_small_blocks_keeps_what_a_plain_loop_keeps(kind, monkeypatch):
+    monkeypatch.setattr(nms, 'BLOCK', 3)
+    monkeypatch.setattr(nms, 'numbers_at_once', lambda device: 20)
+    boxes, scores = draw_boxes(np.random.default_rng(3), kind, 40)
+    expected = groups_by_hand(boxes, scores, lambda o: o > np.float32(0.4), offset=1)
+    assert find_op('nms')(boxes, scores, 0.4, 1).tolist() == [group[0] for group in expected]
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+def test_thirty_thousand_boxes_of_which_all_pairs_would_fill_the_memory(offset):
+    places = torch.stack(torch.meshgrid(torch.arange(10.0), torch.arange(10.0), indexing='ij'), -1).view(-1, 2) * 100
+    center = places.repeat(300, 1) + torch.rand(30_000, 2)
+    boxes, scores = torch.cat([center, center + 20], dim=1), torch.rand(30_000)
+    assert len(find_op('nms')(boxes, scores, 0.5, offset)) == 100
+
+
+def test_the_maximum_of_roi_align_is_named_as_missing():
+    from mmcv.ops import roi_align as pool
+
+    with pytest.raises(NotImplementedError, match='roi_align with pool_mode 0'):
+        pool(torch.zeros(1, 1, 8, 8), torch.zeros(1, 5), 2, 1.0, 0, 'max', True)
 
 
 def draw_rois(generator: torch.Generator, count: int, images: int, extent: float) -> torch.Tensor:
@@ -292,47 +268,31 @@ def samples_by_hand(feature: np.ndarray, roi: np.ndarray, cells: int, scale: flo
 
 @pytest.mark.parametrize('aligned', [True, False])
 @pytest.mark.parametrize('ratio', [0, 2])
-@pytest.mark.parametrize('mode', ['avg', 'max'])
-def test_roi_align_pools_what_the_definition_says(mode, ratio, aligned, device):
+def test_roi_align_pools_what_the_definition_says(ratio, aligned, device):
     from mmcv.ops import RoIAlign
 
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 2, 9, 12, generator=generator)
     rois = draw_rois(generator, 6, 2, extent=40)
-    layer = RoIAlign(3, spatial_scale=0.25, sampling_ratio=ratio, pool_mode=mode, aligned=aligned)
+    layer = RoIAlign(3, spatial_scale=0.25, sampling_ratio=ratio, aligned=aligned)
     pooled = layer(features.to(device), rois.to(device)).cpu()
     assert pooled.shape == (6, 2, 3, 3)
     for k, channel in np.ndindex(6, 2):
         feature = features[int(rois[k, 0]), channel].double().numpy()
         for (row, column), samples in samples_by_hand(feature, rois[k].double().numpy(), 3, 0.25, ratio, aligned):
             values = [value for value, _, _ in samples]
-            # A cell without samples is 0 on average, and where mmcv's search starts at most.
-            expected = sum(values) / max(len(values), 1) if mode == 'avg' else max(values, default=-10000)
+            expected = sum(values) / max(len(values), 1)  # a cell without samples is 0
             assert pooled[k, channel, row, column].item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_max_mode_tells_where_the_maximum_was_sampled():
-    features = torch.zeros(1, 1, 8, 8)
-    features[0, 0, 2, 5] = 3
-    rois = torch.tensor([[0.0, 0, 0, 8, 8]])
-    output, y, x = (torch.zeros(1, 1, 1, 1) for _ in range(3))
-    find_op('roi_align_forward')(features, rois, output, y, x, 1, 1, 1.0, 0, roi_align.MAX, True)
-    assert (output.item(), y.item(), x.item()) == (3, 2, 5)
-    gradient = torch.ones_like(features)  # added to, not overwritten
-    find_op('roi_align_backward')(torch.full_like(output, 2), rois, y, x, gradient, 1, 1, 1.0, 0, roi_align.MAX, True)
-    assert gradient[0, 0, 2, 5] == 3
-    assert gradient.sum() == 66
-
-
-@pytest.mark.parametrize('mode', ['avg', 'max'])
 @pytest.mark.parametrize('ratio', [0, 2])
-def test_the_gradient_of_roi_align_is_its_derivative(mode, ratio, device):
+def test_the_gradient_of_roi_align_is_its_derivative(ratio, device):
     from mmcv.ops import roi_align as pool
 
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(2, 2, 6, 7, generator=generator, dtype=torch.float64).to(device).requires_grad_()
     rois = draw_rois(generator, 4, 2, extent=14).double().to(device)
-    assert torch.autograd.gradcheck(lambda f: pool(f, rois, 2, 0.5, ratio, mode, True), features)
+    assert torch.autograd.gradcheck(lambda f: pool(f, rois, 2, 0.5, ratio, 'avg', True), features)
 
 
 def test_the_deterministic_gradient_is_the_fast_one():
@@ -344,63 +304,20 @@ def test_the_deterministic_gradient_is_the_fast_one():
     torch.testing.assert_close(roi_align._average_gradient_deterministic(*arguments), fast)
 
 
-@pytest.mark.parametrize('mode', ['avg', 'max'])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_roi_align_computes_half_precision_in_float32(dtype, mode, device):
+def test_roi_align_computes_half_precision_in_float32(dtype, device):
     from mmcv.ops import roi_align as pool
 
     generator = torch.Generator().manual_seed(3)
     features = torch.randn(1, 3, 8, 8, generator=generator).to(device, dtype).requires_grad_()
     # In bfloat16 these coordinates would be whole multiples of 8.
     rois = torch.tensor([[0.0, 1001, 1003, 1017, 1021]], device=device)
-    pooled = pool(features, rois, 2, 1 / 256, 2, mode, True)
+    pooled = pool(features, rois, 2, 1 / 256, 2, 'avg', True)
     assert pooled.dtype == dtype
-    torch.testing.assert_close(pooled, pool(features.float(), rois, 2, 1 / 256, 2, mode, True).to(dtype))
+    torch.testing.assert_close(pooled, pool(features.float(), rois, 2, 1 / 256, 2, 'avg', True).to(dtype))
     pooled.sum().backward()
     assert features.grad.dtype == dtype
     assert features.grad.sum().item() == pytest.approx(12, rel=0.05)
-
-
-def test_roi_align_under_autocast(device):
-    from mmcv.ops import roi_align as pool
-
-    features = torch.randn(1, 3, 8, 8, device=device, requires_grad=True)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        mixed = torch.nn.functional.conv2d(features, torch.ones(3, 3, 1, 1, device=device))
-        assert mixed.dtype == torch.bfloat16
-        pooled = pool(mixed, torch.tensor([[0.0, 0, 0, 8, 8]], device=device), 2, 1.0, 0, 'avg', True)
-    pooled.sum().backward()
-    assert features.grad.isfinite().all()
-
-
-@pytest.mark.parametrize('mode', ['avg', 'max'])
-def test_roi_align_of_no_rois(mode, device):
-    from mmcv.ops import roi_align as pool
-
-    features = torch.randn(2, 3, 8, 8, device=device, requires_grad=True)
-    pooled = pool(features, torch.zeros(0, 5, device=device), 7, 1.0, 0, mode, True)
-    assert pooled.shape == (0, 3, 7, 7)
-    pooled.sum().backward()
-    assert features.grad.abs().sum() == 0
-
-
-def test_roi_align_reads_channels_last():
-    from mmcv.ops import roi_align as pool
-
-    features = torch.randn(2, 3, 8, 8)
-    rois = torch.tensor([[1.0, 0, 0, 6, 6]])
-    last = features.to(memory_format=torch.channels_last)
-    for mode in ('avg', 'max'):
-        assert torch.equal(pool(last, rois, 2, 1.0, 0, mode, True), pool(features, rois, 2, 1.0, 0, mode, True))
-
-
-@pytest.mark.parametrize('mode', ['avg', 'max'])
-@pytest.mark.parametrize('roi', [[0, float('nan'), 0, 4, 4], [0, 4, 0, 0, 4], [2, 0, 0, 4, 4], [0, 0, 0, math.inf, 4]])
-def test_a_roi_that_cannot_be_pooled_is_named(roi, mode):
-    from mmcv.ops import roi_align as pool
-
-    with pytest.raises(UserError, match=r'1 of 2 RoIs .* image index below 2\. NaN .* training has diverged'):
-        pool(torch.zeros(2, 1, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4], roi]), 2, 1.0, 0, mode, True)
 
 
 def test_the_ops_take_the_arguments_of_the_compiled_ones():
@@ -408,8 +325,7 @@ def test_the_ops_take_the_arguments_of_the_compiled_ones():
     if not source.exists():
         pytest.skip('this mmcv comes without its C++ sources')
     bindings = dict(re.findall(r'm\.def\("(\w+)"(.*?)\);', source.read_text(), flags=re.DOTALL))
-    # The binding names the first three arguments of this op in another order than the function below it takes them.
-    for name in set(OPS) - {'roi_align_rotated_backward'}:
+    for name in set(OPS):
         expected = re.findall(r'py::arg\("(\w+)"\)', bindings[name])
         assert list(inspect.signature(find_op(name)).parameters) == expected, name
 
@@ -419,9 +335,34 @@ def test_mmcv_ops_import_and_a_missing_op_says_what_to_do():
 
     assert 'torchvision' in get_compiler_version()
     assert isinstance(get_compiling_cuda_version(), str)
-    message = r"op 'bezier_align_forward' is not implemented .*stack\.ops\.OPS\. .* install an mmcv with compiled ops"
-    with pytest.raises(NotImplementedError, match=message):
+    with pytest.raises(NotImplementedError, match="'bezier_align_forward' is not .* mmcv with compiled ops"):
         bezier_align(torch.zeros(1, 4, 4, 4), torch.zeros(1, 17), 2)
+
+
+# They share a file of mmcv with an op that is called, but are not called themselves.
+NOT_CALLED = {'bbox_overlaps', 'nms_rotated', 'nms_quadri', 'line_nms_forward'}
+NOT_CALLED |= {f'{name}_{way}' for name in ('carafe_naive', 'softmax_focal_loss') for way in ('forward', 'backward')}
+
+
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
+def test_every_op_that_the_libraries_call_is_served(library):
+    """A library imports a name of ``mmcv.ops``, or a model or a config of it names a registered type in quotes."""
+    wrappers = Path(importlib.util.find_spec('mmcv').origin).parent / 'ops'
+    exports = re.findall(r'from \.(\w+) import (\([^)]*\)|[^\n]*)', (wrappers / '__init__.py').read_text())
+    file_of = {name: file for file, names in exports for name in re.findall(r'\w+', names)}
+    file_of |= {'DCN': 'deform_conv', 'DCNv2': 'modulated_deform_conv', 'MMSyncBN': 'sync_bn', 'carafe': 'carafe'}
+    called = set()
+    for file in Path(importlib.util.find_spec(library).origin).parent.rglob('*.py'):
+        text = file.read_text()
+        called.update(re.findall(r'[\'"](\w+)[\'"]', text))
+        for names in re.findall(r'from mmcv\.ops[.\w]* import (\([^)]*\)|[^\n]*)', text):
+            called.update(re.findall(r'\w+', names))
+    files = {file_of[name] for name in called & set(file_of)}
+    assert {'mmdet': 'nms', 'mmseg': 'psa_mask'}[library] in files
+    for file in files:
+        loaded = re.findall(r"load_ext\(\s*'_ext',\s*(\[[^\]]*\])", (wrappers / f'{file}.py').read_text())
+        needed = {name for names in loaded for name in ast.literal_eval(names)}
+        assert needed <= set(OPS) | NOT_CALLED, file
 
 
 def test_the_module_behaves_as_a_module():

@@ -62,10 +62,8 @@ def shown(message: str, category: type[Warning], module: str) -> bool:
     return bool(caught)
 
 
-def test_every_entry_has_a_sample_and_a_reason():
+def test_every_entry_has_a_sample():
     assert len(SAMPLES) == len(quiet.WARNINGS)
-    assert all(len(warned.reason) > 20 for warned in quiet.WARNINGS)
-    assert all(len(reason) > 20 for reason in quiet.LOG_LINES.values())
 
 
 @pytest.mark.parametrize('module', SAMPLES)
@@ -75,25 +73,6 @@ def test_a_listed_warning_is_dropped_and_its_neighbours_are_shown(module):
     assert shown(message, category, 'users_own')
     assert shown(f'Note: {message}', category, module)
     assert shown(message, BytesWarning, module)
-
-
-def test_real_warnings_are_dropped():
-    import torch
-
-    # What the import in MMEngine leads to, without a GPU
-    code = compile('from torch.cuda.amp import GradScaler\nGradScaler(enabled=False)', 'amp.py', 'exec')
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        exec(code, {'__name__': 'mmengine.optim.optimizer.amp_optimizer_wrapper'})
-        torch.meshgrid(torch.arange(2), torch.arange(2))
-    assert {warning.category for warning in caught} <= {FutureWarning, UserWarning}
-    assert caught
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        quiet.silence_warnings()
-        exec(code, {'__name__': 'mmengine.optim.optimizer.amp_optimizer_wrapper'})
-        torch.meshgrid(torch.arange(2), torch.arange(2))
-    assert not caught
 
 
 def test_silencing_again_adds_no_filter():
@@ -116,14 +95,3 @@ def test_the_warning_that_overrides_filters_is_dropped_alone():
             warn_as_torch_does('`TorchScript` support for functional optimizers is deprecated and will be removed')
             warn_as_torch_does('something else')
     assert [str(warning.message) for warning in caught] == ['something else']
-
-
-def test_the_printed_lines_about_onedl_are_dropped_alone(capsys):
-    def import_fork():
-        print('Could not import OneDL. Skipping OneDL datasets.')
-        print('something else')
-        raise ImportError
-
-    with pytest.raises(ImportError), quiet.without_onedl_lines():
-        import_fork()
-    assert capsys.readouterr().out == 'something else\n'

@@ -10,11 +10,11 @@ from PIL import Image
 
 import convnext_dense  # noqa: F401 - makes mmdet importable
 from convnext_dense.compat.errors import UserError
+from convnext_dense.data import write_shapes
 from convnext_dense.data.checks import check_coco, check_dataset, check_segmentation, configs, files
 from convnext_dense.data.checks import coco as coco_checks
 from convnext_dense.data.checks import segmentation as segmentation_checks
 from convnext_dense.data.shapes import LABELS, SHAPES
-from convnext_dense.data.writer import write_shapes
 
 WIDTH, HEIGHT = 32, 24
 CLASSES = ('fig', 'date')
@@ -103,6 +103,21 @@ class Segmentation:
     def config(self, **kwargs):
         common = {'type': 'BaseSegDataset', 'data_root': str(self.root), 'metainfo': {'classes': ('a', 'b', 'c')}}
         return common | {'data_prefix': {'img_path': 'img', 'seg_map_path': 'ann'}} | kwargs
+
+
+def test_absolute_file_names_need_no_folder(coco):
+    for image in coco.content['images']:
+        image['file_name'] = str(coco.images / image['file_name'])
+    coco.save()
+    config = coco.config(data_root='', ann_file=str(coco.file), data_prefix={'img': ''})
+    assert check_dataset(config) == []
+
+
+def test_all_errors_of_a_file_are_told_at_once(coco):
+    coco.content['annotations'][4]['bbox'] = [2, 3, 0, 8]
+    coco.content['annotations'][5]['image_id'] = 99
+    message = coco.error(classes=('fig', 'Date'))
+    assert all(part in message for part in ("'Date'", 'image_id 99', '[2, 3, 0, 8]'))
 
 
 @pytest.fixture
@@ -211,7 +226,9 @@ def test_no_entries(coco, name):
 def test_missing_fields(coco, name, field):
     del coco.content[name][1][field]
     number = len(coco.content[name])
-    assert f'1 of {number} {name} have no {field!r}, the first is {name}[1]. Each needs ' in coco.error()
+    assert (
+        f'1 of {number} {name} have no {field!r} of the right type, the first is {name}[1] without it' in coco.error()
+    )
 
 
 @pytest.mark.parametrize('name', ['images', 'annotations', 'categories'])

@@ -77,7 +77,9 @@ def test_a_drawing_with_few_objects_is_replaced():
 
 
 def test_proposals_are_the_boxes_of_the_objects():
-    (sample,) = add_proposals(draw_batch('mmdet', [0], 96))['data_samples']
+    batch = draw_batch('mmdet', [0], 96)
+    add_proposals(batch)
+    (sample,) = batch['data_samples']
     assert torch.equal(sample.proposals.bboxes, sample.gt_instances.bboxes)
     assert sample.proposals.scores.tolist() == [1.0] * len(sample.gt_instances)
 

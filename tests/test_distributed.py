@@ -18,9 +18,8 @@ from mmengine.config import Config
 
 from convnext_dense import UserError
 from convnext_dense import cli as command_line
-from convnext_dense.data.writer import write_shapes
-from convnext_dense.train import run as runs
-from convnext_dense.train import screen
+from convnext_dense.data import write_shapes
+from convnext_dense.train import launch, mistakes
 
 ROOT = Path(__file__).parent.parent
 SHAPES_CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
@@ -637,9 +636,8 @@ def test_mistake_of_one_process_ends_all(folder, tmp_path, rank):
         'dist_train.sh', tmp_path / 'config.py', 2, cwd=tmp_path, PYTHONPATH=path, BROKEN_RANK=str(rank)
     )
     assert time.monotonic() - start < 120  # PyTorch itself gives up after 30 minutes
-    speaker = 'error (rank 1)' if rank else 'error'
-    assert f'\n{speaker}: The image photos/7.jpg is damaged. Replace it' in result.stderr
-    assert result.stderr.count('error') == 1
+    assert '\nerror: The image photos/7.jpg is damaged. Replace it' in result.stderr
+    assert result.stderr.count('error: ') == 1
     assert 'Traceback' not in result.stderr.replace('for the traceback', '')
     assert 'FAILED' not in result.stderr
     assert result.returncode == 2
@@ -683,34 +681,46 @@ def test_parameter_names_of_pytorchs_indices():
     error = RuntimeError('... Parameter indices which did not receive grad for rank 1: 0 3\n In addition ...')
     with (
         pytest.raises(UserError, match=r'2 parameters take no part in the loss \(1\.weight, 2\.bias\)'),
-        runs.unused_parameter_errors(model),
+        mistakes.run_errors(model),
     ):
         raise error
-    with pytest.raises(RuntimeError, match='another'), runs.unused_parameter_errors(model):
+    with pytest.raises(RuntimeError, match='another'), mistakes.run_errors(model):
         raise RuntimeError('another')
 
 
 def test_lost_connection_is_no_mistake_in_the_config():
-    with pytest.raises(RuntimeError, match='closed by peer'), runs.build_errors():
+    with pytest.raises(RuntimeError, match='closed by peer'), mistakes.build_errors():
         raise RuntimeError('[gloo/transport/tcp/pair.cc:561] Connection closed by peer')
 
 
-@pytest.mark.parametrize(
-    ('error', 'waits'),
-    [
-        (RuntimeError('[gloo/transport/tcp/pair.cc:561] Connection closed by peer'), True),
-        (torch.distributed.DistBackendError('NCCL error'), True),
-        (RuntimeError('a bug'), False),
-        (UserError('wrong'), True),
-    ],
-)
-def test_other_processes_give_the_first_one_time_to_speak(monkeypatch, error, waits):
-    waited = []
-    monkeypatch.setattr(command_line.time, 'sleep', waited.append)
-    monkeypatch.setenv('RANK', '1')
-    with pytest.raises((SystemExit, RuntimeError)), command_line.user_errors():
-        raise error
-    assert waited == [command_line.PATIENCE] * waits
+@pytest.fixture
+def slate(monkeypatch, tmp_path):
+    """The folder by which torchrun lets its processes tell what went wrong."""
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / '0/error.json'))
+
+
+def test_a_mistake_of_several_processes_is_told_by_the_first_that_finds_it(slate, capsys):
+    for _ in range(3):
+        with pytest.raises(SystemExit), command_line.user_errors():
+            raise UserError('wrong')
+        assert launch.was_said()
+    assert capsys.readouterr().err == 'error: wrong\n'
+
+
+@pytest.mark.parametrize('is_known', [True, False])
+def test_a_lost_connection_is_no_news_where_the_reason_was_told(slate, capsys, is_known):
+    if is_known:
+        launch.say_once('error: wrong')
+    with pytest.raises(SystemExit if is_known else RuntimeError), command_line.user_errors():
+        raise RuntimeError('[gloo/transport/tcp/pair.cc:561] Connection closed by peer')
+
+
+def test_processes_of_slurm_share_what_was_said(monkeypatch, tmp_path, capsys):
+    set_environment(monkeypatch, {'SLURM_NTASKS': '2', 'SLURM_JOB_ID': '7', 'SLURM_STEP_ID': '0'})
+    monkeypatch.setattr(launch.tempfile, 'gettempdir', lambda: str(tmp_path))
+    launch.say_once('wrong')
+    launch.say_once('wrong')
+    assert capsys.readouterr().err == 'wrong\n'
 
 
 @pytest.mark.parametrize(
@@ -726,7 +736,7 @@ def test_what_a_launcher_has_to_provide(monkeypatch, launcher, environment, num_
     set_environment(monkeypatch, environment)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: num_gpus)
     with pytest.raises(UserError, match=message):
-        runs.check_launcher(launcher)
+        launch.check_launcher(launcher)
 
 
 @pytest.mark.parametrize(
@@ -741,12 +751,21 @@ def test_what_a_launcher_has_to_provide(monkeypatch, launcher, environment, num_
 def test_rank_and_number_of_processes(monkeypatch, launcher, environment, rank, size):
     set_environment(monkeypatch, environment)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
-    runs.check_launcher(launcher)
-    assert (screen.process_rank(), runs.num_processes(launcher)) == (rank, size)
+    launch.check_launcher(launcher)
+    assert (launch.process_rank(), launch.num_processes(launcher)) == (rank, size)
 
 
 def set_environment(monkeypatch, environment: dict) -> None:
-    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'SLURM_PROCID', 'SLURM_NTASKS'):
+    for name in (
+        'RANK',
+        'WORLD_SIZE',
+        'LOCAL_RANK',
+        'LOCAL_WORLD_SIZE',
+        'SLURM_PROCID',
+        'SLURM_NTASKS',
+        'TORCHELASTIC_ERROR_FILE',
+        'TORCHELASTIC_RUN_ID',
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -756,7 +775,7 @@ def set_environment(monkeypatch, environment: dict) -> None:
                                                 (('a/epoch_3.pth', 'a/epoch_2.pth'), False),
                                                 ((None, 'a/epoch_2.pth'), False)])  # fmt: skip
 def test_processes_resume_from_the_same_checkpoint(monkeypatch, names, is_same):
-    monkeypatch.setattr(runs, 'all_gather_object', lambda _: list(names))
+    monkeypatch.setattr(launch, 'all_gather_object', lambda _: list(names))
     refusal = contextlib.nullcontext() if is_same else pytest.raises(UserError, match='find different checkpoints')
     with refusal:
-        runs.check_same_checkpoint('a/epoch_3.pth')
+        launch.check_same_checkpoint('a/epoch_3.pth')

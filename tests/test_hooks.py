@@ -1,28 +1,36 @@
 """The screen and the pictures of a run."""
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import pty
 import struct
-import subprocess
 import sys
 import termios
+import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pytest
 import torch
 
-from convnext_dense.train.pictures import draw_curves, draw_predictions, read_scalars
-from convnext_dense.train.screen import ConsoleHandler, prints_to
-from convnext_dense.train.summary import describe_files, metric_table
+from convnext_dense.train import screen
+from convnext_dense.train.screen import ConsoleHandler, ProgressBarHook, prints_in_log
+from convnext_dense.train.summary import (
+    describe_files,
+    draw_curves,
+    draw_predictions,
+    explain_no_metrics,
+    metric_table,
+    read_scalars,
+)
 
 
-def log_record(message, level=logging.INFO, **extra):
-    record = logging.LogRecord('name', level, 'file', 1, message, None, None)
-    record.__dict__.update(extra)
-    return record
+def log_record(message, level=logging.INFO):
+    return logging.LogRecord('name', level, 'file', 1, message, None, None)
 
 
 def test_console_shows_lines_and_hides_blocks():
@@ -31,47 +39,51 @@ def test_console_shows_lines_and_hides_blocks():
     assert not handler.filter(log_record('Config:\nmodel = dict(\n'))
     assert not handler.filter(log_record('Exp name: x'))
     assert handler.filter(log_record('two\nlines', logging.WARNING))
-    assert handler.filter(log_record('a table\nof two lines', show_table=True))
+    own = log_record('a table\nof two lines')
+    own.pathname = screen.__file__
+    assert handler.filter(own)
 
 
-def test_prints_of_third_parties_go_to_a_file(tmp_path, capsys):
-    with prints_to(tmp_path / 'new/prints.txt'):
-        print('loading annotations into memory...')
-    print('shown')
-    assert capsys.readouterr().out == 'shown\n'
-    assert (tmp_path / 'new/prints.txt').read_text() == 'loading annotations into memory...\n'
+def test_prints_of_pycocotools_go_to_the_log_and_those_of_a_user_to_the_screen(tmp_path, capsys):
+    from pycocotools.coco import COCO
+
+    logger = logging.getLogger('prints')
+    logger.addHandler(logging.FileHandler(tmp_path / 'log'))
+    annotations = dict(images=[], annotations=[], categories=[])
+    (tmp_path / 'coco.json').write_text(json.dumps(annotations))
+    with prints_in_log(logger):
+        COCO(str(tmp_path / 'coco.json'))
+        print('of the user')
+    assert capsys.readouterr().out == 'of the user\n'
+    assert 'index created!' in (tmp_path / 'log').read_text()
+    COCO(str(tmp_path / 'coco.json'))
+    assert 'index created!' in capsys.readouterr().out  # outside of our runs everything is as ever
 
 
-BAR = """
-import time
-from types import SimpleNamespace
-import convnext_dense
-from convnext_dense.train import ProgressBarHook
-hook = ProgressBarHook()
-runner = SimpleNamespace(max_iters=40, iter=10, val_dataloader=range(3))
-hook.before_train(runner)
-for i in range(30):
-    time.sleep(0.02)
-    hook.after_train_iter(runner, i, outputs=dict(loss=1.5))
-hook.before_val_epoch(runner)
-hook.after_val_iter(runner, 0)
-hook.after_val_epoch(runner)
-hook.after_train(runner)
-"""
+def run_with_a_bar() -> None:
+    hook = ProgressBarHook()
+    runner = SimpleNamespace(max_iters=40, iter=10, val_dataloader=range(3))
+    hook.before_train(runner)
+    for i in range(30):
+        time.sleep(0.02)
+        hook.after_train_iter(runner, i, outputs=dict(loss=1.5))
+    hook.before_val_epoch(runner)
+    hook.after_val_iter(runner, 0)
+    hook.after_val_epoch(runner)
+    hook.after_train(runner)
 
 
-def test_progress_bar_on_a_terminal():
+def test_progress_bar_on_a_terminal(monkeypatch):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('4H', 24, 100, 0, 0))  # rows, columns
-    with subprocess.Popen([sys.executable, '-c', BAR], stderr=theirs, stdout=subprocess.PIPE) as process:
-        os.close(theirs)
-        shown = b''
-        try:
-            while chunk := os.read(ours, 65536):
-                shown += chunk
-        except OSError:  # Linux: the other end is closed
-            pass
-        assert process.wait() == 0
+    with open(theirs, 'w') as terminal:
+        monkeypatch.setattr(sys, 'stderr', terminal)
+        run_with_a_bar()
+        monkeypatch.undo()
+    shown = b''
+    with contextlib.suppress(OSError):  # Linux: the other end is closed
+        while chunk := os.read(ours, 65536):
+            shown += chunk
     os.close(ours)
     text = shown.decode()
     assert '10/40' in text  # it starts where the run resumes
@@ -80,9 +92,9 @@ def test_progress_bar_on_a_terminal():
     assert 'val' in text
 
 
-def test_no_progress_bar_in_a_file():
-    result = subprocess.run([sys.executable, '-c', BAR], capture_output=True, text=True, check=True)
-    assert result.stderr == ''
+def test_no_progress_bar_in_a_file(capfd):
+    run_with_a_bar()
+    assert capfd.readouterr().err == ''
 
 
 def test_metric_table_of_a_detector():
@@ -112,8 +124,16 @@ def test_metric_table_of_a_choice_of_metrics():
     assert lines[-1].split() == ['AR@100', '0.400']
 
 
-def test_metric_table_of_a_model_that_predicts_nothing():
-    assert metric_table({}) == ['no metrics: the model predicted nothing']
+@pytest.mark.parametrize(
+    ('evaluator', 'reason'),
+    [
+        (None, 'no validation ran'),
+        (SimpleNamespace(metrics=[]), 'asks for none'),
+        (SimpleNamespace(metrics=[object()]), 'object gave none'),
+    ],
+)
+def test_missing_metrics_are_explained(evaluator, reason):
+    assert reason in explain_no_metrics(evaluator)
 
 
 def test_only_written_files_are_named():

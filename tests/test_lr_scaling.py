@@ -122,14 +122,17 @@ def test_scaling_needs_an_lr():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'train_dataloader.batch_size': 'abc'}, "train_dataloader.batch_size is a number of 1 or more; got 'abc'."),
-        ({'train_dataloader.batch_size': 0}, 'train_dataloader.batch_size is a number of 1 or more; got 0.'),
+        (
+            {'train_dataloader.batch_size': 'abc'},
+            "train_dataloader.batch_size must be a whole number of 1 or more; got 'abc'.",
+        ),
+        ({'train_dataloader.batch_size': 0}, 'train_dataloader.batch_size must be a whole number of 1 or more; got 0.'),
         (
             {'optim_wrapper.accumulative_counts': 0},
-            'optim_wrapper.accumulative_counts is a number of 1 or more; got 0.',
+            'optim_wrapper.accumulative_counts must be a whole number of 1 or more; got 0.',
         ),
-        ({'optim_wrapper.optimizer.lr': 'abc'}, "optim_wrapper.optimizer.lr is a number; got 'abc'."),
-        ({'auto_scale_lr': 5}, 'auto_scale_lr is a dict, such as dict(base_batch_size=16); got 5.'),
+        ({'optim_wrapper.optimizer.lr': 'abc'}, "optim_wrapper.optimizer.lr must be a number; got 'abc'."),
+        ({'auto_scale_lr': 5}, 'auto_scale_lr must be a dict, such as dict(base_batch_size=16); got 5.'),
     ],
 )
 @pytest.mark.parametrize('scale', [run_config.enable_auto_scale_lr, lambda cfg: run_config.fit_lr(cfg, 2)])

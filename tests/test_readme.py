@@ -7,22 +7,22 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
+from convnext_dense.cli import COMMANDS
+from convnext_dense.configs import find_config
 from convnext_dense.data import check_dataset, write_shapes
 from convnext_dense.data.shapes import SHAPES
 from convnext_dense.train import config as run_config
-from convnext_dense.train.config_header import read_header
-from convnext_dense.train.stats import leaf_configs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+OWN_DATA = (ROOT / 'docs/own_data.md').read_text()
+BLOCKS = re.findall(r'```python\n(.*?)```', README + OWN_DATA, re.DOTALL)
 
 
 def test_own_data(tmp_path):
     root = write_shapes(tmp_path / 'shapes', num_train=12, num_val=4, size=64)
     text = next(block for block in BLOCKS if 'hazelnut' in block)
     for old, new in {
-        'configs/det': f'{ROOT}/configs/det',
         "('date', 'fig', 'hazelnut')": repr(tuple(SHAPES)),
         'data/fruits/annotations/val.json': str(root / 'annotations/instances_val.json'),
         'data/fruits/': str(root),
@@ -64,13 +64,18 @@ def test_commands_name_files_that_exist():
         assert (ROOT / path).is_file(), path
 
 
-def test_what_was_trained_here_is_what_the_headers_say():
-    rows = re.findall(r'^\| `((?:det|seg)/\w+\.py)` \| drawn shapes \| (.+) \|$', README, re.MULTILINE)
-    measured = {file: read_header(file).measured for file in leaf_configs()}
-    assert dict(rows) == {
-        f'{file.parent.name}/{file.name}': ', '.join(map(str, metrics)) for file, metrics in measured.items() if metrics
-    }
+@pytest.mark.parametrize(
+    'page', ['README.md', *(f'docs/{name}.md' for name in ('index', 'first_training', 'own_data'))]
+)
+def test_commands_exist(page):
+    text = (ROOT / page).read_text()
+    commands = re.findall(r'^    convnext-dense (\S+)(?: (det/\w+|seg/\w+))?', text, re.MULTILINE)
+    assert commands
+    for command, config in commands:
+        assert command in COMMANDS
+        assert not config or find_config(config).is_file()
 
 
-def test_number_of_configs():
-    assert f'\n{len(leaf_configs())} configs: ' in README
+def test_pages_of_the_site_exist():
+    for page in re.findall(r'(\w+\.md)$', (ROOT / 'mkdocs.yml').read_text().partition('nav:')[2], re.MULTILINE):
+        assert (ROOT / 'docs' / page).is_file(), page

@@ -1,6 +1,8 @@
 """Whole runs through the tools on drawn data, and every mistake of a user that a run answers."""
 
+import errno
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,20 +17,23 @@ from convnext_dense import UserError, configs
 from convnext_dense import cli as command_line
 from convnext_dense.compat import read_checkpoint
 from convnext_dense.configs import model_scope
-from convnext_dense.data.writer import write_shapes
-from convnext_dense.swap.upstream import find_config
+from convnext_dense.data import write_shapes
+from convnext_dense.swap.read import find_config
 from convnext_dense.train import config as run_config
+from convnext_dense.train import mistakes
 from convnext_dense.train import run as runs
-from convnext_dense.train.config_header import read_header
 from convnext_dense.train.stats import build
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
 COCO_CONFIG = ROOT / 'configs/det/cascade_convnext_t_coco.py'
-DRAWN = dict(num_train=16, num_val=6, size=64)
-EPOCHS, ITERS_PER_EPOCH = 5, 4
+DRAWN = dict(num_train=8, num_val=3, size=64)
+EPOCHS, ITERS_PER_EPOCH = 5, 2
 # MMEngine warns of the second runner in one process, which only tests have
-SEVERAL_RUNNERS = pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning')
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning'),
+    pytest.mark.filterwarnings('ignore:__array_:DeprecationWarning'),  # NumPy's, of pycocotools and mmdet's visualizer
+]
 
 
 @pytest.fixture(scope='module')
@@ -61,15 +66,22 @@ def command(tool: str, *arguments, options: dict | None = None) -> list[str]:
     return [str(a) for a in (f'tools/{tool}.py', *arguments, *(['--cfg-options', *pairs] if pairs else []))]
 
 
-def run_tool(*arguments, options=None) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *command(*arguments, options=options)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture
+def run_tool(monkeypatch, capfd):
+    """Return a function that runs a tool in this process, as Python runs a script."""
+
+    def run(*arguments, options=None) -> subprocess.CompletedProcess:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, 'argv', command(*arguments, options=options))
+        capfd.readouterr()
+        code = 0
+        try:
+            runpy.run_path(sys.argv[0], run_name='__main__')
+        except SystemExit as leave:
+            code = leave.code or 0
+        return subprocess.CompletedProcess(sys.argv, code, *capfd.readouterr())
+
+    return run
 
 
 def logged_rows(work_dir: Path) -> list[dict]:
@@ -78,7 +90,7 @@ def logged_rows(work_dir: Path) -> list[dict]:
     return [json.loads(line) for line in latest.read_text().splitlines()]
 
 
-def test_train_kill_resume_test(options, tmp_path):
+def test_train_kill_resume_test(options, tmp_path, run_tool):
     with subprocess.Popen(
         [sys.executable, *command('train', CONFIG, '--work-dir', tmp_path, options=options)],
         cwd=ROOT,
@@ -94,7 +106,10 @@ def test_train_kill_resume_test(options, tmp_path):
     done = int(Path(read_if_there(tmp_path / 'last_checkpoint')).stem.split('_')[1])
     assert done < EPOCHS, 'killed too late to resume'
 
-    resumed = run_tool('train', CONFIG, '--work-dir', tmp_path, '--resume', options=options)
+    resumed = subprocess.run(
+        [sys.executable, *command('train', CONFIG, '--work-dir', tmp_path, '--resume', options=options)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
     assert f'resumed epoch: {done}, iter: {done * ITERS_PER_EPOCH}' in resumed.stdout
     losses = [row for row in logged_rows(tmp_path) if 'loss' in row]
@@ -144,7 +159,7 @@ def check_screen(text: str, errors: str, work_dir: Path) -> None:
 SEGMENTOR = """
 _base_ = ['{root}/configs/_base_/runtime.py']
 default_scope = 'mmseg'
-data = dict(type='ShapesLabels', data_root='{shapes}', num_train=16, num_val=6, size=64)
+data = dict(type='ShapesLabels', data_root='{shapes}', num_train=8, num_val=3, size=64)
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)]
 pack = dict(type='PackSegInputs')
 crop = dict(type='RandomCrop', crop_size=(64, 64))
@@ -198,18 +213,49 @@ visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBa
 """
 
 
-def test_segmentor_trains_and_tests_with_the_same_tools(shapes, tmp_path):
+TALKING = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, TRANSFORMS
+
+@HOOKS.register_module()
+class TalkingHook(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        print('a hook of the user speaks')
+
+@TRANSFORMS.register_module()
+class TalkingTransform:
+    def __call__(self, results):
+        print('a transform of the user speaks in a worker')
+        return results
+"""
+TALKING_CONFIG = """
+custom_imports = dict(imports=['convnext_dense', 'talking'], allow_failed_imports=False)
+custom_hooks = [dict(type='TalkingHook')]
+train_dataloader['num_workers'] = 1
+train_dataloader['dataset']['pipeline'].insert(0, dict(type='TalkingTransform'))
+"""
+
+
+def test_segmentor_trains_and_tests_with_the_same_tools(shapes, tmp_path, run_tool, monkeypatch):
     config = tmp_path / 'config.py'
-    config.write_text(SEGMENTOR.format(root=ROOT, shapes=shapes))
+    config.write_text(SEGMENTOR.format(root=ROOT, shapes=shapes) + TALKING_CONFIG)
+    (tmp_path / 'talking.py').write_text(TALKING)
+    monkeypatch.syspath_prepend(tmp_path)
     trained = run_tool('train', config, '--work-dir', tmp_path / 'run')
     assert trained.returncode == 0, trained.stderr
-    assert 'no GPU: training in fp32' in trained.stderr
+    assert 'a hook of the user speaks\n' in trained.stdout
+    assert 'a transform of the user speaks in a worker\n' in trained.stdout
+    note = 'note: no GPU: training in fp32'
+    assert note in trained.stderr
+    (log,) = (tmp_path / 'run').glob('*/*.log')
+    assert log.read_text().count(note) == 1
     assert 'Iter(train) [6/6]  loss ' in trained.stdout
     (miou,) = [line.split()[1] for line in trained.stdout.splitlines() if line.startswith('mIoU')]
     assert (tmp_path / 'run/predictions.png').stat().st_size > 0
     assert (tmp_path / 'run/curves.png').stat().st_size > 0
     outputs = ('--work-dir', tmp_path / 'test', '--out', tmp_path / 'out', '--show-dir', 'drawn')
-    tested = run_tool('test', config, tmp_path / 'run/iter_6.pth', *outputs)
+    one_of_its_own = {'visualizer.name': 'second'}  # MMEngine keeps those of a process by their names
+    tested = run_tool('test', config, tmp_path / 'run/iter_6.pth', *outputs, options=one_of_its_own)
     assert tested.returncode == 0, tested.stderr
     assert [line.split()[1] for line in tested.stdout.splitlines() if line.startswith('mIoU')] == [miou]
     assert len(list((tmp_path / 'out').glob('*.png'))) == DRAWN['num_val']
@@ -242,14 +288,24 @@ RUN_HOOKS = ['CheckWeightsHook', 'ProgressBarHook', 'RunSummaryHook']
 def test_a_config_of_any_origin_is_watched(given, hooks, processor, tmp_path):
     cfg = Config(given)
     for _ in range(2):  # what is there is not added again
-        runs.prepare(cfg, 'config.py', str(tmp_path), 'none', ())
+        run_config.settle(cfg, str(tmp_path), 'none')
         assert [hook['type'] for hook in cfg.custom_hooks] == hooks
         assert cfg.get('log_processor') == processor
 
 
+def test_the_given_config_stays_as_it_is(options):
+    given = configs.load_config(CONFIG, options)
+    before = given.pretty_text
+    cfg, _ = run_config.for_training(given, 'run', 'none', 'epoch_1.pth', amp=True, auto_scale_lr=True)
+    assert (cfg.work_dir, cfg.resume, cfg.load_from) == ('run', True, 'epoch_1.pth')
+    cfg, _ = run_config.for_testing(given, 'test', 'none', 'epoch_1.pth', (False, 'drawn', 0), True, 'out.pkl')
+    assert (cfg.work_dir, cfg.load_from, cfg.train_dataloader) == ('test', 'epoch_1.pth', None)
+    assert given.pretty_text == before
+
+
 RETINANET = """
 _base_ = '{root}/configs/det/retinanet_convnext_t_coco.py'
-data = dict(_delete_=True, type='ShapesInstances', data_root='{shapes}', num_train=16, num_val=6, size=64)
+data = dict(_delete_=True, type='ShapesInstances', data_root='{shapes}', num_train=8, num_val=3, size=64)
 small = dict(type='Resize', scale=(64, 64), keep_ratio=True)
 load, annotate, _, *others = _base_.train_pipeline
 train = dict(data, split='train', pipeline=[load, annotate, small, *others])
@@ -270,15 +326,13 @@ default_hooks = dict(logger=dict(interval=1))
 """
 
 
-@SEVERAL_RUNNERS
-@pytest.mark.filterwarnings('ignore:__array_:DeprecationWarning')  # NumPy's, of pycocotools and mmdet's visualizer
 def test_a_config_with_upstreams_runtime_trains_and_tests(shapes, tmp_path, capfd):
     config, run = tmp_path / 'config.py', tmp_path / 'run'
     config.write_text(RETINANET.format(root=ROOT, shapes=shapes))
     runs.train(config, str(run))
     shown = capfd.readouterr().out
-    assert 'Epoch(train) [1][4/4]  loss ' in shown
-    assert '4 iterations in ' in shown
+    assert 'Epoch(train) [1][2/2]  loss ' in shown
+    assert '2 iterations in ' in shown
     assert [row[0] for row in ap_rows(shown)] == ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl']
     assert (run / 'predictions.png').stat().st_size > 0
     metrics = runs.test(config, str(run / 'epoch_1.pth'), str(tmp_path / 'test'))
@@ -315,7 +369,7 @@ def test_mmdetections_own_tool_trains_the_config(options, tmp_path):
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
-def test_missing_coco_is_answered_at_once(tmp_path):
+def test_missing_coco_is_answered_at_once(tmp_path, run_tool):
     start = time.monotonic()
     result = run_tool(
         'train', COCO_CONFIG, '--work-dir', tmp_path, options={'train_dataloader.dataset.data_root': 'nowhere/'}
@@ -330,7 +384,7 @@ def test_missing_coco_is_answered_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_show_lr_needs_neither_data_nor_weights():
+def test_show_lr_needs_neither_data_nor_weights(run_tool):
     result = run_tool('show_lr', COCO_CONFIG)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith('ConvNeXtLayerDecay: decay rate 0.7, base lr 0.0002, lr 1.65e-05 to 0.0002\n')
@@ -357,20 +411,18 @@ def trained(tmp_path_factory):
     return file
 
 
-def test_checkpoint_of_another_architecture_is_refused(options, trained, tmp_path):
+def test_checkpoint_of_another_architecture_is_refused(options, trained, tmp_path, run_tool):
     result = run_tool('test', CONFIG, trained, '--work-dir', tmp_path, options=options)
     assert result.returncode == 2
     assert 'It is ConvNeXt femto, the model is ConvNeXt atto.' in result.stderr
     assert 'Traceback' not in result.stderr
 
 
-@SEVERAL_RUNNERS
 def test_fine_tuning_from_another_architecture_is_refused(options, trained, tmp_path):
     with pytest.raises(UserError, match='does not fit the backbone. It is ConvNeXt femto'):
         runs.train(CONFIG, str(tmp_path), cfg_options={**options, 'load_from': str(trained)})
 
 
-@SEVERAL_RUNNERS
 @pytest.mark.parametrize(
     ('typo', 'message'),
     [
@@ -385,9 +437,9 @@ def test_fine_tuning_from_another_architecture_is_refused(options, trained, tmp_
         ({'model.backbone.drop_path': 0.1}, "The config cannot be built: .*unexpected keyword argument 'drop_path'"),
         (
             {'optim_wrapper.optimizer.type': 'AdamWW'},
-            "there is no optimizer 'AdamWW'. Did you mean AdamW",
+            "no optimizer 'AdamWW'. Did you mean AdamW",
         ),
-        ({'optim_wrapper.paramwise_cfg.decay': 0.1}, r"unknown paramwise_cfg keys \['decay'\]"),
+        ({'optim_wrapper.paramwise_cfg.decay': 0.1}, r"paramwise_cfg has unknown keys \['decay'\]"),
         ({'train_cfg.max_epoch': 3}, "The config cannot be built: .*unexpected keyword argument 'max_epoch'"),
         ({'train_dataloader.dataset.split': 'trian'}, 'trian'),
     ],
@@ -444,21 +496,94 @@ def test_options_that_a_config_does_not_support(tmp_path, trained):
         runs.train(CONFIG, str(tmp_path), cfg_options={'train_dataloader': None})
 
 
+class Reading(torch.utils.data.Dataset):
+    """A data set of one sample, which a transform cannot read."""
+
+    def __init__(self, transform, results):
+        self.transform, self.results = transform, results
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.transform(dict(self.results))
+
+
+IMAGE_CURE = 'Replace it or take it out of the annotations'
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
 @pytest.mark.parametrize(
-    ('error', 'message'),
+    ('name', 'content', 'message'),
     [
-        (AssertionError('failed to load image: my photos/7.jpg\nin a worker'), 'The image my photos/7.jpg is damaged'),
-        (FileNotFoundError(2, 'No such file or directory', 'photos/8.jpg'), 'The image photos/8.jpg does not exist'),
+        ('my photos/7.jpg', 'no image', rf'The image .*/my photos/7\.jpg is damaged\. {IMAGE_CURE}'),
+        ("it's.jpg", None, rf"The image .*/it's\.jpg does not exist\. {IMAGE_CURE}"),
+        ('label.png', None, r'The label map .*/label\.png does not exist\. Replace it or take its image'),
+        ('objects.json', None, r'The annotation file .*/objects\.json does not exist\. Set data_root and ann_file'),
+        ('a.pth', None, r'The checkpoint .*/a\.pth does not exist\. Set load_from'),
+        ('notes', None, r'The file .*/notes does not exist\. Put it there'),
     ],
 )
-def test_image_that_breaks_in_the_middle_of_a_run(error, message):
-    with pytest.raises(UserError, match=f'{message}. Replace it .*--resume'), runs.image_errors():
+def test_file_that_cannot_be_read_in_the_middle_of_a_run(name, content, message, num_workers, tmp_path):
+    from mmcv.transforms import LoadAnnotations, LoadImageFromFile
+
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    if content:
+        file.write_text(content)
+    transform = LoadImageFromFile()
+    if 'label' in name:
+        transform = LoadAnnotations(with_bbox=False, with_label=False, with_seg=True)
+    loader = torch.utils.data.DataLoader(
+        Reading(transform, dict(img_path=str(file), seg_map_path=str(file))), num_workers=num_workers
+    )
+    with pytest.raises(UserError, match=message) as error, mistakes.run_errors():
+        next(iter(loader))
+    assert '--resume' in str(error.value)
+
+
+@pytest.mark.parametrize('error', [AssertionError('a bug'), RuntimeError('Caught in a worker\nOriginal Traceback')])
+def test_other_errors_of_a_run_keep_their_traceback(error):
+    with pytest.raises(type(error)) as raised, mistakes.run_errors():
         raise error
+    assert raised.value is error
 
 
-def test_other_errors_of_a_run_keep_their_traceback():
-    with pytest.raises(AssertionError, match='a bug'), runs.image_errors():
-        raise AssertionError('a bug')
+class Saving(runs.OneLineRunner):
+    """A runner of which nothing is built."""
+
+    def __init__(self):
+        pass
+
+
+@pytest.mark.parametrize('failure', [OSError(errno.ENOSPC, 'No space left on device'), KeyboardInterrupt()])
+def test_a_save_that_fails_leaves_the_old_checkpoint(failure, tmp_path, monkeypatch):
+    def break_off(self, out_dir, filename, *args, **kwargs):
+        (Path(out_dir) / filename).write_bytes(b'half of a n')
+        raise failure
+
+    (tmp_path / 'best.pth').write_bytes(b'old')
+    monkeypatch.setattr(runs.Runner, 'save_checkpoint', break_off)
+    message = 'disk of the work dir is full' if isinstance(failure, OSError) else None
+    allowed = UserError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(allowed, match=message), mistakes.run_errors():
+        Saving().save_checkpoint(str(tmp_path), 'best.pth')
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {'best.pth': b'old'}
+
+
+def test_a_save_replaces_the_old_checkpoint_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    flushed = []
+
+    def save(self, out_dir, filename, *args, **kwargs):
+        assert (tmp_path / 'best.pth').read_bytes() == b'old'
+        (Path(out_dir) / filename).write_bytes(b'new')
+
+    (tmp_path / 'best.pth').write_bytes(b'old')
+    monkeypatch.setattr(runs.Runner, 'save_checkpoint', save)
+    monkeypatch.setattr(runs.os, 'fsync', lambda _: flushed.append((tmp_path / 'best.pth').read_bytes()))
+    Saving().save_checkpoint(str(tmp_path), 'best.pth')
+    assert flushed == [b'old']
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {'best.pth': b'new'}
 
 
 def test_user_errors_end_with_code_2(capsys):
@@ -469,7 +594,7 @@ def test_user_errors_end_with_code_2(capsys):
 
 
 def test_missing_library_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(runs.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(configs.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(
         UserError, match=r"needs MMDetection, which is not installed: pip install 'convnext-dense\[mm\]'"
     ):
@@ -483,15 +608,7 @@ def test_interruption_ends_with_code_130(capsys):
     assert '--resume' in capsys.readouterr().err
 
 
-def test_errors_of_other_ranks_are_shown(capsys, monkeypatch):
-    monkeypatch.setenv('RANK', '3')
-    monkeypatch.setattr(command_line, 'PATIENCE', 0)
-    with pytest.raises(SystemExit), command_line.user_errors():
-        raise UserError('wrong')
-    assert capsys.readouterr().err == 'error (rank 3): wrong\n'
-
-
-def test_options_need_an_equals_sign():
+def test_options_need_an_equals_sign(run_tool):
     result = run_tool('show_lr', CONFIG, '--cfg-options', 'max_epochs')
     assert result.returncode == 2
     assert "--cfg-options takes KEY=VALUE pairs; got 'max_epochs'" in result.stderr
@@ -568,21 +685,7 @@ def test_panoptic_heads_keep_their_classes():
     assert cfg.model.panoptic_head.num_things_classes == 80
 
 
-@pytest.mark.parametrize('rank', [0, 1])
-def test_a_wrong_option_is_answered_by_the_first_process(rank, monkeypatch, capsys):
-    """Another one gives it the time to speak: a launcher ends all of them when one has ended."""
-    pauses = []
-    monkeypatch.setattr(command_line.time, 'sleep', pauses.append)
-    monkeypatch.setenv('RANK', str(rank))
-    with pytest.raises(SystemExit) as leave:
-        command_line.config_parser('Train.').parse_args(['config.py', '--nonsense'])
-    assert leave.value.code == 2
-    assert ('unrecognized arguments: --nonsense' in capsys.readouterr().err) == (rank == 0)
-    assert pauses == [command_line.PATIENCE] * rank
-
-
 @pytest.mark.slow
-@pytest.mark.filterwarnings('ignore:__array_:DeprecationWarning')  # NumPy's, of pycocotools
 @pytest.mark.parametrize('name', ['det/cascade_convnext_atto_shapes', 'seg/upernet_convnext_atto_shapes'])
 def test_the_drawn_configs_reach_what_their_headers_promise(name, tmp_path):
     """They train for minutes; the metrics of COCO are called otherwise there."""
@@ -594,6 +697,5 @@ def test_the_drawn_configs_reach_what_their_headers_promise(name, tmp_path):
     runs.train(config, str(tmp_path / 'run'), cfg_options={key: str(value) for key, value in options.items()})
     last = logged_rows(tmp_path / 'run')[-1]
     keys = {'box AP50': 'coco/bbox_mAP_50', 'mask AP50': 'coco/segm_mAP_50', 'mIoU': 'mIoU'}
-    promised = [metric for metric in read_header(config).metrics if metric.is_bound]
-    assert promised
-    assert all(last[keys[metric.name]] >= float(metric.value) for metric in promised)
+    bounds = {'box AP50': 0.75, 'mask AP50': 0.70} if name.startswith('det') else {'mIoU': 80}  # of their headers
+    assert all(last[keys[metric]] >= bound for metric, bound in bounds.items())

@@ -1,4 +1,4 @@
-"""The backbone of upstream's and of users' configs is exchanged by rule; what cannot be is answered in words."""
+"""The backbone of a library's or a user's config is exchanged by rule, or the user is told why that is impossible."""
 
 import gc
 import json
@@ -11,16 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.structures import InstanceData
 
 from convnext_dense import UserError
 from convnext_dense.configs import load_config
-from convnext_dense.swap import channels, proof, swapping, training, upstream, writing
+from convnext_dense.swap import exchange, fit, proof, prove, read, recipe, swap_backbone, write, write_swap
 from convnext_dense.swap.changes import apply
-from convnext_dense.swap.channels import Pair
-from convnext_dense.swap.maps import Map, backbone_maps, stages_for
-from convnext_dense.swap.recipes import BATCH, OPTIMIZER, OPTIMIZER_OPTIONS, TASKS, find_recipe, find_weights
-from convnext_dense.swap.swapping import swap_backbone, write_swap
+from convnext_dense.swap.fit import Pair
+from convnext_dense.swap.read import Map, backbone_maps, library_configs, stages_for
 
 ROOT = Path(__file__).parent.parent
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -30,6 +27,7 @@ ATTO = (40, 80, 160, 320)
 RETINANET_WITH_ATTO = '''"""retinanet_r50_fpn_1x_coco with ConvNeXt-atto.
 
 Data, schedule, neck and heads are those of mmdet::retinanet/retinanet_r50_fpn_1x_coco.py.
+Drop path and learning rates follow det/cascade_convnext_t_coco.py, the nearest size with a recipe.
 """
 
 # the import comes first: it lets MMEngine find the configs of packages without pkg_resources
@@ -53,40 +51,6 @@ optim_wrapper = dict(
     constructor='ConvNeXtLayerDecay',
     paramwise_cfg=dict(decay_rate=0.7),
     optimizer=dict(type='AdamW', lr=0.0002, betas=(0.9, 0.999), weight_decay=0.05)
-)
-custom_hooks = [dict(type='CheckWeightsHook')]
-'''
-
-DEEPLAB_WITH_BASE = '''"""deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512 with ConvNeXt-base.
-
-Data, schedule, neck and heads are those of mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py.
-"""
-
-# the import comes first: it lets MMEngine find the configs of packages without pkg_resources
-_base_ = __import__('convnext_dense') and 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py'
-param_scheduler = _base_.param_scheduler
-param_scheduler[0] = dict(type='PolyLR', power=0.9, begin=0, end=80000, by_epoch=False, eta_min=0.0)
-custom_imports = dict(imports=['convnext_dense'], allow_failed_imports=False)
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='ConvNeXt',
-        arch='base',
-        out_indices=(0, 2, 3),
-        drop_path_rate=0.4,
-        init_cfg=dict(type='Pretrained', checkpoint='convnext://base_22k')
-    ),
-    pretrained=None,
-    decode_head=dict(in_channels=1024, c1_in_channels=128, in_index=2),
-    auxiliary_head=dict(in_channels=512, in_index=1)
-)
-auto_scale_lr = dict(enable=False, base_batch_size=16)
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    constructor='ConvNeXtStageDecay',
-    paramwise_cfg=dict(decay_rate=0.9),
-    optimizer=dict(type='AdamW', lr=0.0001, betas=(0.9, 0.999), weight_decay=0.05)
 )
 custom_hooks = [dict(type='CheckWeightsHook')]
 '''
@@ -120,70 +84,61 @@ def pairs(stages, widths=R50):
 # the recipes
 
 
-@pytest.mark.parametrize('task', TASKS)
-def test_what_the_recipes_share_is_that_of_the_leaf_configs(task):
-    pattern = {'mmdet': 'det/cascade_convnext*_coco.py', 'mmseg': 'seg/upernet_convnext*_ade20k.py'}[task]
-    for file in (ROOT / 'configs').glob(pattern):
-        cfg = Config.fromfile(file)
-        optimizer = {key: value for key, value in cfg.optim_wrapper.optimizer.items() if key != 'lr'}
-        assert optimizer == {'type': OPTIMIZER, **OPTIMIZER_OPTIONS}
-        assert cfg.optim_wrapper.constructor == TASKS[task].constructor
-        assert cfg.auto_scale_lr.base_batch_size == BATCH
+@pytest.mark.parametrize(
+    ('asked', 'leaf'),
+    [
+        (('mmdet', 'nano', False, False), 'det/cascade_convnext_t_coco.py'),
+        (('mmdet', 'base', False, False), 'det/cascade_convnext_b_coco.py'),
+        (('mmdet', 'base', True, False), 'det/cascade_convnext_b_in22k_coco.py'),
+        (('mmdet', 'large', False, False), 'det/cascade_convnext_l_in22k_coco.py'),
+        (('mmdet', 'small', True, True), 'det/cascade_convnextv2_t_coco.py'),
+        (('mmseg', 'huge', False, False), 'seg/upernet_convnext_xl_in22k_ade20k.py'),
+        (('mmseg', 'huge', True, True), 'seg/upernet_convnextv2_h_in22k_ade20k.py'),
+    ],
+)
+def test_a_size_has_its_own_recipe_or_that_of_the_nearest(asked, leaf):
+    found, cfg = recipe.find_recipe(*asked), load_config(ROOT / 'configs' / leaf)
+    assert found.leaf == leaf
+    assert found.drop_path_rate == cfg.model.backbone.drop_path_rate
+    assert found.optim_wrapper == cfg.optim_wrapper
+    assert found.batch_size == 16
+
+
+@pytest.mark.parametrize('v2', [False, True])
+@pytest.mark.parametrize('arch', ['atto', 'tiny', 'small', 'base', 'large', 'xlarge', 'huge'])
+def test_every_size_has_a_recipe_in_both_libraries(arch, v2):
+    for scope, kind in (('mmdet', 'ConvNeXtLayerDecay'), ('mmseg', 'ConvNeXtStageDecay')):
+        assert recipe.find_recipe(scope, arch, False, v2).optim_wrapper.constructor == kind
 
 
 @pytest.mark.parametrize(
-    ('asked', 'row'),
+    ('asked', 'source'),
     [
-        (dict(arch='nano', in22k=False, v2=False), 'tiny_1k'),
-        (dict(arch='large', in22k=False, v2=False), 'large_22k'),
-        (dict(arch='base', in22k=False, v2=False), 'base_1k'),
-        (dict(arch='base', in22k=True, v2=False), 'base_22k'),
-        (dict(arch='huge', in22k=True, v2=True), 'v2_huge_fcmae'),
-        (dict(arch='atto', in22k=False, v2=True), 'v2_tiny_fcmae'),
+        (('tiny', False, False), 'convnext://tiny_1k'),
+        (('large', True, False), 'convnext://large_22k'),
+        (('huge', False, True), 'convnext://v2_huge_1k'),
+        (('base', True, True), 'convnext://v2_base_22k_1k'),
+        (('huge', True, True), 'convnext://v2_huge_22k_1k_384'),
+        (('atto', False, False), 'timm://convnext_atto.d2_in1k'),
     ],
 )
-def test_a_size_without_a_recipe_has_that_of_the_nearest(asked, row):
-    assert find_recipe('mmdet', **asked) is TASKS['mmdet'].recipes[row]
-
-
-def test_initial_weights():
-    assert find_weights('tiny', in22k=False, v2=False) == 'convnext://tiny_1k'
-    assert find_weights('large', in22k=True, v2=False) == 'convnext://large_22k'
-    assert find_weights('huge', in22k=False, v2=True) == 'convnext://v2_huge_1k'
-    assert find_weights('base', in22k=True, v2=True) == 'convnext://v2_base_22k_1k'
-    assert find_weights('huge', in22k=True, v2=True) == 'convnext://v2_huge_22k_1k_384'
-    assert find_weights('atto', in22k=False, v2=False) == 'timm://convnext_atto.d2_in1k'
+def test_initial_weights(asked, source):
+    assert recipe.find_weights(*asked) == source
 
 
 @pytest.mark.parametrize(
-    ('asked', 'message'),
+    ('asked', 'pieces'),
     [
-        (
-            ('xlarge', False, False),
-            'No ImageNet-1k weights of ConvNeXt xlarge were published. Choose others with --weights: '
-            "convnext://xlarge_22k, convnext://xlarge_22k_1k, convnext://xlarge_22k_1k_384; or '' for random ones.",
-        ),
-        (
-            ('pico', True, True),
-            'No ImageNet-22k weights of ConvNeXt V2 pico were published. Choose others with --weights: '
-            "convnext://v2_pico_fcmae, convnext://v2_pico_1k; or '' for random ones.",
-        ),
-        (
-            ('atto', True, False),
-            'No ImageNet-22k weights of ConvNeXt atto were published. Choose others with --weights: '
-            "timm://convnext_atto.d2_in1k; or '' for random ones.",
-        ),
-        (
-            ('small', False, True),
-            'No ImageNet-1k weights of ConvNeXt V2 small were published. Choose others with --weights: a file of '
-            "yours; or '' for random ones.",
-        ),
+        (('xlarge', False, False), ('ImageNet-1k', 'ConvNeXt xlarge', 'Try --in22k')),
+        (('pico', True, True), ('ImageNet-22k', 'ConvNeXt V2 pico', 'Leave --in22k out')),
+        (('atto', True, False), ('ImageNet-22k', 'ConvNeXt atto', 'Leave --in22k out')),
+        (('small', False, True), ('ImageNet-1k', 'ConvNeXt V2 small', '--weights')),
     ],
 )
-def test_initial_weights_that_were_not_published(asked, message):
+def test_initial_weights_that_were_not_published(asked, pieces):
     with pytest.raises(UserError) as error:
-        find_weights(*asked)
-    assert str(error.value) == message
+        recipe.find_weights(*asked)
+    assert all(piece in str(error.value) for piece in (*pieces, '--weights'))
 
 
 # the text
@@ -194,9 +149,8 @@ def test_the_text_of_a_detector():
     assert swap_backbone(RETINANET, 'atto').text() == RETINANET_WITH_ATTO
 
 
-def test_the_text_of_a_segmentor():
+def test_the_notes_on_a_segmentor():
     swap = swap_backbone('deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py', 'b', in22k=True)
-    assert swap.text() == DEEPLAB_WITH_BASE
     assert swap.notes == [
         'backbone: ResNetV1c -> ConvNeXt, maps at strides 4, 16, 32',
         'model.decode_head.in_channels: 2048 -> 1024',
@@ -221,7 +175,7 @@ def test_the_written_config_says_what_was_to_change(config, tmp_path):
     swap = swap_backbone(config, 'atto', weights='')
     file = tmp_path / 'written.py'
     file.write_text(swap.text(tmp_path))
-    written, expected = load_config(file), apply(upstream.read_config(upstream.find_config(config)[1]), swap.changes)
+    written, expected = load_config(file), apply(read.read_config(read.find_config(config)[1]), swap.changes)
     added = {path[0] for path in swap.changes}
     assert {*written} - {*expected} <= {'neck', 'decode_head', 'param_scheduler'}
     assert added <= {*written}
@@ -238,7 +192,7 @@ def without_scope(node):
 
 def test_values_are_written_as_a_config_has_them():
     value = {'type': 'A', 'sizes': (1,), 'nested': [{'a-b': None, 'lambda': 1.5}, "it's"], 'is_on': True}
-    text = writing.source(value)
+    text = write.source(value)
     assert text == "dict(type='A', sizes=(1,), nested=[{'a-b': None, 'lambda': 1.5}, \"it's\"], is_on=True)"
     assert eval(text) == value
 
@@ -249,12 +203,6 @@ def test_values_are_written_as_a_config_has_them():
 @pytest.mark.parametrize(
     ('model', 'stages', 'changed'),
     [
-        (dict(neck=dict(type='FPN', in_channels=[*R50])), (0, 1, 2, 3), {'neck.in_channels': [*ATTO]}),
-        (
-            dict(neck=dict(type='FPN', in_channels=[*R50], start_level=1)),
-            (None, 1, 2, 3),
-            {'neck.in_channels': [80, 160, 320], 'neck.start_level': 0},
-        ),
         (
             dict(neck=dict(type='FPN', in_channels=[*R50], start_level=1, end_level=2)),
             (None, 1, 2, 3),
@@ -324,7 +272,7 @@ def test_values_are_written_as_a_config_has_them():
             {'decode_head.in_channels': [80, 160, 320], 'decode_head.in_index': [0, 1, 2]},
         ),
         (
-            dict(decode_head=dict(kernel_generate_head=dict(in_channels=[*R50], in_index=[0, 1, 2, 3]))),
+            dict(decode_head=dict(type='mmseg.IterativeDecodeHead', kernel_generate_head=dict(in_channels=[*R50]))),
             (0, 1, 2, 3),
             {'decode_head.kernel_generate_head.in_channels': [*ATTO]},
         ),
@@ -340,35 +288,26 @@ def test_values_are_written_as_a_config_has_them():
                 'bbox_head.in_channels': (*ATTO, 64),
             },
         ),
-        (
-            dict(panoptic_head=dict(in_channels=[*R50]), panoptic_fusion_head={}),
-            (0, 1, 2, 3),
-            {'panoptic_head.in_channels': [*ATTO]},
-        ),
     ],
 )  # fmt: skip
 def test_what_takes_the_maps_is_fitted(model, stages, changed):
     owner = ConfigDict(type='Model', backbone=dict(type='ResNet'), **model)
-    used = channels.used_places(owner, 4)
-    assert used == {place for place, stage in enumerate(stages) if stage is not None}
-    changes = channels.channel_changes(owner, ('model',), pairs(stages), ATTO)
+    maps = [Map(width, 4 * 2**place) for place, width in enumerate(R50)]
+    assert fit.pair_maps(owner, maps) == pairs(stages)
+    changes = fit.fit_takers(owner, ('model',), pairs(stages), ATTO)
     assert {'.'.join(map(str, path[1:])): value for path, value in changes.items()} == changed
 
 
 def test_maps_of_equal_channels_are_told_apart_by_their_order():
     owner = ConfigDict(type='Model', backbone=dict(type='Net'), neck=dict(type='FPN', in_channels=[64, 64, 64, 64]))
-    changes = channels.channel_changes(owner, ('model',), pairs((0, 1, 2, 3), widths=[64] * 4), ATTO)
+    changes = fit.fit_takers(owner, ('model',), pairs((0, 1, 2, 3), widths=[64] * 4), ATTO)
     assert changes == {('model', 'neck', 'in_channels'): [*ATTO]}
 
 
 def test_channels_that_no_map_has_are_refused():
     owner = ConfigDict(type='Model', backbone=dict(type='ResNet'), neck=dict(type='FPN', in_channels=[256, 512, 999]))
-    with pytest.raises(UserError) as error:
-        channels.channel_changes(owner, ('model',), pairs((0, 1, 2, 3)), ATTO)
-    assert str(error.value) == (
-        'model.neck.in_channels is [256, 512, 999], but the backbone gives no maps of 999 channels. This config is too '
-        'special to be changed by rule.'
-    )
+    with pytest.raises(UserError, match=r'model.neck.in_channels has 999 .* gives maps of 256, 512, 1024, 2048'):
+        fit.fit_takers(owner, ('model',), pairs((0, 1, 2, 3)), ATTO)
 
 
 @pytest.mark.parametrize(
@@ -389,10 +328,10 @@ def test_images_are_normalized_as_the_weights_expect(preprocessor, changed, plac
     for key in place:
         owner = owner[key]
     owner.data_preprocessor = preprocessor
-    changes = channels.normalization_changes(cfg, ('model', 'detector'))
+    changes = fit.fit_normalization(cfg, ('model', 'detector'))
     assert [path[-1] for path in changes] == changed
     assert all(path[:-1] == (*place, 'data_preprocessor') for path in changes)
-    assert all(value == channels.NORMALIZATION[path[-1]] for path, value in changes.items())
+    assert all(value == fit.NORMALIZATION[path[-1]] for path, value in changes.items())
 
 
 # the old backbone
@@ -432,7 +371,7 @@ def test_stages_that_take_the_place_of_maps(maps, stages):
 )
 def test_maps_without_a_pyramid_are_refused(maps):
     with pytest.raises(
-        UserError, match=r"^Net gives maps of .* at strides .*; ConvNeXt's have the strides 4, 8, 16, 32"
+        UserError, match=r"^Net gives maps of .* at strides .*; ConvNeXt's maps have the strides 4, 8, 16, 32"
     ):
         stages_for([Map(*each) for each in maps], 'Net')
 
@@ -440,10 +379,9 @@ def test_maps_without_a_pyramid_are_refused(maps):
 # the run
 
 
-def fit_optimizer(names=(), **wrapper):
-    recipe = TASKS['mmdet'].recipes['base_22k']
-    cfg = Config(dict(optim_wrapper=wrapper))
-    return training.optimizer_changes(cfg, 'ConvNeXtLayerDecay', recipe, lambda: names)
+def fit_optimizer(names=(), auto_scale_lr=None, **wrapper):
+    cfg = Config(dict(optim_wrapper=wrapper, **(dict(auto_scale_lr=auto_scale_lr) if auto_scale_lr else {})))
+    return recipe.fit_optimizer(cfg, recipe.find_recipe('mmdet', 'base', True, False), lambda: names)
 
 
 def test_an_sgd_is_replaced_and_its_batch_size_with_it():
@@ -462,8 +400,7 @@ def test_an_sgd_is_replaced_and_its_batch_size_with_it():
 
 def test_a_users_wish_to_scale_the_rate_stays():
     scaling = dict(enable=True, base_batch_size=64)
-    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.02)), auto_scale_lr=scaling))
-    changes = training.optimizer_changes(cfg, 'ConvNeXtLayerDecay', TASKS['mmdet'].recipes['base_22k'], list)
+    changes = fit_optimizer(optimizer=dict(type='SGD', lr=0.02), auto_scale_lr=scaling)
     assert changes['auto_scale_lr',] == dict(_delete_=True, enable=True, base_batch_size=16)
 
 
@@ -497,11 +434,8 @@ def test_factors_of_single_parameters_are_kept_but_for_the_backbone():
 
 
 def test_a_model_is_built_for_its_names_only_where_they_matter():
-    def fail():
-        raise AssertionError('built')
-
-    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), paramwise_cfg=dict(norm_decay_mult=0.0))))
-    training.optimizer_changes(cfg, 'ConvNeXtLayerDecay', TASKS['mmdet'].recipes['tiny_1k'], fail)
+    wrapper = dict(optimizer=dict(type='SGD', lr=0.1), paramwise_cfg=dict(norm_decay_mult=0.0))
+    recipe.fit_optimizer(Config(dict(optim_wrapper=wrapper)), recipe.find_recipe('mmdet', 'tiny', False, False), None)
 
 
 def test_the_names_outside_of_the_backbone():
@@ -514,14 +448,14 @@ def test_the_names_outside_of_the_backbone():
 
     MODELS.register_module('ToyWrapper', module=build)
     try:
-        names = swapping.names_outside(cfg, ('model', 'detector'))
+        names = exchange.names_outside(cfg, ('model', 'detector'))
     finally:
         del MODELS.module_dict['ToyWrapper']
     assert names == ['detector.backbones.weight', 'detector.backbones.bias']
 
 
 def test_a_config_without_an_optimizer_has_none_afterwards():
-    assert training.optimizer_changes(Config({}), 'ConvNeXtLayerDecay', TASKS['mmdet'].recipes['tiny_1k'], list) == {}
+    assert recipe.fit_optimizer(Config({}), recipe.find_recipe('mmdet', 'tiny', False, False), None) == {}
 
 
 @pytest.mark.parametrize(
@@ -542,7 +476,7 @@ def test_a_config_without_an_optimizer_has_none_afterwards():
 )  # fmt: skip
 def test_the_lowest_rate_is_a_share_of_the_highest(schedule, changed):
     cfg = Config(dict(param_scheduler=schedule, optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.004))))
-    assert training.schedule_changes(cfg) == {('param_scheduler', *path): value for path, value in changed.items()}
+    assert recipe.fit_schedules(cfg) == {('param_scheduler', *path): value for path, value in changed.items()}
 
 
 @pytest.mark.parametrize(
@@ -555,24 +489,24 @@ def test_the_lowest_rate_is_a_share_of_the_highest(schedule, changed):
     ],
 )
 def test_imports(given, imports, monkeypatch):
-    monkeypatch.setattr(training.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(recipe, 'find_spec', lambda name: None)
     cfg = Config(dict(custom_imports=dict(imports=given, allow_failed_imports=True)) if given else {})
     changed = {('custom_imports',): dict(imports=imports, allow_failed_imports=False)}
-    assert training.import_changes(cfg, 'mmpretrain.ConvNeXt') == changed
+    assert recipe.fit_imports(cfg, 'mmpretrain.ConvNeXt') == changed
 
 
 def test_imports_of_the_old_backbone_that_are_there_stay(monkeypatch):
-    monkeypatch.setattr(training.importlib.util, 'find_spec', lambda name: 'found')
-    changes = training.import_changes(Config(dict(custom_imports=dict(imports='mmpretrain.models'))), 'mmpretrain.Net')
+    monkeypatch.setattr(recipe, 'find_spec', lambda name: 'found')
+    changes = recipe.fit_imports(Config(dict(custom_imports=dict(imports='mmpretrain.models'))), 'mmpretrain.Net')
     assert changes['custom_imports',]['imports'] == ['convnext_dense', 'mmpretrain.models']
 
 
 def test_hooks_and_checkpoints():
     ours, other = dict(type='CheckWeightsHook'), dict(type='EMAHook')
-    assert training.checkpoint_changes(Config({})) == {('custom_hooks',): [ours]}
-    assert training.checkpoint_changes(Config(dict(custom_hooks=[other]))) == {('custom_hooks',): [other, ours]}
-    assert training.checkpoint_changes(Config(dict(custom_hooks=[ours, other]))) == {}
-    changes = training.checkpoint_changes(Config(dict(custom_hooks=[ours], load_from='resnet.pth')))
+    assert recipe.fit_checkpoints(Config({})) == {('custom_hooks',): [ours]}
+    assert recipe.fit_checkpoints(Config(dict(custom_hooks=[other]))) == {('custom_hooks',): [other, ours]}
+    assert recipe.fit_checkpoints(Config(dict(custom_hooks=[ours, other]))) == {}
+    changes = recipe.fit_checkpoints(Config(dict(custom_hooks=[ours], load_from='resnet.pth')))
     assert changes == {('load_from',): None}
 
 
@@ -605,8 +539,8 @@ def test_paths_on_two_drives(monkeypatch):
     def relpath(file, folder):
         raise ValueError('path is on mount C:, start on mount D:')
 
-    monkeypatch.setattr(writing.os.path, 'relpath', relpath)
-    assert writing.relative_path('/a/b.py', '/c') == '/a/b.py'
+    monkeypatch.setattr(write.os.path, 'relpath', relpath)
+    assert write.relative_path('/a/b.py', '/c') == '/a/b.py'
 
 
 def test_a_config_with_our_backbone_changes_its_size(tmp_path):
@@ -696,7 +630,7 @@ def test_the_config_of_a_teacher_is_found_from_any_folder(student, tmp_path, mon
     teacher = swap_backbone(f'mmdet::ld/{student}.py', 'atto', weights='').changes['model', 'teacher_config']
     assert Config.fromfile(teacher).model.type == 'GFL'
     # as in a clone of MMDetection
-    upstreams = load_config(upstream.find_config(f'ld/{student}.py')[1]).model.teacher_config
+    upstreams = load_config(read.find_config(f'ld/{student}.py')[1]).model.teacher_config
     (tmp_path / upstreams).parent.mkdir(parents=True)
     (tmp_path / upstreams).touch()
     assert ('model', 'teacher_config') not in swap_backbone(f'mmdet::ld/{student}.py', 'atto', weights='').changes
@@ -747,19 +681,17 @@ def test_a_size_that_does_not_exist():
 )
 def test_a_config_that_does_not_exist(name):
     message = refused(name)
-    assert message.startswith(
-        f'There is no config {name}. Give a file, or one of the configs that MMDetection and MMSegmentation are '
-        'installed with: mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py. Did you mean faster_rcnn/faster-rcnn_r50'
-    )
+    assert message.startswith(f'There is no config {name}. Give a file, or a config that')
+    assert 'Did you mean faster_rcnn/faster-rcnn_r50' in message
 
 
 @pytest.mark.parametrize('name', ['mmpretrain::convnext/a.py', '::a.py', 'a.b::c', '', 'configs'])
 def test_a_config_of_nobody(name):
-    assert refused(name).startswith(f'There is no config {name}. Give a file, or one of')
+    assert refused(name).startswith(f'There is no config {name}. Give a file, or a config that')
 
 
 DET, SEG = "default_scope = 'mmdet'\n", "default_scope = 'mmseg'\n"
-NO_TASK = 'users.py is no config of a detector or a segmentor: it needs a model, and default_scope mmdet or mmseg.'
+NO_TASK = 'users.py is not a config of a detector or a segmentor: it needs a model, and default_scope mmdet or mmseg.'
 C4 = "model = dict(type='C4', backbone=dict(type='ResNet', depth=18), bbox_head=dict(in_channels=512))"
 VIT = """
 vit = dict(type='VisionTransformer', img_size=256, embed_dims=12, num_heads=2, num_layers=2, out_indices=(0, 1))
@@ -786,13 +718,11 @@ model = dict(type='Net', backbone=vit, decode_head=dict(in_channels=12))
         ),
         (
             SEG + VIT,
-            "VisionTransformer gives maps of 12, 12 channels at strides 16, 16; ConvNeXt's have the strides 4, 8, 16, "
-            '32, one each. Choose the config of the same method with a ResNet or a Swin Transformer.',
+            "VisionTransformer gives maps of 12, 12 channels at strides 16, 16; ConvNeXt's maps have the strides 4, 8",
         ),
         (
             DET + "model = dict(type='FCOS', backbone=dict(type='ResNet', depth=7), neck=dict(type='FPN'))",
-            "The backbone ResNet does not run (KeyError: 'invalid depth 7 for resnet'), and what the neck and the "
-            'heads expect of it is unknown. Install what it needs, or swap the backbone of another config.',
+            "The backbone ResNet does not run (KeyError: 'invalid depth 7 for resnet')",
         ),
     ],
 )
@@ -838,7 +768,7 @@ def test_a_folder_that_cannot_be_written(users, tmp_path, monkeypatch):
     def deny(**_):
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(writing.tempfile, 'TemporaryFile', deny)
+    monkeypatch.setattr(write.tempfile, 'TemporaryFile', deny)
     out = tmp_path / 'written.py'
     assert (
         refused(users(USERS), out=out) == f'{out} cannot be written (Permission denied). Choose another place with -o.'
@@ -849,11 +779,8 @@ def test_nothing_is_written_where_the_proof_fails(users, tmp_path):
     """The two heads of OCRNet compare maps that are of one size where the backbone is dilated."""
     out = tmp_path / 'new/written.py'
     message = refused('ocrnet/ocrnet_r101-d8_8xb2-40k_cityscapes-512x1024.py', 'atto', out=out)
-    assert message == (
-        'CascadeEncoderDecoder does not run with this backbone on drawn images: RuntimeError: Expected size for first '
-        'two dimensions of batch2 tensor to be: [2, 64] but got: [2, 16]. Where the model needs what drawings have '
-        'not, such as sentences, --no-proof writes the config untried.'
-    )
+    assert message.startswith('CascadeEncoderDecoder does not run with this backbone on drawn images: RuntimeError: ')
+    assert '--no-proof' in message
     assert not out.parent.exists()
 
 
@@ -902,7 +829,7 @@ def written(users, tmp_path):
 
 
 def test_a_proof_trains_and_predicts(written, monkeypatch):
-    """Without training no score would pass upstream's threshold."""
+    """Without training no score would pass the threshold of the config."""
     models = []
 
     def build(cfg, device):
@@ -911,20 +838,13 @@ def test_a_proof_trains_and_predicts(written, monkeypatch):
 
     build_model = proof.build_model
     monkeypatch.setattr(proof, 'build_model', build)
-    proven = proof.prove(written, 'cpu', reload=True)
+    proven = prove(written, 'cpu')
     assert 0 < proven.num_predictions <= proof.NUM_BOXES
     assert proven.without_gradient == ()
-    (model, before), (other, _) = models
+    ((model, before),) = models
     assert proven.num_params == sum(parameter.numel() for parameter in model.parameters())
     trained = model.backbone.named_parameters('backbone')
     assert all(not torch.equal(parameter, before[name]) for name, parameter in trained)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
-
-
-def test_weights_that_predict_something_else(written, monkeypatch):
-    monkeypatch.setattr(proof, 'save_and_load', lambda model, other: other)
-    with pytest.raises(UserError, match='^The model predicts something else after its weights were saved and loaded.$'):
-        proof.prove(written, 'cpu', reload=True)
 
 
 def test_a_gradient_that_is_not_finite(written, monkeypatch):
@@ -935,21 +855,8 @@ def test_a_gradient_that_is_not_finite(written, monkeypatch):
 
     build_model = proof.build_model
     monkeypatch.setattr(proof, 'build_model', build)
-    with pytest.raises(UserError, match=r'^The gradient of backbone.norm2.weight on drawn images is not finite.$'):
-        proof.prove(written, 'cpu')
-
-
-def test_predictions_are_compared_to_the_bit():
-    from mmdet.structures.bbox import HorizontalBoxes
-
-    def prediction(score=0.5):
-        bboxes = HorizontalBoxes([[1.0, 2, 3, 4]])
-        return InstanceData(scores=torch.tensor([score]), bboxes=bboxes, masks=[torch.ones(2)])
-
-    proof.check_same(prediction(), prediction())
-    assert len(list(proof.tensors(prediction()))) == 3
-    with pytest.raises(UserError, match='something else'):
-        proof.check_same(prediction(), prediction(0.5 + 1e-7))
+    with pytest.raises(UserError, match='gradient of backbone.norm2.weight on drawn images is not finite'):
+        prove(written, 'cpu')
 
 
 # under the libraries' own tools
@@ -989,27 +896,22 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 default_hooks = dict(logger=dict(interval=1))
 """
-OWN_CLASSES = "model['decode_head']['loss_cls'] = dict(class_weight=[1.0] * 8 + [0.1])\n"  # of Mask2Former
-SEGFORMER = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
-MASK2FORMER = upstream.config_folder('mmseg') / 'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
 METHODS = {
-    'mmdet': ('mmdet', RETINANET),
-    'mmdet, a config of the user': ('mmdet', "_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'"),
-    'mmseg': ('mmseg', SEGFORMER),
-    'mmseg, a config of the user that imports mmdet': ('mmseg', f'_base_ = {str(MASK2FORMER)!r}'),
+    'mmdet': "_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'",  # a config of the user's own
+    'mmseg': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
 }
 
 
 @pytest.fixture(params=METHODS)
 def drawn_run(request, tmp_path, users):
     """A config of drawn data that inherits the written one."""
-    package, config = METHODS[request.param]
+    package = request.param
+    config = METHODS[package]
     if '_base_' in config:
         (tmp_path / 'mine').mkdir()
         config = users(config, 'mine/own.py')
     write_swap(config, 'atto', weights='', out=tmp_path / 'written.py', proof=False)
-    more = OWN_CLASSES if 'imports mmdet' in request.param else ''
-    (tmp_path / 'run.py').write_text(DRAWN[package] + more + DRAWN_LOADERS)
+    (tmp_path / 'run.py').write_text(DRAWN[package] + DRAWN_LOADERS)
     return package, tmp_path
 
 
@@ -1022,27 +924,23 @@ def run_in(folder, tool):
     return [step['loss'] for step in steps if 'loss' in step], steps[-1]
 
 
-def test_the_libraries_own_tools_train_with_it(drawn_run):
-    """They import nothing of this package by themselves."""
+@pytest.mark.slow
+def test_the_libraries_own_tools_train_and_test_it(drawn_run):
+    """They do not import this package by themselves; docs/swap.md has a line for MMDetection's test."""
     package, folder = drawn_run
-    losses, metrics = run_in(folder, upstream.config_folder(package).parent / 'tools/train.py')
+    tools = library_configs(package).parent / 'tools'
+    losses, metrics = run_in(folder, tools / 'train.py')
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))
-    assert {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}[package] in metrics
+    metric = {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}[package]
+    assert metric in metrics
 
-
-@pytest.mark.slow
-def test_the_libraries_own_tools_test_it(drawn_run):
-    """MMDetection's asks for mmcv's ops before it reads a config: the page on swapping has a line for that."""
-    package, folder = drawn_run
-    tools = upstream.config_folder(package).parent / 'tools'
-    run_in(folder, tools / 'train.py')
     before = re.search(r'python -c "(.+)" \\\n', (ROOT / 'docs/swap.md').read_text())[1]
     command = [sys.executable, *(['-c', before] if package == 'mmdet' else []), str(tools / 'test.py'), 'run.py']
     checkpoint = next(folder.glob('work_dirs/run/*.pth'))
     run = subprocess.run([*command, str(checkpoint)], cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    assert {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}[package] in run.stdout + run.stderr
+    assert metric in run.stdout + run.stderr
 
 
 @pytest.mark.slow

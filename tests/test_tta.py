@@ -1,8 +1,6 @@
 """Test-time augmentation: views of known scenes come back together, and real models agree with sums written out."""
 
 import copy
-import runpy
-import sys
 from pathlib import Path
 
 import cv2
@@ -18,7 +16,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convnext_dense import UserError
+from convnext_dense import UserError, cli
 from convnext_dense.data import write_shapes
 from convnext_dense.train import config as run_config
 from convnext_dense.train import run as runs
@@ -480,9 +478,8 @@ def test_a_suppression_that_does_not_exist():
 
 def test_the_tool_hands_the_option_on(monkeypatch):
     called = []
-    monkeypatch.setattr(runs, 'test', lambda **options: called.append(options))
-    monkeypatch.setattr(sys, 'argv', ['test.py', 'config.py', 'weights.pth', '--tta'])
-    runpy.run_path(str(CONFIGS.parent / 'tools/test.py'), run_name='__main__')
+    monkeypatch.setattr('convnext_dense.train.test', lambda **options: called.append(options))
+    cli.main('test', ['config.py', 'weights.pth', '--tta'])
     (options,) = called
     assert (options['config'], options['checkpoint'], options['tta']) == ('config.py', 'weights.pth', True)
 

@@ -334,24 +334,23 @@ def sparse_layout(dense):
     }
     sparse |= {'decoder.0.dwconv.weight': torch.ones(4, 1, 7, 7), 'decoder.0.grn.gamma': torch.ones(1, 1, 1, 16)}
     for key, value in dense.items():
-        *path, kind = key.split('.')
-        if path[:2] == ['downsample_layers', '0']:
+        if key.startswith('downsample_layers.0.'):
             sparse[key] = value
-            continue
-        if kind == 'bias' and path[-1] in ('dwconv', '1'):
-            value = value[None]
-        if kind == 'weight' and path[-1] == 'dwconv':
-            kind, value = 'kernel', sparse_kernel(value)[:, 0]
-        elif kind == 'weight' and path[0] == 'downsample_layers' and path[-1] == '1':
-            kind, value = 'kernel', sparse_kernel(value)
-        elif path[-1] == 'norm' or (path[0] == 'downsample_layers' and path[-1] == '0'):
-            path.append('ln')
-        elif path[-1] in ('pwconv1', 'pwconv2'):
-            path.append('linear')
-        elif path[-1] == 'grn':
-            value = value.reshape(1, -1)
-        sparse['.'.join([*path, kind])] = value
+        else:
+            name, value = sparse_parameter(*key.rsplit('.', 2), value)
+            sparse[name] = value
     return sparse
+
+
+def sparse_parameter(place, layer, kind, value):
+    """Return name and value of a parameter ``place.layer.kind`` in the layers of MinkowskiEngine."""
+    if (layer, kind) in (('dwconv', 'weight'), ('1', 'weight')):
+        kernel = sparse_kernel(value)
+        return f'{place}.{layer}.kernel', kernel[:, 0] if layer == 'dwconv' else kernel
+    if layer in ('dwconv', '1'):
+        return f'{place}.{layer}.{kind}', value[None]
+    inner = {'norm': '.ln', '0': '.ln', 'pwconv1': '.linear', 'pwconv2': '.linear'}.get(layer, '')
+    return f'{place}.{layer}{inner}.{kind}', value.reshape(1, -1) if layer == 'grn' else value
 
 
 @pytest.mark.parametrize('encoder', ['', 'encoder.'])

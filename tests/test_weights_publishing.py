@@ -1,6 +1,5 @@
 """Published weights: what is kept and left out, and that the tools, the libraries and the downloaders take them."""
 
-import argparse
 import hashlib
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from convnext_dense import ConvNeXt, UserError
 from convnext_dense import cli as command_line
 from convnext_dense.compat import read_checkpoint
 from convnext_dense.compat.checkpoints import checkpoints_are_trusted, read_checkpoint_from_url
-from convnext_dense.data.writer import write_shapes
+from convnext_dense.data import write_shapes
 from convnext_dense.train import run as runs
 from convnext_dense.weights import load_weights
 from convnext_dense.weights.inspection import inspect
@@ -397,19 +396,14 @@ class NotPlain:
     """A type that no checkpoint needs."""
 
 
-def test_trust_lasts_for_the_call(tmp_path, monkeypatch, capsys):
-    source = checkpoint(tmp_path, args=NotPlain())
-    parser = argparse.ArgumentParser()
-    parser.add_argument('checkpoint')
-    parser.add_argument('out')
-    command_line.add_trust_option(parser)
-    monkeypatch.setattr(sys, 'argv', ['tool', str(source), str(tmp_path / 'out')])
+def test_trust_lasts_for_the_call(tmp_path, capsys):
+    words = ['publish', str(checkpoint(tmp_path, args=NotPlain())), str(tmp_path / 'out')]
     with pytest.raises(SystemExit) as leave:
-        command_line.call(publish, parser)
+        command_line.main(arguments=words)
     assert leave.value.code == 2
     assert 'NotPlain' in capsys.readouterr().err
-    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--trust-checkpoint'])
-    assert command_line.call(publish, parser).left_out == ['args', 'message_hub', 'optimizer']
+    command_line.main(arguments=[*words, '--trust-checkpoint'])
+    assert 'args, message_hub, optimizer' in capsys.readouterr().out
     assert not checkpoints_are_trusted()
 
 

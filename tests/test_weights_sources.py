@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import threading
@@ -374,7 +375,7 @@ SHORT = dict(tiny='t', small='s', base='b', large='l', xlarge='xl')
 def test_sizes_of_published_models(name, leaf_stats):
     kind, size, data = name.rsplit('_', 2)
     leaf = LEAVES[kind].format(f'convnext_{SHORT[size]}' + ('_in22k' if data == '22k' else ''))
-    total = leaf_stats(ROOT / f'configs/{leaf}.py').total.params
+    total = leaf_stats(ROOT / f'configs/{leaf}.py').parts['total'].params
     assert PUBLISHED[name].megabytes == pytest.approx(4 * total / 1e6, abs=1)
 
 
@@ -496,3 +497,15 @@ def test_a_file_that_holds_no_checkpoint(tmp_path):
         UserError, match=r'list\.pth holds list, not a checkpoint\. Save the state_dict\(\) of the model'
     ):
         fetch(tmp_path / 'list.pth')
+
+
+def test_a_module_that_is_imported_again_still_loads(tmp_path):
+    """A new process, because the second import replaces the classes that other tests hold."""
+    torch.save({'weight': torch.ones(1)}, tmp_path / 'x.pth')
+    code = (
+        'import importlib, sys, convnext_dense.weights as weights\n'
+        'from convnext_dense.weights import sources\n'
+        'print(dict(importlib.reload(sources).fetch(sys.argv[1])))'
+    )
+    ran = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'x.pth')], capture_output=True, text=True)
+    assert 'tensor([1.])' in ran.stdout, ran.stderr[-500:]

@@ -27,7 +27,6 @@ from torch import nn
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.train import run as runs
 from convnext_dense.weights import fetch, fit, load_weights
-from convnext_dense.weights import upstream as doors
 from convnext_dense.weights.formats import HF, TORCHVISION
 
 ROOT = Path(__file__).parent.parent
@@ -236,7 +235,7 @@ def test_a_segmentor_of_hugging_face_through_init_model(tmp_path):
 @SEVERAL_RUNNERS
 @pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # of pycocotools
 def test_a_legacy_checkpoint_through_the_test_command(tmp_path):
-    from convnext_dense.data.writer import write_shapes
+    from convnext_dense.data import write_shapes
 
     data = write_shapes(tmp_path / 'shapes', num_train=1, num_val=2, size=64)
     config = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
@@ -410,8 +409,14 @@ def test_weights_alone_are_not_resumed(legacy, tmp_path):
 @pytest.fixture
 def shown(monkeypatch):
     """The reports that are logged, each with its level."""
-    reports = []
-    monkeypatch.setattr(doors, 'show_table', lambda text, level=logging.INFO: reports.append((level, text)))
+    reports, call_handlers = [], MMLogger.callHandlers
+
+    def keep(self, record):
+        if record.getMessage().startswith('weights from'):
+            reports.append((record.levelno, record.getMessage()))
+        call_handlers(self, record)
+
+    monkeypatch.setattr(MMLogger, 'callHandlers', keep)
     return reports
 
 

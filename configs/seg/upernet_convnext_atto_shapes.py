@@ -2,7 +2,7 @@
 
 Command: python tools/train.py configs/seg/upernet_convnext_atto_shapes.py
 Expected: mIoU >= 80.
-Measured: mIoU 85.7.
+Measured: mIoU 89.4.
 Initial weights: none.
 """
 

@@ -1,15 +1,14 @@
-"""What makes the OpenMMLab stack run on today's PyTorch.
+"""What makes the OpenMMLab stack run on today's PyTorch. It imports nothing of the rest of the package.
 
-In: the installed torch, torchvision, mmengine and mmcv. Out, after ``prepare()``: mmcv's compiled ops served by
-torchvision, upstream defects patched, messages without meaning silenced, checkpoints read without running code.
-
-``prepare()`` imports none of them: each change waits for the import of the module that it concerns.
+After ``prepare()`` mmcv's compiled ops are served by torchvision, defects of the libraries are patched, and checkpoints
+are read without running code. ``prepare()`` imports no library: each change waits for the import of its module.
 """
 
-from .checkpoints import TRUST_VARIABLE, check_exists, read_checkpoint, trust_checkpoints
+from .broken import explained_import, log_problems
+from .checkpoints import check_exists, read_checkpoint
 from .ext_finder import install_finder, ops_backend
 from .patches import Patch, PatchStatus, add_patch, apply_patches, patch_report, replace_function
-from .versions import log_problems
+from .unpickling import TRUST_VARIABLE, trust_checkpoints
 from .warnings import silence_warnings
 
 __all__ = [
@@ -18,6 +17,7 @@ __all__ = [
     'PatchStatus',
     'add_patch',
     'check_exists',
+    'explained_import',
     'log_problems',
     'ops_backend',
     'patch_report',

@@ -1,63 +1,51 @@
 """Read checkpoints without running code that hides in them.
 
-In: a checkpoint file, a URL or an open file, and where its tensors shall go. Out: what was saved, or a ``UserError``.
-
-A checkpoint is a pickle, and a pickle can call any function when it is read. PyTorch's ``weights_only`` mode builds
-tensors and plain data alone; to these come here the few types in MMEngine's own checkpoints, and nothing else. A file
-that needs more is refused unless the user trusts it by name: ``--trust-checkpoint`` of the tools,
-``CONVNEXT_DENSE_TRUST_CHECKPOINT=1`` or ``with trust_checkpoints(): ...``.
-
-A safetensors file holds nothing but tensors and text; it is known by its first bytes, whatever its name. What MMEngine
-loads from a local file is mapped into memory, not read: weights exist once in the model, and an optimizer's state that
-nobody looks at costs nothing.
+A checkpoint is a pickle, and a pickle can call any function when it is read; :mod:`.unpickling` says what it may build.
+A safetensors file holds nothing but tensors and text. It is known by its first bytes, whatever its name.
 """
 
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import os
-import pickle
 import re
-import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 from urllib.parse import urlparse
 
 from packaging.version import Version
 
 from .errors import UserError
-
-TRUST_VARIABLE = 'CONVNEXT_DENSE_TRUST_CHECKPOINT'
-TRUST_ADVICE = (
-    'If, and only if, you trust whoever made the file, allow it with --trust-checkpoint, with the environment variable '
-    f'{TRUST_VARIABLE}=1, or in Python with `with convnext_dense.compat.trust_checkpoints():`.'
+from .module_view import ModuleView
+from .unpickling import (
+    TRUST_ADVICE,
+    allowed_types,
+    checkpoints_are_trusted,
+    explained_errors,
+    first_line,
+    refuse_tar,
+    trust_checkpoints,
 )
-_trusted = ContextVar('trust checkpoints', default=False)
 
-# MMEngine saves these by reference, which a pickle writes as getattr(owner, name). The real getattr would lead from
-# any function to everything in its module, so the pickle gets one that knows only these.
-HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
-ONE_CYCLE_SHAPES = ('_annealing_cos', '_annealing_linear')
+__all__ = [
+    'CHECKPOINT_SUFFIXES',
+    'META_KEY',
+    'check_exists',
+    'checkpoints_are_trusted',
+    'first_on_this_machine',
+    'is_safetensors',
+    'read_checkpoint',
+    'read_checkpoint_from_url',
+    'trust_checkpoints',
+    'warn_of_old_torch',
+]
 
-# Text, bool, integers, floats and complex numbers. Not objects: an array of objects can hold anything.
-NUMPY_TYPE_CODES = '?bhilqpBHILQPefdgFDGSU'
-
-# A checkpoint of the largest model with its optimizer and its config stays below these, and so does a log of a million
-# steps of a hundred values, at 20 MB a value. torch.save compresses nothing, and a byte of a pickle can take a hundred
-# bytes of memory: of one that somebody compressed less is read.
-MOST_PICKLE_BYTES = 2**31
-MOST_COMPRESSED_PICKLE_BYTES = 2**24
-MOST_EXPANSION = 10
-MOST_ENTRIES = 100_000
-NOT_A_MODEL = 'No checkpoint of a model does'
 META_KEY = 'convnext_dense'  # where a safetensors file carries what a checkpoint holds besides tensors
-
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
 # A date, as in NAME-20240115.pth, is no hash
 HASH_IN_NAME = re.compile(r'-(?!(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\.)([0-9a-f]{8,64})\.[a-z]+$')
@@ -65,23 +53,13 @@ HASH_IN_NAME = re.compile(r'-(?!(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3
 # (https://github.com/pytorch/pytorch/security/advisories/GHSA-63cw-57p8-fm3p)
 SAFE_TORCH = '2.10'
 
-# The number at the start of torch.save's files before PyTorch 1.6; newer ones are zip archives
-TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, 'little')
-
-
-@contextlib.contextmanager
-def trust_checkpoints() -> Iterator[None]:
-    """Read checkpoints in this block as ordinary pickles, which may run any code. For files from people you trust."""
-    token = _trusted.set(True)
-    try:
-        yield
-    finally:
-        _trusted.reset(token)
-
-
-def checkpoints_are_trusted() -> bool:
-    """Tell whether the user opted in, by ``trust_checkpoints`` or by the environment variable."""
-    return _trusted.get() or os.environ.get(TRUST_VARIABLE) == '1'
+# The largest model's checkpoint, with its optimizer, its config and the log of a million steps, stays below these.
+# torch.save compresses nothing, and one byte of a pickle can take a hundred bytes of memory, so that less is read of a
+# pickle that somebody compressed.
+MOST_PICKLE_BYTES = 2**31
+MOST_COMPRESSED_PICKLE_BYTES = 2**24
+MOST_EXPANSION = 10
+MOST_ENTRIES = 100_000
 
 
 def read_checkpoint(
@@ -109,60 +87,73 @@ def read_checkpoint(
     if not checkpoints_are_trusted():
         refuse_tar(file)
     torch_options['weights_only'] = not checkpoints_are_trusted()
-    _allow_mmengine_types()
-    with explained_errors(file):
+    with explained_errors(file), allowed_types():
         return torch.load(file, map_location=map_location, mmap=mmap, **torch_options)
+
+
+def read_safely_in(module: ModuleType) -> None:
+    """Make the loaders of ``mmengine.runner.checkpoint`` read safely, whatever they pass to ``torch.load``."""
+
+    def load_from_local(filename: str, map_location: Any = None) -> Any:
+        return read_checkpoint(os.path.expanduser(filename), map_location, mmap=True)
+
+    def load_from_http(filename: str, map_location: Any = None, **options: Any) -> Any:
+        with first_on_this_machine():
+            return module.load_url(filename, map_location=map_location, **options)
+
+    # Loaders that fetch the file themselves (s3, pavi, open-mmlab) call torch.load.
+    module.torch = ModuleView(module.torch, load=read_checkpoint)
+    module.load_url = read_checkpoint_from_url
+    module.load_from_local = load_from_local
+    module.load_from_http = load_from_http
+    module.CheckpointLoader.register_scheme('', load_from_local, force=True)
+    module.CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
+
+
+def check_exists(path: Path) -> None:
+    """Raise a ``UserError`` that names the checkpoints nearby unless the file is there."""
+    if path.is_file():
+        return
+    folder = path if path.is_dir() else path.parent
+    problem = 'is a folder, not a checkpoint file' if path.is_dir() else 'does not exist'
+    if not folder.is_dir():
+        raise UserError(f'Checkpoint {path} {problem}, and neither does the folder {folder}. Correct the path.')
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in CHECKPOINT_SUFFIXES)
+    if not names:
+        kinds = ' or '.join((', '.join(CHECKPOINT_SUFFIXES[:-1]), CHECKPOINT_SUFFIXES[-1]))
+        raise UserError(f'Checkpoint {path} {problem}, and there is no {kinds} file in {folder}. Correct the path.')
+    shown = ', '.join(names[:10]) + (f' and {len(names) - 10} more' if len(names) > 10 else '')
+    raise UserError(f'Checkpoint {path} {problem}. The checkpoints in {folder} are: {shown}. Name one of them.')
+
+
+# Safetensors files hold nothing but tensors and text.
 
 
 def is_safetensors(file: str | os.PathLike) -> bool:
     """Tell whether a file begins like a safetensors file: the length of a JSON header, then the header."""
     with open(file, 'rb') as opened:
-        head = opened.read(9)
-    return len(head) == 9 and head[8:] == b'{' and head[6:8] == b'\0\0'
-
-
-def refuse_tar(file: str | os.PathLike | IO[bytes]) -> None:
-    """Raise a :class:`UserError` for a tar archive: PyTorch < 2.6 runs code from one whatever it is told.
-
-    That is CVE-2025-32434.
-    """
-    with contextlib.nullcontext(file) if hasattr(file, 'read') else open(file, 'rb') as opened:
-        start = opened.tell()
-        try:
-            with tarfile.open(fileobj=opened, mode='r:') as archive:  # as PyTorch opens it
-                is_tar = archive.next() is not None
-        except Exception:  # PyTorch meets the same one, and reads the file in another way or gives up
-            is_tar = False
-        opened.seek(start)
-    if is_tar:
-        raise UserError(
-            f'The checkpoint {_name(file)} is not read: it is a tar archive. PyTorch wrote such checkpoints in its '
-            'first versions, and to read one can run code. If it holds other files, unpack it and name the checkpoint '
-            f'among them. {TRUST_ADVICE}'
-        )
+        return opened.read(9)[6:] == b'\0\0{'
 
 
 def read_safetensors(file: str | os.PathLike, map_location: Any = None) -> dict:
     """Return the tensors of a safetensors file; with ``meta``, as a checkpoint, where this package wrote it.
 
     Raises:
-        UserError: The file is cut short or damaged, or the package safetensors is missing.
+        UserError: The file is cut short or damaged, or holds more tensors than any model.
     """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise UserError(f'{file} needs the package safetensors: pip install safetensors.') from error
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(file, framework='pt') as opened:
             keys = opened.keys()
             if len(keys) > MOST_ENTRIES:
-                raise UserError(f'The checkpoint {file} is not read: it holds {len(keys):,} tensors. {NOT_A_MODEL}.')
+                raise UserError(_refusal(file, f'it holds {len(keys):,} tensors'))
             tensors = {key: opened.get_tensor(key) for key in keys}
             meta = json.loads((opened.metadata() or {}).get(META_KEY, 'null'), object_hook=_with_colours)
     except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(
             f'Cannot read the checkpoint {file}: it begins like a safetensors file but is cut short or damaged. Copy '
-            f'or download it again. (safetensors says: {_first_line(error)})'
+            f'or download it again. (safetensors says: {first_line(error)})'
         ) from error
     if map_location is not None and not callable(map_location):
         tensors = {key: tensor.to(map_location) for key, tensor in tensors.items()}
@@ -176,6 +167,9 @@ def _with_colours(entry: dict) -> dict:
     return entry
 
 
+# Archives that would fill the memory
+
+
 def can_be_mapped(file: str | os.PathLike) -> bool:
     """Tell whether a file's tensors can be mapped into memory: an archive as torch.save writes it, uncompressed.
 
@@ -185,25 +179,36 @@ def can_be_mapped(file: str | os.PathLike) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # a damaged archive can fail in many ways; PyTorch meets the damage too
         return False
-    packed = min(os.path.getsize(file), sum(part.compress_size for part in parts))  # entries may overlap
+    excess = _excess(parts, os.path.getsize(file))
+    if excess and not checkpoints_are_trusted():
+        raise UserError(_refusal(file, excess))
+    return all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+
+
+def _excess(parts: list[zipfile.ZipInfo], size: int) -> str:
+    """Say what an archive of this size in bytes holds too much of; nothing if it is in order."""
+    packed = min(size, sum(part.compress_size for part in parts))  # entries may overlap
     unpacked = sum(part.file_size for part in parts)
     pickles = [part for part in parts if part.filename.endswith('.pkl')]
-    is_stored = all(part.compress_type == zipfile.ZIP_STORED for part in pickles)
     settings = sum(part.file_size for part in pickles)
-    problem = ''
+    compressed = any(part.compress_type != zipfile.ZIP_STORED for part in pickles)
     if unpacked > MOST_EXPANSION * max(packed, 2**20):
-        problem = f'its {packed:,} bytes expand to {unpacked:,}'
-    elif settings > (MOST_PICKLE_BYTES if is_stored else MOST_COMPRESSED_PICKLE_BYTES):
-        problem = f'it holds {settings:,} bytes of names and settings' + (', compressed' if not is_stored else '')
-    elif len(parts) > MOST_ENTRIES:
-        problem = f'it holds {len(parts):,} entries'
-    if problem and not checkpoints_are_trusted():
-        raise UserError(
-            f'The checkpoint {file} is not read: {problem}. {NOT_A_MODEL}, and it could fill the memory. {TRUST_ADVICE}'
-        )
-    return all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+        return f'its {packed:,} bytes expand to {unpacked:,}'
+    if settings > (MOST_COMPRESSED_PICKLE_BYTES if compressed else MOST_PICKLE_BYTES):
+        return f'it holds {settings:,} bytes of names and settings' + (', compressed' if compressed else '')
+    return f'it holds {len(parts):,} entries' if len(parts) > MOST_ENTRIES else ''
+
+
+def _refusal(file: str | os.PathLike, excess: str) -> str:
+    return (
+        f'The checkpoint {file} is not read: {excess}. No checkpoint of a model does, and it could fill the memory. '
+        f'{TRUST_ADVICE}'
+    )
+
+
+# Downloads
 
 
 def read_checkpoint_from_url(
@@ -236,27 +241,47 @@ def read_checkpoint_from_url(
         folder /= hashlib.sha256(url.encode()).hexdigest()[:8]
     cached = folder / name
     if cached.is_file():
-        if found and not _sha256(cached, cached.stat().st_mtime_ns).startswith(found[1]):
-            raise UserError(
-                f'The file {cached} is not the one of that name: its SHA-256 does not begin with {found[1]}. Delete it '
-                f'to download it again from {url}.'
-            )
+        _check_hash(cached, found and found[1], url)
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(cached), found and found[1], progress)
-        except RuntimeError as error:
-            if 'invalid hash value' not in str(error):
-                raise
-            raise UserError(
-                f'What {url} sent is not the file of that name: its SHA-256 does not begin with {found[1]}. Nothing '
-                'was kept; try again, or get the file from its makers.'
-            ) from error
+        _download(url, cached, found and found[1], progress)
     warn_of_old_torch(cached)
     try:
         return read_checkpoint(cached, map_location, mmap=True)
     except UserError as error:
         raise UserError(f'{error} The file was downloaded from {url}; delete it to download it again.') from error
+
+
+def _download(url: str, file: Path, digest: str | None, progress: bool) -> None:
+    import torch
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(file), digest, progress)
+    except RuntimeError as error:
+        if 'invalid hash value' not in str(error):
+            raise
+        raise UserError(
+            f'What {url} sent is not the file of that name: its SHA-256 does not begin with {digest}. Nothing was '
+            'kept; try again, or get the file from its makers.'
+        ) from error
+
+
+def _check_hash(file: Path, digest: str | None, url: str) -> None:
+    if digest and not _sha256(file, file.stat().st_mtime_ns).startswith(digest):
+        raise UserError(
+            f'The file {file} is not the one of that name: its SHA-256 does not begin with {digest}. Delete it to '
+            f'download it again from {url}.'
+        )
+
+
+@functools.cache
+def _sha256(file: Path, changed: int) -> str:
+    """Return a file's SHA-256, computed once in a process for each time it ``changed``: a gigabyte takes seconds."""
+    digest = hashlib.sha256()
+    with open(file, 'rb') as opened:
+        while chunk := opened.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def warn_of_old_torch(file: str | os.PathLike) -> None:
@@ -269,16 +294,6 @@ def warn_of_old_torch(file: str | os.PathLike) -> None:
             f'update to torch >= {SAFE_TORCH}, or use .safetensors files.',
             stacklevel=3,
         )
-
-
-@functools.cache
-def _sha256(file: Path, changed: int) -> str:
-    """Return a file's SHA-256, computed once in a process for each time it ``changed``: a gigabyte takes seconds."""
-    digest = hashlib.sha256()
-    with open(file, 'rb') as opened:
-        while chunk := opened.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -298,206 +313,3 @@ def first_on_this_machine() -> Iterator[None]:
     finally:
         if is_distributed and is_first:
             torch.distributed.barrier()
-
-
-def read_safely_in(module: Any) -> None:
-    """Make the loaders of ``mmengine.runner.checkpoint`` read safely, whatever they pass to ``torch.load``."""
-
-    def load_from_local(filename: str, map_location: Any = None) -> Any:
-        return read_checkpoint(os.path.expanduser(filename), map_location, mmap=True)
-
-    def load_from_http(filename: str, map_location: Any = None, **options: Any) -> Any:
-        with first_on_this_machine():
-            return module.load_url(filename, map_location=map_location, **options)
-
-    # Loaders that fetch the file themselves (s3, pavi, open-mmlab) call torch.load.
-    module.torch = _TorchThatReadsSafely()
-    module.load_url = read_checkpoint_from_url
-    module.load_from_local = load_from_local
-    module.load_from_http = load_from_http
-    module.CheckpointLoader.register_scheme('', load_from_local, force=True)
-    module.CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
-
-
-class _TorchThatReadsSafely:
-    """The module ``torch`` as one other module sees it, with ``load`` replaced."""
-
-    load = staticmethod(read_checkpoint)
-
-    def __getattr__(self, name: str) -> Any:
-        import torch
-
-        return getattr(torch, name)
-
-
-def _allow_mmengine_types() -> None:
-    import torch
-
-    # torch's own bytearray would reserve as much memory as a small file asks for; that of the list below does not
-    getattr(torch._weights_only_unpickler, '_get_allowed_globals', dict)().pop('builtins.bytearray', None)
-    known = set(torch.serialization.get_safe_globals())
-    torch.serialization.add_safe_globals([each for each in _mmengine_types() if each not in known])
-
-
-@functools.cache
-def _mmengine_types() -> list[Callable]:
-    """Return the types and functions in MMEngine's checkpoints, functions under the name that a pickle has for them."""
-    import numpy as np
-    from mmengine.logging import HistoryBuffer
-    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-
-    def get_listed_attribute(owner: type, name: str) -> Callable:
-        listed = {HistoryBuffer: HISTORY_STATISTICS, OneCycleParamScheduler: ONE_CYCLE_SHAPES}
-        if name not in listed.get(owner, ()):
-            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr({owner!r}, {name!r})')
-        return getattr(owner, name)
-
-    def encode_latin1(text: str, encoding: str) -> bytes:
-        if encoding != 'latin1':
-            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL _codecs.encode({encoding!r})')
-        return text.encode('latin1')
-
-    def bytearray_of(*content: Any) -> bytearray:
-        if content and not isinstance(content[0], bytes | str):  # a number, for as many zeros
-            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL bytearray({type(content[0]).__name__})')
-        return bytearray(*content)
-
-    dtypes = {type(np.dtype(code)) for code in NUMPY_TYPE_CODES}
-    allowed = [HistoryBuffer, OneCycleParamScheduler, np.ndarray, np.dtype, *dtypes]
-    allowed.append(_named(get_listed_attribute, 'builtins', 'getattr'))
-    allowed.append(_named(bytearray_of, 'builtins', 'bytearray'))
-    # The bytes of an array, in protocol 2; PyTorch 2.4 allows no bytes, and later versions not the empty ones.
-    allowed.append(_named(encode_latin1, '_codecs', 'encode'))
-    allowed.append(_named(lambda: b'', 'builtins', 'bytes'))
-    # Protocol 2, which torch.save uses, refers to these two functions, by the name that NumPy 1 or NumPy 2 gives them.
-    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
-    for numpy_module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-        allowed.append(_named(scalar, numpy_module, 'scalar'))
-        allowed.append(_named(reconstruct, numpy_module, '_reconstruct'))
-    return allowed
-
-
-def _named(function: Callable, module: str, name: str) -> Callable:
-    """Return the function under the name by which a pickle asks for it; torch compares names."""
-
-    def renamed(*args: Any) -> Any:
-        return function(*args)
-
-    renamed.__module__, renamed.__name__, renamed.__qualname__ = module, name, name
-    return renamed
-
-
-def check_exists(path: Path) -> None:
-    """Raise a ``UserError`` that names the checkpoints nearby unless the file is there."""
-    if path.is_file():
-        return
-    folder = path if path.is_dir() else path.parent
-    problem = 'is a folder, not a checkpoint file' if path.is_dir() else 'does not exist'
-    if not folder.is_dir():
-        raise UserError(f'Checkpoint {path} {problem}, and neither does the folder {folder}. Correct the path.')
-    names = sorted(file.name for file in folder.iterdir() if file.suffix in CHECKPOINT_SUFFIXES)
-    if not names:
-        kinds = f'{", ".join(CHECKPOINT_SUFFIXES[:-1])} or {CHECKPOINT_SUFFIXES[-1]}'
-        raise UserError(f'Checkpoint {path} {problem}, and there is no {kinds} file in {folder}. Correct the path.')
-    shown = ', '.join(names[:10]) + (f' and {len(names) - 10} more' if len(names) > 10 else '')
-    raise UserError(f'Checkpoint {path} {problem}. The checkpoints in {folder} are: {shown}. Name one of them.')
-
-
-@contextlib.contextmanager
-def explained_errors(file: str | os.PathLike | IO[bytes]) -> Iterator[None]:
-    """Turn the many errors of unreadable files into a ``UserError`` that says what the file is."""
-    try:
-        yield
-    except (OSError, ImportError):  # they name their cause: no permission, no network, a missing module
-        raise
-    except MemoryError:
-        raise UserError(
-            f'Cannot read the checkpoint {_name(file)}: it asks for more memory than there is. A damaged file, or one '
-            'made to do harm, does that too.'
-        ) from None
-    except Exception as error:  # broken bytes can fail at any point of the unpickler, in a dozen ways
-        # A sound file, whose device is not here or too small: torch says what to do.
-        if any(hint in str(error) for hint in ('deserialize object on', 'out of memory')):
-            raise
-        if isinstance(error, AttributeError) and checkpoints_are_trusted():  # a type that its module no longer has
-            raise
-        name = _name(file)
-        refused = _refused_type(error)
-        if refused:
-            raise UserError(_refusal(name, refused)) from None  # torch's text says how to switch safety off
-        raise UserError(
-            f'Cannot read the checkpoint {name}: {_appearance(file)}. (PyTorch says: {_first_line(error)})'
-        ) from None
-
-
-def _name(file: str | os.PathLike | IO[bytes]) -> str:
-    return getattr(file, 'name', 'the downloaded data') if hasattr(file, 'read') else str(file)
-
-
-def _refused_type(error: Exception) -> str | None:
-    """Return the type or function that the pickle asks for and ``weights_only`` refuses."""
-    message = str(error)
-    for pattern in (
-        r'Unsupported global: GLOBAL (getattr\(.*\)|\S+)',
-        r'unsupported GLOBAL (\S+)',
-        r"but got <class '([^']+)'>",
-        r'unrecognized function (.+)',
-    ):
-        found = re.search(pattern, message)
-        if found:
-            return found[1]
-    return None
-
-
-def _refusal(name: str, refused: str) -> str:
-    return (
-        f'The checkpoint {name} is not read: besides tensors and plain data it needs {refused}, and a file that may '
-        'name such types can run any code on your machine. The checkpoints of this package, MMEngine, MMDetection and '
-        f'MMSegmentation need none. {TRUST_ADVICE}'
-    )
-
-
-def _appearance(file: str | os.PathLike | IO[bytes]) -> str:
-    """Say what a file that is no sound checkpoint is, by its first bytes, and what to do."""
-    if not hasattr(file, 'read'):
-        if not os.path.isfile(file):
-            return 'the download was broken off. Try again'
-        with open(file, 'rb') as opened:
-            return _appearance(opened)
-    file.seek(0)
-    head = file.read(512)
-    text = head.lstrip().lower()
-    if not head:
-        return 'the file is empty. Copy or download it again, and check that the disk is not full'
-    if text.startswith((b'<!doctype', b'<html', b'<?xml')):
-        return 'it is a web page, so the download was answered by a login or error page. Download it again in a browser'
-    if text.startswith(b'version https://git-lfs'):
-        return 'it is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`'
-    if head[6:9] == b'\0\0{':
-        return 'it is a safetensors file, which is read by its path only'
-    parts = _zip_parts(file)
-    if 'constants.pkl' in parts:
-        return 'it is a TorchScript program, not a checkpoint. Save the state_dict() of its model with torch.save'
-    if head.startswith(b'\x1f\x8b') or (parts and 'data.pkl' not in parts):
-        return 'it is an archive of other files. Unpack it and name the checkpoint inside'
-    if head.startswith(b'PK\3\4') or TORCH_MAGIC in head:
-        return 'it begins like a checkpoint but is cut short or damaged. Copy or download it again'
-    if head.startswith(b'\x80'):
-        return 'it is a Python pickle that torch.save did not write. Convert it to a file that torch.save writes'
-    return f'it begins with {head[:16]!r}, which no PyTorch checkpoint does. Name a file that torch.save wrote'
-
-
-def _zip_parts(file: IO[bytes]) -> set[str]:
-    """Return the names in the archive without their folder; none if it is no sound archive."""
-    try:
-        return {Path(name).name for name in zipfile.ZipFile(file).namelist()}
-    except zipfile.BadZipFile:
-        return set()
-
-
-def _first_line(error: Exception) -> str:
-    """Return what a library says of an error, without torch's advice to switch ``weights_only`` off."""
-    # torch puts general advice first and the cause behind this mark
-    text = str(error).split('WeightsUnpickler error:')[-1].strip()
-    sentences = re.split(r'(?<=\.) ', text.split('\n')[0])
-    return ' '.join(itertools.takewhile(lambda each: 'weights_only' not in each, sentences)) or type(error).__name__

@@ -1,6 +1,6 @@
 """Serve ``mmcv._ext``, the module of mmcv's compiled ops, where no compiled one is installed.
 
-In: Python's search for the module ``mmcv._ext``. Out: a module whose attributes are the ops of ``ops.OPS``.
+The attributes of the served module are the ops of ``ops.OPS``.
 """
 
 import importlib.abc

@@ -1,7 +1,6 @@
 """Act on a module as soon as it is imported, so that patching a module does not mean importing it.
 
-In: a module's name, a function of the module, and a context. Out: the function has run, now or right after the
-module's own code, which runs in the context.
+An action runs now if the module is loaded, and right after the module's own code whenever that is executed.
 """
 
 import importlib.abc

@@ -1,12 +1,11 @@
 """Ask about installed packages through ``importlib.metadata``, with the names and results of ``mmengine.utils``.
 
-In: a package's name as pip or as ``import`` knows it (``mmcv-lite``, ``mmcv``). Out: its module and its folder.
-MMEngine asks this for every ``_base_ = 'mmdet::...'`` of a config.
+MMEngine asks for every ``_base_ = 'mmdet::...'`` of a config. A package has the name that pip knows (``mmcv-lite``) or
+the one that ``import`` knows (``mmcv``).
 """
 
 import os.path as osp
 from contextlib import suppress
-from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 
@@ -15,10 +14,7 @@ from .versions import PACKAGES
 
 def is_installed(package: str) -> bool:
     """Tell whether pip knows the package, or Python finds a module of that name, by ``PYTHONPATH`` for example."""
-    if _distribution(package) is not None:
-        return True
-    spec = find_spec(package)
-    return spec is not None and spec.origin is not None
+    return _distribution(package) is not None or getattr(find_spec(package), 'origin', None) is not None
 
 
 def get_installed_path(package: str) -> str:
@@ -34,12 +30,13 @@ def get_installed_path(package: str) -> str:
         folder = str(found.locate_file(module))
         if osp.exists(folder):
             return folder
-        # An editable install leaves its files elsewhere; Python knows where.
-        package = module
+        package = module  # an editable install leaves its files elsewhere; Python knows where
     spec = find_spec(package)
     if spec is None:
         raise PackageNotFoundError(package)
-    return _folder(spec)
+    if spec.origin is None:
+        raise RuntimeError(f'{package} is a namespace package, which is invalid for `get_installed_path`')
+    return osp.dirname(spec.origin)
 
 
 def package2module(package: str) -> str:
@@ -60,13 +57,8 @@ def package2module(package: str) -> str:
 
 def _distribution(package: str) -> Distribution | None:
     """Return what pip knows of a package, or of the fork that is installed instead of it."""
-    for name in (package, *(name for each in PACKAGES if package in each.names for name in each.names)):
+    forks = [name for each in PACKAGES if package in each.names for name in each.names]
+    for name in (package, *forks):
         with suppress(PackageNotFoundError):
             return distribution(name)
     return None
-
-
-def _folder(spec: ModuleSpec) -> str:
-    if spec.origin is None:
-        raise RuntimeError(f'{spec.name} is a namespace package, which is invalid for `get_installed_path`')
-    return osp.dirname(spec.origin)

@@ -1,7 +1,7 @@
 """The defects of the OpenMMLab packages on today's Python and PyTorch, one patch each.
 
-In: the installed versions. Out: the modules named in ``PATCHES``, mended when they are imported, now or later.
-A package is patched only in the versions that have the defect, and nothing is imported for it.
+A patch mends what crashes or is unsafe, and leaves sound behaviour alone. It acts on its module when that is imported,
+only in the versions that have the defect, and imports nothing itself. No two patches of the table share a module.
 """
 
 import sys
@@ -18,6 +18,11 @@ from . import checkpoint_configs, checkpoints, installed_packages, upstream_head
 from .import_hook import on_import
 from .versions import MMCV, MMDET, MMENGINE, MMSEG
 
+MMENGINE_CODE = 'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/'
+MMCV_CODE = 'https://github.com/open-mmlab/mmcv/blob/v2.1.0/mmcv/'
+MMDET_CODE = 'https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/'
+MMSEG_CODE = 'https://github.com/open-mmlab/mmsegmentation/blob/v1.2.2/mmseg/'
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -26,20 +31,20 @@ class Patch:
     Attributes:
         name: Short and unique.
         packages: The names under which pip may have installed the package.
-        versions: Those with the defect, as in a requirement; empty means all versions so far.
         module: The module to mend.
         link: Where the defect is reported, or the code that has it.
         why: What goes wrong without the patch.
+        versions: Those with the defect, as in a requirement; empty means all versions so far.
         apply: Mends the module.
         during: Makes a context in which the module is imported.
     """
 
     name: str
     packages: tuple[str, ...]
-    versions: str
     module: str
     link: str
     why: str
+    versions: str = ''
     apply: Callable[[ModuleType], None] = lambda module: None
     during: Callable[[], AbstractContextManager] = nullcontext
 
@@ -62,14 +67,6 @@ def _ops_can_be_imported() -> bool:
     return find_spec('mmcv') is not None and find_spec('mmcv._ext') is not None
 
 
-def _mend_mmcv_full_available(module: ModuleType) -> None:
-    replace_function(module, 'mmcv_full_available', _ops_can_be_imported)
-
-
-def _mend_check_ops_exist(module: ModuleType) -> None:
-    replace_function(module, 'check_ops_exist', _ops_can_be_imported)
-
-
 def _collect_env_without_distutils(module: ModuleType) -> None:
     upstream_collect_env = module.collect_env
 
@@ -86,115 +83,106 @@ PATCHES = (
         packages=MMENGINE,
         versions='<0.11.0rc3',
         module='mmengine.utils.package_utils',
-        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/utils/package_utils.py',
+        link=MMENGINE_CODE + 'utils/package_utils.py',
         why="`_base_ = 'mmdet::...'` asks pkg_resources for the package, which setuptools >= 82 no longer has",
         apply=_use_importlib_metadata,
     ),
     Patch(
         name='find_loader in mmengine',
         packages=MMENGINE,
-        versions='',
         module='mmengine.utils.dl_utils.misc',
-        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/utils/dl_utils/misc.py',
+        link=MMENGINE_CODE + 'utils/dl_utils/misc.py',
         why='mmcv_full_available() calls pkgutil.find_loader, which Python 3.14 removed',
-        apply=_mend_mmcv_full_available,
+        apply=lambda module: replace_function(module, 'mmcv_full_available', _ops_can_be_imported),
     ),
     Patch(
         name='find_loader in mmcv',
         packages=MMCV,
-        versions='',
         module='mmcv.utils.ext_loader',
-        link='https://github.com/open-mmlab/mmcv/blob/v2.1.0/mmcv/utils/ext_loader.py',
+        link=MMCV_CODE + 'utils/ext_loader.py',
         why='check_ops_exist() calls pkgutil.find_loader, which Python 3.14 removed',
-        apply=_mend_check_ops_exist,
+        apply=lambda module: replace_function(module, 'check_ops_exist', _ops_can_be_imported),
     ),
     Patch(
         name='distutils',
         packages=MMENGINE,
-        versions='',
         module='mmengine.utils.dl_utils.collect_env',
-        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/utils/dl_utils/collect_env.py',
+        link=MMENGINE_CODE + 'utils/dl_utils/collect_env.py',
         why='collect_env(), which every Runner calls, imports distutils, which Python >= 3.12 has only by setuptools',
         apply=_collect_env_without_distutils,
     ),
     Patch(
         name='safe checkpoints',
         packages=MMENGINE,
-        versions='',
         module='mmengine.runner.checkpoint',
         link='https://github.com/open-mmlab/mmengine/issues/1655',
         why='PyTorch >= 2.6 refuses the HistoryBuffer and the NumPy scalars in every MMEngine checkpoint, so that no '
-        'run resumes; older versions, downloads, and MMEngine 0.11.0rc3 run any code that a checkpoint contains',
+        'run resumes; older versions, downloads, and MMEngine 0.11.0rc3 run any code that a checkpoint contains. '
+        'Everything that CheckpointLoader reads, for any model, is read safely',
         apply=checkpoints.read_safely_in,
     ),
     Patch(
-        name='configs of strangers in the inferencers',
+        name='configs of checkpoints in the inferencers',
         packages=MMENGINE,
-        versions='',
         module='mmengine.infer.infer',
-        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/infer/infer.py',
-        why='DetInferencer(weights=FILE) and its like run the config inside of the checkpoint, which is Python',
-        apply=checkpoint_configs.ask_for_config,
+        link=MMENGINE_CODE + 'infer/infer.py',
+        why='DetInferencer(weights=FILE) and its like run the config inside of the checkpoint, which is Python; it is '
+        'read as data',
+        apply=checkpoint_configs.infer_without_running_configs,
     ),
     Patch(
-        name='configs of strangers in the runner',
+        name='configs of checkpoints in the runner',
         packages=MMENGINE,
-        versions='',
         module='mmengine.runner.runner',
-        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/runner/runner.py',
-        why="resume() runs meta['config'] of the checkpoint, which is Python, to compare numbers of GPUs",
-        apply=checkpoint_configs.resume_without_config,
+        link=MMENGINE_CODE + 'runner/runner.py',
+        why="resume() runs meta['config'] of the checkpoint, which is Python, to compare numbers of GPUs; it is "
+        'read as data',
+        apply=checkpoint_configs.resume_without_running_configs,
     ),
     Patch(
-        name='configs of strangers in the flexible runner',
+        name='configs of checkpoints in the flexible runner',
         packages=MMENGINE,
-        versions='',
         module='mmengine.runner._flexible_runner',
-        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/runner/_flexible_runner.py',
-        why="resume() runs meta['config'] of the checkpoint, which is Python, to compare numbers of GPUs",
-        apply=checkpoint_configs.resume_without_config,
+        link=MMENGINE_CODE + 'runner/_flexible_runner.py',
+        why="resume() runs meta['config'] of the checkpoint, as in the runner",
+        apply=checkpoint_configs.resume_without_running_configs,
     ),
     Patch(
         name='idle log lines',
         packages=MMENGINE,
-        versions='',
         module='mmengine.logging.logger',
-        link='https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/fileio/file_client.py',
+        link=MMENGINE_CODE + 'fileio/file_client.py',
         why='a sound run logs warnings that no user can act on; convnext_dense/compat/warnings.py lists them',
         apply=warnings.silence_log_lines,
     ),
     Patch(
         name='MMSyncBN in one process',
         packages=MMCV,
-        versions='',
         module='mmcv.ops.sync_bn',
-        link='https://github.com/open-mmlab/mmcv/blob/v2.1.0/mmcv/ops/sync_bn.py',
+        link=MMCV_CODE + 'ops/sync_bn.py',
         why='SyncBatchNorm asks torch.distributed for the number of processes, so that the strong baselines of mmdet '
         'cannot be built in a process without a group',
         apply=upstream_heads.let_sync_bn_stand_alone,
     ),
     Patch(
         name='masks outside of the image',
-        packages=('mmdet', 'onedl-mmdetection'),
-        versions='',
+        packages=MMDET,
         module='mmdet.models.roi_heads.mask_heads.fcn_mask_head',
-        link='https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/models/roi_heads/mask_heads/fcn_mask_head.py',
+        link=MMDET_CODE + 'models/roi_heads/mask_heads/fcn_mask_head.py',
         why='on the CPU a test of QueryInst ends with an error where a box lies outside of the image',
         apply=upstream_heads.paste_masks_anywhere,
     ),
     Patch(
         name='checkpoints of DDQ',
-        packages=('mmdet', 'onedl-mmdetection'),
-        versions='',
+        packages=MMDET,
         module='mmdet.models.detectors.ddq_detr',
-        link='https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/models/detectors/ddq_detr.py',
+        link=MMDET_CODE + 'models/detectors/ddq_detr.py',
         why='a trained model has parameters under more names than a built one, so that its checkpoint does not fit',
         apply=upstream_heads.tie_branches_when_built,
     ),
     Patch(
         name='predictions of SSD',
-        packages=('mmdet', 'onedl-mmdetection'),
-        versions='',
+        packages=MMDET,
         module='mmdet.models.dense_heads.ssd_head',
         link='https://github.com/open-mmlab/mmdetection/issues/11780',
         why='the head has no loss_cls, for which upstream asks when it predicts: every validation ends in an error',
@@ -202,30 +190,11 @@ PATCHES = (
     ),
     Patch(
         name='DMNet and channels-last maps',
-        packages=('mmsegmentation', 'onedl-mmsegmentation'),
-        versions='',
+        packages=MMSEG,
         module='mmseg.models.decode_heads.dm_head',
-        link='https://github.com/open-mmlab/mmsegmentation/blob/v1.2.2/mmseg/models/decode_heads/dm_head.py',
+        link=MMSEG_CODE + 'models/decode_heads/dm_head.py',
         why='the head views its maps as channels-first; ConvNeXt gives channels-last ones',
         apply=upstream_heads.take_maps_of_any_layout,
-    ),
-    Patch(
-        name='lines of mmdet about OneDL',
-        packages=MMDET,
-        versions='>=3.4',
-        module='mmdet.datasets',
-        link='https://github.com/VBTI-development/onedl-mmdetection/blob/main/mmdet/datasets/__init__.py',
-        why='the onedl fork prints at every start that it lacks the package of a product, which no recipe uses',
-        during=warnings.without_onedl_lines,
-    ),
-    Patch(
-        name='lines of mmseg about OneDL',
-        packages=MMSEG,
-        versions='>=1.3',
-        module='mmseg.datasets',
-        link='https://github.com/VBTI-development/onedl-mmsegmentation/blob/main/mmseg/datasets/__init__.py',
-        why='the onedl fork prints at every start that it lacks the package of a product, which no recipe uses',
-        during=warnings.without_onedl_lines,
     ),
     Patch(
         name='TorchScript warning',
@@ -238,7 +207,7 @@ PATCHES = (
     ),
 )
 
-_added: list[Patch] = []
+_added: dict[str, Patch] = {}
 _applied: set[str] = set()
 _armed: set[str] = set()
 
@@ -251,7 +220,7 @@ def apply_patches() -> None:
 
 def add_patch(patch: Patch) -> None:
     """Apply a patch of another room of this package, which needs what is in that room."""
-    _added.append(patch)
+    _added[patch.name] = patch
     _arm(patch)
 
 
@@ -263,7 +232,7 @@ def _arm(patch: Patch) -> None:
 
 def patch_report() -> list[PatchStatus]:
     """Return the status of every patch: those of ``PATCHES`` in their order, then the added ones."""
-    return [_status(patch) for patch in (*PATCHES, *_added)]
+    return [_status(patch) for patch in (*PATCHES, *_added.values())]
 
 
 def _status(patch: Patch) -> PatchStatus:
@@ -321,10 +290,12 @@ def _importable_distutils() -> Iterator[None]:
     if find_spec('distutils') is not None:
         yield
         return
-    stand_in = {name: ModuleType(name) for name in ('distutils', 'distutils.errors', 'distutils.ccompiler')}
-    stand_in['distutils'].errors = stand_in['distutils.errors']
-    stand_in['distutils.errors'].DistutilsPlatformError = _NoCompiler
-    stand_in['distutils.ccompiler'].new_compiler = _find_no_compiler
+    errors, compilers = ModuleType('distutils.errors'), ModuleType('distutils.ccompiler')
+    errors.DistutilsPlatformError = NoCompiler
+    compilers.new_compiler = _find_no_compiler
+    package = ModuleType('distutils')
+    package.errors = errors
+    stand_in = {each.__name__: each for each in (package, errors, compilers)}
     before = {name: sys.modules[name] for name in stand_in if name in sys.modules}
     sys.modules.update(stand_in)
     try:
@@ -335,9 +306,9 @@ def _importable_distutils() -> Iterator[None]:
         sys.modules.update(before)
 
 
-class _NoCompiler(Exception):
+class NoCompiler(Exception):
     """What distutils raises where it finds no compiler; ``collect_env`` then reports 'n/a'."""
 
 
 def _find_no_compiler() -> None:
-    raise _NoCompiler
+    raise NoCompiler

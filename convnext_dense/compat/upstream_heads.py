@@ -6,6 +6,8 @@ import functools
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .module_view import ModuleView
+
 if TYPE_CHECKING:  # preparing the stack imports none of it
     from torch import Tensor, nn
 
@@ -15,20 +17,12 @@ def let_sync_bn_stand_alone(module: ModuleType) -> None:
 
     Upstream's layer asks for the number of processes when it is built, and without a group there is no answer.
     """
-    module.dist = _Distributed(module.dist)
+    dist = module.dist
 
+    def get_world_size(group: Any = None) -> int:
+        return dist.get_world_size(group) if dist.is_initialized() else 1
 
-class _Distributed:
-    """``torch.distributed``, but a process without a group is the only one."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-    def get_world_size(self, group: Any = None) -> int:
-        return self._module.get_world_size(group) if self._module.is_initialized() else 1
+    module.dist = ModuleView(dist, get_world_size=get_world_size)
 
 
 def paste_masks_anywhere(module: ModuleType) -> None:

@@ -1,12 +1,10 @@
 """Which packages the stack consists of, in which versions it runs, and what is known not to work.
 
-In: the metadata of the installed packages; none of them is imported. Out: a verdict on each version, and the problems
-with their cures. The ranges are those of ``setup.py``; ``FORKS`` and ``KNOWN_TO_FAIL`` hold what no metadata says.
+All of it comes from pip's metadata; no package is imported. The ranges are those of ``setup.py``; ``FORKS`` and
+``KNOWN_TO_FAIL`` hold what no metadata says.
 """
 
 import contextlib
-import logging
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -67,10 +65,11 @@ Installed = dict[str, dict[str, str]]
 
 
 class Problem(NamedTuple):
-    """What does not work, and what to do, each in one line."""
+    """What does not work, what to do, each in one line, and the module that it concerns."""
 
     what: str
     cure: str
+    module: str = ''
 
 
 class Failing(NamedTuple):
@@ -119,16 +118,6 @@ def find_installed() -> Installed:
     return {module: versions for module, versions in found.items() if versions}
 
 
-def judge_python() -> str:
-    """Return the verdict on the running Python: ``supported`` or ``untested``."""
-    minor = '.'.join(platform.python_version_tuple()[:2])
-    try:
-        classifiers = metadata.metadata(OURS).get_all('Classifier') or ()
-    except metadata.PackageNotFoundError:
-        classifiers = ()
-    return 'supported' if f'Programming Language :: Python :: {minor}' in classifiers else 'untested'
-
-
 def judge(module: str, installed: Installed) -> str:
     """Return the verdict on an installed module: ``supported``, ``untested``, ``too old`` or ``does not work``."""
     if any(module in failing.versions for failing in _failing(installed)):
@@ -160,12 +149,6 @@ def find_problems(installed: Installed) -> list[Problem]:
     ]
 
 
-def log_problems() -> None:
-    """Log one line for each combination of versions that does not work; nothing where all is well."""
-    for problem in find_problems(find_installed()):
-        logging.getLogger('convnext_dense').warning('convnext_dense: %s. Cure: %s', problem.what, problem.cure)
-
-
 def install_command(module: str, installed: Installed) -> str:
     """Return how to get a version of the module that fits; torchvision has to fit the torch that stays.
 
@@ -183,7 +166,7 @@ def install_command(module: str, installed: Installed) -> str:
 
 def _missing(installed: Installed) -> list[Problem]:
     return [
-        Problem(_describe_gap(package, installed), install_command(package.module, installed))
+        Problem(_describe_gap(package, installed), install_command(package.module, installed), package.module)
         for package in PACKAGES
         if package.module not in installed and any(not each or each in installed for each in package.needed_by)
     ]
@@ -199,6 +182,7 @@ def _installed_twice(installed: Installed) -> list[Problem]:
         Problem(
             f'{" and ".join(versions)} are both installed, and their files are mixed in the one module {module}',
             f'pip uninstall -y {" ".join(versions)}, then pip install the one that you want',
+            module,
         )
         for module, versions in installed.items()
         if len(versions) > 1
@@ -210,6 +194,7 @@ def _too_old(installed: Installed) -> list[Problem]:
         Problem(
             f'{name} {version} is too old for {OURS}, which takes {supported_range(name)}',
             install_command(module, installed),
+            module,
         )
         for module, versions in installed.items()
         for name, version in versions.items()
@@ -246,20 +231,23 @@ def _describe(failing: Failing, installed: Installed) -> Problem:
     return Problem(f'{there} do not work together: {failing.why}', failing.cure)
 
 
-def _unmet_requirements(installed: Installed) -> list[Problem]:
+def _unmet_requirements(installed: Installed) -> Iterator[Problem]:
     """Compare what each package needs of the others, in its own words; above all torchvision, of torch."""
-    problems = []
     for module, versions in installed.items():
-        for name, version in versions.items():
-            for needed in _requirements(metadata.requires(name)) if version else ():
+        for name in filter(versions.get, versions):
+            for needed in _requirements(metadata.requires(name)):
                 other = canonicalize_name(needed.name)
-                there = installed.get(BY_NAME[other].module, {}).get(other) if other in BY_NAME else None
-                if there and _applies(needed) and not _contains(str(needed.specifier), there):
-                    what = f'{name} {version} needs {other}{needed.specifier}, and {other} {there} is installed'
-                    fits = f"pip install '{other}{needed.specifier}'"
-                    cure = install_command(module, installed) if module == 'torchvision' else fits
-                    problems.append(Problem(what, cure))
-    return problems
+                there = _installed_version(other, installed)
+                if not there or not _applies(needed) or _contains(str(needed.specifier), there):
+                    continue
+                what = f'{name} {versions[name]} needs {other}{needed.specifier}, and {other} {there} is installed'
+                fitting = f"pip install '{other}{needed.specifier}'"
+                cure = install_command(module, installed) if module == 'torchvision' else fitting
+                yield Problem(what, cure, module)
+
+
+def _installed_version(name: str, installed: Installed) -> str | None:
+    return installed.get(BY_NAME[name].module, {}).get(name) if name in BY_NAME else None
 
 
 def _applies(requirement: Requirement, extra: str = '') -> bool:

@@ -1,24 +1,64 @@
-"""Drawn scenes as the libraries' models take them: numbers go in, an image with its data sample comes out.
-
-These are the inputs of ``model.train_step`` and ``model.test_step``, without files and pipelines.
-"""
+"""Batches of drawn scenes, the inputs of ``model.train_step`` and ``model.test_step``, without files and pipelines."""
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import cv2
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
+from convnext_dense import configs
 from convnext_dense.data.shapes import LABELS, SHAPES, SIDE_RANGE, Instance, Scene, draw_scene
 
+SIDE = 128  # pixels of the drawn images
+LARGE_SIDE = 224  # where a head needs as many places as it has queries
 VOID = 255
 MIN_AREA = 20  # pixels of a mask
 MIN_OBJECTS = 2  # CrowdDet learns from pairs
 STEP = 1000  # from a drawing with fewer objects to the one in its place
 NUM_STUFF = len(LABELS) - len(SHAPES)  # the backgrounds, which come first
+
+
+def draw_for(cfg: Config, indices: Sequence[int], training: bool, side: int | None = None) -> dict:
+    """Return a batch for ``model.train_step`` or ``model.test_step``.
+
+    Args:
+        cfg: Config of a detector or segmentor; its pipeline tells whether there are masks.
+        indices: Numbers of the drawings.
+        training: Semi-supervised models learn from other batches than those that they predict on.
+        side: Height and width in pixels; small by default.
+    """
+    heads = list(configs.walk(cfg.model, configs.CLASS_AGNOSTIC))
+    steps = list(configs.walk(cfg.get('train_dataloader')))
+    scales = [step['scale_factor'] for step in steps if step.get('type') == 'SegRescale']
+    batch = draw_batch(
+        cfg.default_scope, indices, side or smallest_side(heads), count_classes(heads), scales[0] if scales else 1.0
+    )
+    if not any(step.get('with_mask') or step.get('type') == 'LoadPanopticAnnotations' for step in steps):
+        drop_masks(batch)
+    if 'roi_head' in cfg.model and 'rpn_head' not in cfg.model:
+        add_proposals(batch)
+    preprocessor = (cfg.model.get('data_preprocessor') or {}).get('type')
+    if preprocessor == 'MultiBranchDataPreprocessor' and training:
+        return split_into_branches(batch)
+    return make_clips(batch) if preprocessor == 'TrackDataPreprocessor' else batch
+
+
+def smallest_side(heads: Sequence[Mapping]) -> int:
+    """Return the side of a small drawing in pixels, which is larger where a head needs so many places or that size."""
+    sizes = [head['input_size'] for head in heads if isinstance(head.get('input_size'), int)]
+    return max([SIDE, *sizes, *(LARGE_SIDE for head in heads if 'num_queries' in head)])
+
+
+def count_classes(heads: Sequence[Mapping]) -> int | None:
+    """Return the number of classes that the heads of a config name, for panoptic models that of the things."""
+    for key in ('num_things_classes', 'num_classes'):
+        if counts := [head[key] for head in heads if head.get(key)]:
+            return counts[0]
+    return None
 
 
 def draw_batch(
@@ -47,12 +87,18 @@ def draw_batch(
     )
 
 
-def add_proposals(batch: dict[str, list]) -> dict[str, list]:
+def drop_masks(batch: dict[str, list]) -> None:
+    """Take the masks of the objects away, as for a detector of boxes."""
+    for sample in batch['data_samples']:
+        if 'gt_instances' in sample:
+            del sample.gt_instances.masks
+
+
+def add_proposals(batch: dict[str, list]) -> None:
     """Give each of a detector's samples boxes that were proposed beforehand: those of the ground truth."""
     for sample in batch['data_samples']:
         boxes = sample.gt_instances.bboxes
         sample.proposals = InstanceData(bboxes=boxes.clone(), scores=torch.ones(len(boxes)))
-    return batch
 
 
 def split_into_branches(batch: dict[str, list]) -> dict[str, dict]:
@@ -83,7 +129,7 @@ def draw_objects(index: int, side: int) -> Scene:
     """Draw a square picture in which several objects can be seen."""
     scene = draw_scene(0, 'train', index, size=math.ceil(side / SIDE_RANGE[0]))
     square = np.s_[:side, :side]
-    cut = [Instance(item.category, item.mask[square]) for item in scene.instances if not item.iscrowd]
+    cut = [Instance(item.category, item.mask[square]) for item in scene.instances]
     visible = tuple(item for item in cut if item.mask.sum() >= MIN_AREA)
     if len(visible) < MIN_OBJECTS:
         return draw_objects(index + STEP, side)

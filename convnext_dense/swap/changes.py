@@ -1,7 +1,7 @@
-"""What differs between two configs: paths into the config and new values.
+"""Changes to a config: a new value for each path that changes.
 
-A path is a tuple of keys, and of indices into lists. A value that is a dict with ``_delete_`` replaces the old one,
-another dict is merged into it, as in MMEngine's configs.
+A path is a tuple of keys, and of indices into lists. As in MMEngine's configs, a dict is merged into the old one unless
+it has the key ``_delete_``.
 """
 
 import copy
@@ -10,12 +10,12 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-Place = tuple[str | int, ...]
-Changes = dict[Place, Any]
+Path = tuple[str | int, ...]
+Changes = dict[Path, Any]
 
 
-def at(cfg: Config, path: Place) -> Any:
-    """Return what is at a path of a config."""
+def at(cfg: Config, path: Path) -> Any:
+    """Return the value at a path of a config."""
     node = cfg
     for key in path:
         node = node[key]
@@ -23,7 +23,7 @@ def at(cfg: Config, path: Place) -> Any:
 
 
 def apply(cfg: Config, changes: Changes) -> Config:
-    """Return a copy of a config with changes that replace what they name."""
+    """Return a copy of a config with the changed values."""
     cfg = copy.deepcopy(cfg)
     for (*parents, last), value in changes.items():
         if isinstance(value, dict):
@@ -32,8 +32,8 @@ def apply(cfg: Config, changes: Changes) -> Config:
     return cfg
 
 
-def dotted(path: Place) -> str:
-    """Return a path as ``--cfg-options`` has it.
+def dotted(path: Path) -> str:
+    """Return a path in the notation of ``--cfg-options``.
 
     >>> dotted(('model', 'decode_head', 0, 'in_channels'))
     'model.decode_head.0.in_channels'
@@ -41,10 +41,10 @@ def dotted(path: Place) -> str:
     return '.'.join(map(str, path))
 
 
-def kind(cfg: Mapping) -> str:
-    """Return the type of a module as the registry knows it, also where the config has the class.
+def type_name(cfg: Mapping) -> str:
+    """Return the name of a module's type, for which a config may hold the name or the class.
 
-    >>> kind({'type': 'mmpretrain.ConvNeXt'}), kind({'type': dict})
+    >>> type_name({'type': 'mmpretrain.ConvNeXt'}), type_name({'type': dict})
     ('mmpretrain.ConvNeXt', 'dict')
     """
     named = cfg.get('type')

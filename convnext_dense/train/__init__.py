@@ -1,7 +1,7 @@
-"""Runs: a config goes in, a finished training or test comes out."""
+"""Training and testing with a config, and what a run shows of itself."""
 
-from convnext_dense.train.progress import ProgressBarHook
 from convnext_dense.train.run import OneLineRunner, test, train
+from convnext_dense.train.screen import ProgressBarHook
 from convnext_dense.train.summary import RunSummaryHook
 
 __all__ = ['OneLineRunner', 'ProgressBarHook', 'RunSummaryHook', 'test', 'train']

@@ -1,8 +1,9 @@
-"""A config file and command-line options go in, a config that can run on this machine comes out.
+"""The config of a run: what a config file and the command-line options say, made to fit this machine.
 
-Each function edits one aspect of the config in place; :mod:`convnext_dense.train.run` calls them in order.
+:func:`for_training` and :func:`for_testing` return a new config. The functions that they call change the copy.
 """
 
+import copy
 import os
 from collections.abc import Mapping
 
@@ -11,14 +12,86 @@ from mmengine.config import Config, ConfigDict
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.configs import CLASS_AGNOSTIC, SPLITS, walk
-from convnext_dense.data.checks import open_wrappers, read_classes
+from convnext_dense.data import open_wrappers, read_classes
+from convnext_dense.train.launch import num_processes
 
 RUN_HOOKS = ('CheckWeightsHook', 'ProgressBarHook', 'RunSummaryHook')  # of every run of the tools
 ABSOLUTE_RATES = {'eta_min', 'eta_max'}  # of a schedule; all else in it is relative to the optimizer's lr
 
 
+def for_training(
+    given: Config, work_dir: str, launcher: str, checkpoint: str | None, amp: bool = False, auto_scale_lr: bool = False
+) -> tuple[Config, list[str]]:
+    """Return the config of a training and what the user should know about it; the given config stays as it is.
+
+    Args:
+        given: A config as its file and the options of the command line say.
+        work_dir: Where logs and checkpoints go.
+        launcher: 'none', 'pytorch' or 'slurm'.
+        checkpoint: The run to continue; None to start one.
+        amp: Train in mixed precision.
+        auto_scale_lr: Scale the lr with the total batch size.
+
+    Raises:
+        UserError: An option does not fit the config, or a number of the config is out of range.
+    """
+    cfg = copy.deepcopy(given)
+    if amp:
+        enable_amp(cfg)
+    if auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable'):
+        enable_auto_scale_lr(cfg)
+    notes = settle(cfg, work_dir, launcher)
+    cfg.resume = checkpoint is not None
+    if checkpoint is not None:
+        cfg.load_from = checkpoint
+    return cfg, notes + fit_lr(cfg, num_processes(launcher))
+
+
+def for_testing(
+    given: Config,
+    work_dir: str,
+    launcher: str,
+    checkpoint: str,
+    pictures: tuple[bool, str | None, float] | None = None,
+    tta: bool = False,
+    out: str | None = None,
+) -> tuple[Config, list[str]]:
+    """Return the config of a test and what the user should know about it; the given config stays as it is.
+
+    Args:
+        given: A config as its file and the options of the command line say.
+        work_dir: Where the log goes.
+        launcher: 'none', 'pytorch' or 'slurm'.
+        checkpoint: The weights of the whole model.
+        pictures: Whether to show each prediction, the folder to save it in, and the seconds that a window stays.
+        tta: Augment the images of the test.
+        out: Where to write the raw predictions.
+
+    Raises:
+        UserError: An option does not fit the config.
+    """
+    cfg = copy.deepcopy(given)
+    cfg.load_from = checkpoint
+    if pictures:
+        enable_pictures(cfg, *pictures)
+    notes = enable_tta(cfg) if tta else []
+    if out is not None:
+        dump_predictions(cfg, out)
+    drop_training(cfg)
+    return cfg, notes + settle(cfg, work_dir, launcher)
+
+
+def settle(cfg: Config, work_dir: str, launcher: str) -> list[str]:
+    """Fit a config to its place, its data and this machine; return what was changed, a note each."""
+    cfg.work_dir, cfg.launcher = work_dir, launcher
+    if cfg.setdefault('runner_type', 'OneLineRunner') == 'OneLineRunner':
+        watch_run(cfg)
+    notes = fit_classes(cfg)
+    return notes if torch.cuda.is_available() else notes + fit_to_cpu(cfg)
+
+
 def watch_run(cfg: Config) -> None:
-    """Give a config of any origin the hooks and the screen of this package's."""
+    """Give a config of any origin the hooks and the log lines of this package."""
     hooks = cfg.get('custom_hooks') or []
     present = {hook.get('type') for hook in hooks}
     cfg.custom_hooks = [*hooks, *(dict(type=name) for name in RUN_HOOKS if name not in present)]
@@ -62,7 +135,7 @@ def fit_lr(cfg: Config, num_processes: int) -> list[str]:
     out the base rate and the lowest one.
 
     Raises:
-        UserError: A number is none.
+        UserError: A number of the training step is out of range; see :func:`check_step`.
     """
     check_step(cfg)
     if not recipe_batch(cfg) or not optimizers(cfg):
@@ -87,23 +160,24 @@ def fit_lr(cfg: Config, num_processes: int) -> list[str]:
 
 
 def check_step(cfg: Config) -> None:
-    """Look at the numbers of a training step.
+    """Check the numbers of a training step.
 
     Raises:
-        UserError: The rate is no number, the images or the accumulated steps no count, or ``auto_scale_lr`` no dict.
+        UserError: The lr is not a number, the images or the accumulated steps are not a whole number of 1 or more, or
+            ``auto_scale_lr`` is not a dict.
     """
     if not isinstance(cfg.get('auto_scale_lr') or {}, Mapping):
-        raise UserError(f'auto_scale_lr is a dict, such as dict(base_batch_size=16); got {cfg.auto_scale_lr!r}.')
+        raise UserError(f'auto_scale_lr must be a dict, such as dict(base_batch_size=16); got {cfg.auto_scale_lr!r}.')
     counts = {
         'train_dataloader.batch_size': cfg.train_dataloader.get('batch_size', 1),
         'optim_wrapper.accumulative_counts': (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1),
     }
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UserError(f'{name} is a number of 1 or more; got {count!r}.')
+            raise UserError(f'{name} must be a whole number of 1 or more; got {count!r}.')
     for optimizer in optimizers(cfg):
         if isinstance(optimizer['lr'], bool) or not isinstance(optimizer['lr'], (int, float)):
-            raise UserError(f'optim_wrapper.optimizer.lr is a number; got {optimizer["lr"]!r}.')
+            raise UserError(f'optim_wrapper.optimizer.lr must be a number; got {optimizer["lr"]!r}.')
 
 
 def recipe_batch(cfg: Config) -> int | None:
@@ -153,10 +227,10 @@ def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: fl
 
 
 def enable_tta(cfg: Config) -> list[str]:
-    """Wrap the model and exchange the test pipeline for test-time augmentation; return what may be forgotten.
+    """Wrap the model and exchange the test pipeline for test-time augmentation; note sizes that differ from the test's.
 
     Raises:
-        UserError: The config does not say how.
+        UserError: The config has no ``tta_model``, no ``tta_pipeline``, or no ``TestTimeAug`` in it.
     """
     for key in ('tta_model', 'tta_pipeline'):
         if not cfg.get(key):
@@ -196,7 +270,7 @@ def dump_predictions(cfg: Config, out: str) -> None:
 
 
 def fit_to_cpu(cfg: Config) -> list[str]:
-    """Replace what only works on an accelerator; return what was replaced, a note each."""
+    """Replace what needs a GPU; return what was replaced, a note each."""
     notes = []
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == 'AmpOptimWrapper':

@@ -1,55 +1,62 @@
-"""A config file and options go in, a finished training or test comes out; what the tools call.
+"""Training and testing as a config says; what the tools call.
 
-Everything that a user can get wrong is looked at before the model is built, and answered with one message.
+What a user can get wrong is looked at before the model is built, and answered with one message.
 """
 
-import contextlib
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import all_gather_object
+from mmengine.dist import master_only
+from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from convnext_dense import configs
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.checks import check_dataset
+from convnext_dense.data import check_dataset
 from convnext_dense.lr_decay import LearningRateDecay
 from convnext_dense.train import config as run_config
-from convnext_dense.train.screen import prints_to, process_rank, tame_console, tell
+from convnext_dense.train import launch
+from convnext_dense.train.launch import device_type
+from convnext_dense.train.mistakes import BUILD_ERRORS, build_errors, run_errors
+from convnext_dense.train.screen import prints_in_log, tame_console, tell, write_to_log
 
-
-class Launcher(NamedTuple):
-    """What starts several processes: the variable with their number, and the command that does it."""
-
-    size: str
-    command: str
-
-
-BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError, OSError, RuntimeError)
-LAUNCHERS = {
-    'pytorch': Launcher('WORLD_SIZE', 'tools/dist_train.sh CONFIG GPUS'),
-    'slurm': Launcher('SLURM_NTASKS', 'tools/slurm_train.sh PARTITION JOB_NAME CONFIG'),
-}
-UNUSED_PARAMETERS = re.compile(r'did not receive grad for rank \d+: (?P<indices>[\d ]+)')
-UNREADABLE_IMAGE = re.compile(r"failed to load image: (?P<broken>.+)|No such file or directory: '(?P<missing>.+?)'")
+__all__ = ['BUILD_ERRORS', 'OneLineRunner', 'build_errors', 'describe_rates', 'device_type', 'test', 'train']
 
 
 @RUNNERS.register_module()
 class OneLineRunner(Runner):
-    """MMEngine's runner with a quiet screen: environment, config and hook lists go to the log file alone."""
+    """MMEngine's runner with a quiet screen and with checkpoints that are written in one step."""
 
     def build_logger(self, *args, **kwargs):
         """Build MMEngine's logger; its screen half shows single lines."""
         logger = super().build_logger(*args, **kwargs)
         tame_console(logger)
         return logger
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, *args, backend_args: dict | None = None, **kwargs) -> None:
+        """Save a checkpoint: a full disk or a kill leaves the old file or the new one, never half of one.
+
+        The file is written under a hidden name beside its place, flushed to the disk, and renamed. Other places than
+        the local disk get MMEngine's way of saving.
+        """
+        kwargs['backend_args'] = backend_args
+        if not isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        draft = Path(out_dir) / f'.{filename}.draft'
+        try:
+            super().save_checkpoint(out_dir, draft.name, *args, **kwargs)
+            with draft.open('rb+') as file:
+                os.fsync(file.fileno())
+            draft.replace(draft.with_name(filename))
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def train(
@@ -78,35 +85,22 @@ def train(
     cfg = configs.load_config(config, cfg_options)
     if cfg.get('train_dataloader') is None:
         raise UserError(f'The config {config} has no train_dataloader: it cannot be trained, only tested.')
-    if amp:
-        run_config.enable_amp(cfg)
-    if auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable'):
-        run_config.enable_auto_scale_lr(cfg)
-    if resume not in (None, 'auto'):
-        check_exists(Path(resume))
-    prepare(cfg, config, work_dir, launcher, ('train', 'val'))
-    fit_to_device(cfg)
-    if resume is None and cfg.get('resume'):
-        resume = cfg.get('load_from') or 'auto'
-    if resume == 'auto':
-        resume = latest_checkpoint(Path(cfg.work_dir))
-        if resume is None:
-            tell(f'nothing to resume in {cfg.work_dir}: training starts from the beginning')
-    cfg.resume = resume is not None
-    if cfg.resume:
-        cfg.load_from = str(resume)
-    tell(*run_config.fit_lr(cfg, num_processes(cfg.launcher)))
-    runner = build_runner(cfg)
-    check_same_checkpoint(cfg.load_from if cfg.resume else None)
-    with prints_to(Path(runner.log_dir) / 'prints.txt'):
+    configs.require_library(cfg.get('default_scope'))
+    launcher = launch.check_launcher(launcher)
+    work_dir = str(choose_work_dir(cfg, config, work_dir))
+    checkpoint, notes = find_resumed(cfg, resume, Path(work_dir))
+    cfg, more = run_config.for_training(cfg, work_dir, launcher, checkpoint, amp, auto_scale_lr)
+    runner = build_runner(cfg, [*notes, *more], ('train', 'val'))
+    launch.check_same_checkpoint(cfg.load_from if cfg.resume else None)
+    with prints_in_log(runner.logger):
         with build_errors():  # what MMEngine would build in train(), so that mistakes are answered the same way
             _ = runner.train_loop
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             if runner._val_loop is not None:
                 _ = runner.val_loop
-        with image_errors(), unused_parameter_errors(runner.model):
+        with run_errors(runner.model):
             runner.train()
-    leave_group()
+    launch.leave_group()
     return runner
 
 
@@ -144,23 +138,18 @@ def test(
         raise UserError(f'The config {config} has no test_dataloader: there is nothing to test on.')
     if '://' not in checkpoint:
         check_exists(Path(checkpoint))
-    cfg.load_from = checkpoint
-    if show or show_dir:
-        run_config.enable_pictures(cfg, show, show_dir, wait_time)
-    if tta:
-        tell(*run_config.enable_tta(cfg))
-    if out is not None:
-        run_config.dump_predictions(cfg, out)
-    prepare(cfg, config, work_dir, launcher, ('test',))
-    run_config.drop_training(cfg)
-    fit_to_device(cfg)
-    runner = build_runner(cfg)
-    with prints_to(Path(runner.log_dir) / 'prints.txt'):
+    configs.require_library(cfg.get('default_scope'))
+    launcher = launch.check_launcher(launcher)
+    work_dir = str(choose_work_dir(cfg, config, work_dir))
+    pictures = (show, show_dir, wait_time) if show or show_dir else None
+    cfg, notes = run_config.for_testing(cfg, work_dir, launcher, checkpoint, pictures, tta, out)
+    runner = build_runner(cfg, notes, ('test',))
+    with prints_in_log(runner.logger):
         with build_errors():
             _ = runner.test_loop
-        with image_errors():
+        with run_errors(runner.model):
             metrics = runner.test()
-    leave_group()
+    launch.leave_group()
     return metrics
 
 
@@ -190,59 +179,41 @@ def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None
         return constructor.describe(constructor.group(model))
 
 
-def prepare(cfg: Config, config: str | os.PathLike, work_dir: str | None, launcher: str, splits: tuple) -> None:
-    """Settle work dir, launcher, device and runner of a run, and check its data."""
-    configs.require_library(cfg.get('default_scope'))
-    is_torchrun = launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ
-    cfg.launcher = 'pytorch' if is_torchrun else launcher
-    check_launcher(cfg.launcher)
-    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
-    make_writable(Path(cfg.work_dir))
-    if cfg.setdefault('runner_type', 'OneLineRunner') == 'OneLineRunner':
-        run_config.watch_run(cfg)
-    if process_rank() == 0:
-        for split in splits:
-            if cfg.get(f'{split}_dataloader'):
-                tell(*check_dataset(cfg[f'{split}_dataloader']['dataset'], f'{split}_dataloader.dataset'))
-    tell(*run_config.fit_classes(cfg))
-
-
-def fit_to_device(cfg: Config) -> None:
-    """Make a config run without a GPU where there is none."""
-    if not torch.cuda.is_available():
-        tell(*run_config.fit_to_cpu(cfg))
-        if cfg.launcher == 'pytorch' and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group('gloo')  # MMEngine would ask for a GPU first
-
-
-def device_type() -> str:
-    """Return 'cuda' where there is a GPU, else 'cpu'."""
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
-
-
-def num_processes(launcher: str) -> int:
-    """Return how many processes the run has on all machines, before torch.distributed is up."""
-    return int(os.environ[LAUNCHERS[launcher].size]) if launcher in LAUNCHERS else 1
-
-
-def check_launcher(launcher: str) -> None:
-    """Look for what a launcher has to provide.
+def choose_work_dir(cfg: Config, config: str | os.PathLike, work_dir: str | None) -> Path:
+    """Return the folder of a run after making it and proving that it can be written.
 
     Raises:
-        UserError: This process was not started by the launcher, or there are fewer GPUs than processes.
+        UserError: It cannot be written.
     """
-    if launcher not in LAUNCHERS:
-        return
-    size, command = LAUNCHERS[launcher]
-    if size not in os.environ:
-        raise UserError(f'--launcher {launcher} finds no {size} in the environment. Start the run with {command}.')
-    num_gpus = torch.cuda.device_count()
-    if launcher == 'slurm' and num_gpus == 0:
-        instead = LAUNCHERS['pytorch'].command
-        raise UserError(f'--launcher slurm needs a GPU for each process, and there is none here. Use {instead}.')
-    local_size = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    if launcher == 'pytorch' and 0 < num_gpus < local_size:
-        raise UserError(f'{local_size} processes were started for {num_gpus} GPUs on this machine. Start one for each.')
+    folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(config).stem)
+    probe = folder / f'.write_test_{launch.process_rank()}_{os.getpid()}'  # two machines may have the same id
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f'The work dir {folder} cannot be written ({error.strerror}). Give another one with --work-dir.'
+        ) from error
+    return folder
+
+
+def find_resumed(cfg: Config, resume: str | None, work_dir: Path) -> tuple[str | None, list[str]]:
+    """Return the checkpoint from which a training continues, and what the user should know about it.
+
+    Raises:
+        UserError: The named checkpoint does not exist.
+    """
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    elif resume not in (None, 'auto'):
+        check_exists(Path(resume))
+    if resume != 'auto':
+        return resume, []
+    latest = latest_checkpoint(work_dir)
+    if latest is None:
+        return None, [f'nothing to resume in {work_dir}: training starts from the beginning']
+    return str(latest), []
 
 
 def latest_checkpoint(work_dir: Path) -> Path | None:
@@ -255,101 +226,19 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
 
 
-def check_same_checkpoint(file: str | None) -> None:
-    """Raise a :class:`UserError` where the processes would resume from different checkpoints, or only some of them."""
-    names = [name and Path(name).name for name in all_gather_object(file)]
-    if len(set(names)) > 1:
-        found = ', '.join(f'process {rank}: {name or "none"}' for rank, name in enumerate(names))
-        raise UserError(
-            f'The processes find different checkpoints to resume from ({found}). Put the work dir on a disk that all '
-            'machines share, or copy the checkpoint to the same place on each.'
-        )
-
-
-def is_lost_connection(error: Exception) -> bool:
-    """Tell whether an error means that another process of the run has gone; gloo's errors have no class."""
-    if not torch.distributed.is_available():
-        return False
-    return isinstance(error, torch.distributed.DistBackendError) or 'gloo/transport' in str(error)
-
-
-def leave_group() -> None:
-    """End a distributed run on all processes together: one that leaves early can abort the others."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
-def make_writable(folder: Path) -> None:
-    """Make the work dir and prove that it can be written.
+def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...]) -> Runner:
+    """Check the data, show the notes, build the runner, and repeat the notes in its log file.
 
     Raises:
-        UserError: It cannot.
+        UserError: The data or the config has a mistake.
     """
-    probe = folder / f'.write_test_{process_rank()}_{os.getpid()}'  # processes on two machines may have the same id
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f'The work dir {folder} cannot be written ({error.strerror}). Give another one with --work-dir.'
-        ) from error
-
-
-def build_runner(cfg: Config) -> Runner:
-    """Build the runner; mistakes in the config become a :class:`UserError`."""
+    if launch.process_rank() == 0:
+        for loader in [f'{split}_dataloader' for split in splits if cfg.get(f'{split}_dataloader')]:
+            notes = [*notes, *check_dataset(cfg[loader]['dataset'], f'{loader}.dataset')]
+    tell(*notes)
+    launch.join_group(cfg.launcher)
     with build_errors():
-        return RUNNERS.build(cfg)
-
-
-@contextlib.contextmanager
-def build_errors() -> Iterator[None]:
-    """Turn what building from a wrong config raises into a :class:`UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except BUILD_ERRORS as error:
-        if is_lost_connection(error):
-            raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise UserError(f'The config cannot be built: {text}') from error
-
-
-@contextlib.contextmanager
-def image_errors() -> Iterator[None]:
-    """Turn an image that cannot be read in the middle of a run into a :class:`UserError` that names it."""
-    try:
-        yield
-    except (AssertionError, FileNotFoundError) as error:
-        match = UNREADABLE_IMAGE.search(str(error))
-        if match is None:
-            raise
-        problem = f'{match["broken"]} is damaged' if match['broken'] else f'{match["missing"]} does not exist'
-        raise UserError(
-            f'The image {problem}. Replace it or take it out of the annotation file; --resume continues from the last '
-            'checkpoint.'
-        ) from error
-
-
-@contextlib.contextmanager
-def unused_parameter_errors(model: torch.nn.Module) -> Iterator[None]:
-    """Turn what PyTorch says of parameters without a gradient on several processes into a :class:`UserError`.
-
-    PyTorch numbers the trainable parameters; here they get names.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        match = UNUSED_PARAMETERS.search(str(error))
-        if match is None:
-            raise
-        names = [name for name, param in model.named_parameters() if param.requires_grad]
-        unused = [names[int(index)].removeprefix('module.') for index in match['indices'].split()]
-        shown = ', '.join(unused[:3]) + (', ...' if len(unused) > 3 else '')
-        raise UserError(
-            f'{len(unused)} parameters take no part in the loss ({shown}), and the processes wait '
-            'for their gradients. Freeze them or take them out of the model, or set find_unused_parameters = True in '
-            'the config.'
-        ) from error
+        runner = RUNNERS.build(cfg)
+    for note in notes:
+        write_to_log(runner.logger, f'note: {note}')
+    return runner

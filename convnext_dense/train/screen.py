@@ -1,9 +1,9 @@
-"""What the user's screen shows: log records go in, one line each comes out; blocks of text stay in the log file."""
+"""What the user's screen shows of a run: single lines and a progress bar; blocks of text stay in the log file."""
 
 import contextlib
 import datetime
+import io
 import logging
-import os
 import re
 import sys
 import warnings
@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
 
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.registry import LOG_PROCESSORS
+from mmengine.registry import HOOKS, LOG_PROCESSORS
 from mmengine.runner import LogProcessor, Runner
 from tqdm import tqdm
+
+from convnext_dense.train.launch import process_rank
 
 # Lines of MMEngine that tell the reader of a screen nothing; the log file keeps them.
 NOISE = (
@@ -25,6 +29,13 @@ NOISE = (
     'bbox_mAP_copypaste',
     'segm_mAP_copypaste',
     'paramwise_options -- ',
+)
+# Modules that print what they do and a table of which MMDetection logs the values.
+PRINTERS = (
+    'pycocotools.coco',
+    'pycocotools.cocoeval',
+    'mmdet.datasets.api_wrappers.coco_api',
+    'mmdet.datasets.api_wrappers.cocoeval_mp',
 )
 OURS = str(Path(__file__).parents[1])  # where the code lies whose records are shown however many lines they have
 
@@ -61,12 +72,31 @@ def tame_console(logger: MMLogger) -> None:
             logger.handlers[i] = console
 
 
+def write_to_log(logger: logging.Logger, text: str) -> None:
+    """Write to the log file alone."""
+    record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
 @contextlib.contextmanager
-def prints_to(file: Path) -> Iterator[None]:
-    """Send what third parties print (pycocotools) to a file; log records still reach the screen."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open('a') as stream, contextlib.redirect_stdout(stream):
+def prints_in_log(logger: logging.Logger) -> Iterator[None]:
+    """Write to the log file what the modules in ``PRINTERS`` print; anything else is printed as ever."""
+
+    def write(*values, sep: str | None = ' ', end: str | None = '\n', file=None, flush: bool = False) -> None:
+        text = io.StringIO()
+        print(*values, sep=sep, end=end, file=text)
+        write_to_log(logger, text.getvalue().rstrip())
+
+    modules = [sys.modules[name] for name in PRINTERS if name in sys.modules]
+    try:
+        for module in modules:
+            module.print = write  # found before the built-in function of this name
         yield
+    finally:
+        for module in modules:
+            vars(module).pop('print', None)
 
 
 @LOG_PROCESSORS.register_module()
@@ -133,13 +163,59 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def process_rank() -> int:
-    """Return the number of this process in its run, before torch.distributed is up; the process 0 speaks."""
-    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
-
-
 def tell(*notes: str) -> None:
-    """Print notes for the user on standard error, from one process."""
+    """Print notes for the user on standard error, from the first process of a run."""
     if process_rank() == 0:
         for note in notes:
             print(f'note: {note}', file=sys.stderr)
+
+
+@HOOKS.register_module()
+class ProgressBarHook(Hook):
+    """Show one bar for the training iterations and one for each validation or test.
+
+    Where standard error is no terminal there is no bar, and the log lines stand alone.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self.bars: dict[str, tqdm] = {}
+
+    def open(self, mode: str, total: int, initial: int = 0) -> None:
+        """Start the bar of a loop; a bar left over from a loop that broke off is closed first."""
+        self.close(mode)
+        is_shown = is_main_process() and sys.stderr.isatty()
+        self.bars[mode] = tqdm(
+            total=total, initial=initial, desc=mode, unit='it', dynamic_ncols=True, leave=False, disable=not is_shown
+        )
+
+    def close(self, mode: str) -> None:
+        """Remove a bar from the screen."""
+        if mode in self.bars:
+            self.bars.pop(mode).close()
+
+    def before_train(self, runner: Runner) -> None:
+        """Open the training bar at the iteration from which the run starts or resumes."""
+        self.open('train', runner.max_iters, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        """Remove the training bar."""
+        self.close('train')
+
+    # MMEngine calls the following three for each epoch and iteration of training, validation and test.
+
+    def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        if mode != 'train':
+            self.open(mode, len(getattr(runner, f'{mode}_dataloader')))
+
+    def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        if mode != 'train':
+            self.close(mode)
+
+    def _after_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
+        bar = self.bars[mode]
+        bar.update()
+        is_drawn_anew = not bar.disable and self.every_n_inner_iters(batch_idx, 10)
+        if mode == 'train' and is_drawn_anew and outputs and 'loss' in outputs:
+            bar.set_postfix(loss=f'{float(outputs["loss"]):.3f}', refresh=False)

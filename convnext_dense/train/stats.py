@@ -122,7 +122,7 @@ def count_config(file: str | os.PathLike, size: Sequence[int] | None = None) -> 
     if not cfg.get('model'):
         raise UserError(f'The config {file} has no model. Name the config of a detector or a segmentor.')
     tell(*run_config.fit_classes(cfg))
-    published = read_published(Path(file))
+    published = read_published(Path(cfg.filename))
     size = tuple(size or published.get('Image') or find_size(cfg))
     with configs.model_scope(cfg):
         parts, uncounted = count_model(build_on_meta(cfg.model), size)
@@ -131,16 +131,14 @@ def count_config(file: str | os.PathLike, size: Sequence[int] | None = None) -> 
 
 def read_published(file: Path) -> dict:
     """Return the metadata of one of this package's configs in the metafile of its folder; empty for any other file."""
-    file = file.resolve()
-    metafile = file.with_name('metafile.yml')
-    if not file.is_relative_to(configs.config_folder().resolve()) or not metafile.is_file():
+    metafile = file.resolve().with_name('metafile.yml')
+    if metafile.parents[1] != configs.config_folder().resolve() or not metafile.is_file():
         return {}
-    models = load(metafile)['Models']
-    found = next((dict(model['Metadata']) for model in models if Path(model['Config']).name == file.name), {})
-    if 'Image' in found:
-        width, height = found['Image'].split('x')
-        found['Image'] = int(width), int(height)
-    return found
+    models = {Path(model['Config']).name: model['Metadata'] for model in load(metafile)['Models']}
+    published = dict(models.get(file.name, {}))
+    if 'Image' in published:
+        published['Image'] = tuple(map(int, published['Image'].split('x')))
+    return published
 
 
 def find_size(cfg: Config) -> tuple[int, int]:

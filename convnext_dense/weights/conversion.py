@@ -164,10 +164,7 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     source = getattr(checkpoint, 'source', 'the checkpoint')
     given = unwrap(checkpoint, source)
     alone = backbone_only or prefix is not None
-    found = [] if alone else find_backbones(given)
-    found = found or [choose_backbone(given, source, prefix)]  # which raises where there is none
-    parts = [read_part(given, each) if alone else read_with_head(given, each) for each in found]
-    parts = [part for part in parts if all(part.architecture.depths)] or parts[:1]  # a stem alone is no ConvNeXt
+    parts = [read_part(given, choose_backbone(given, source, prefix))] if alone else read_all(given, source)
     used = keys_of(parts)
     rest = [key for key in given if key not in used]
 
@@ -193,13 +190,29 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     else:
         rename_part(target, parts[0], given, result)
     result.loads_into = name_loader(target, parts[0], result)
+    set_container(result, target, meta)
+    if target is FB and result.is_whole:
+        result.tensors._metadata = module_versions(checkpoint)
+    return result
+
+
+def set_container(result: Conversion, target: Format, meta: dict[str, Any]) -> None:
+    """Note under which entry of a ``.pth`` file a library expects the tensors, and what it expects beside them."""
     if target is MMPRETRAIN or (target is FB and result.is_whole):
         result.wrapper, result.meta = 'state_dict', meta
     elif target is FB:
         result.wrapper = 'model'
-    if target is FB and result.is_whole:
-        result.tensors._metadata = module_versions(checkpoint)
-    return result
+
+
+def read_all(given: Mapping[str, Tensor], source: str) -> list[Part]:
+    """Return every ConvNeXt of a file with its classifier.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = find_backbones(given) or [choose_backbone(given, source)]  # which raises
+    parts = [read_with_head(given, each) for each in found]
+    return [part for part in parts if all(part.architecture.depths)] or parts[:1]  # a stem alone is no ConvNeXt
 
 
 def read_with_head(given: Mapping[str, Tensor], found: Found) -> Part:

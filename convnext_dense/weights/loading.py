@@ -202,23 +202,22 @@ def prepare(part: Part, backbone: ConvNeXt, report: Report, final_norm: bool) ->
     own = backbone.state_dict().keys()
     for why, keys in part.left_out.items():
         report.leave_out(why, *keys)
-    for key, entry in [*part.entries.items()]:
-        why = ''
-        if key in own:
-            continue
-        if key.startswith(CLASSIFIER):
-            why = 'classifier'
-        elif stage_of(key) >= len(backbone.stages):
-            why = 'stages that are not built'
-        elif key.startswith('norm'):
-            why = 'output norms'
-        if why:
-            report.leave_out(why, entry.origin)
-            del part.entries[key]
+    for key in [key for key in part.entries if key not in own]:
+        if why := reason_to_leave_out(key, backbone):
+            report.leave_out(why, part.entries.pop(key).origin)
     report.format = part.found.format.title
     eps = other_eps(part.architecture, backbone.norm_eps)
     report.architecture = f'{part.architecture} (if it is that of timm, {eps})' if eps else str(part.architecture)
     part.left_out.clear()
+
+
+def reason_to_leave_out(key: str, backbone: ConvNeXt) -> str:
+    """Say why a backbone does not need a key that it does not have; empty where the key should not be there."""
+    if key.startswith(CLASSIFIER):
+        return 'classifier'
+    if stage_of(key) >= len(backbone.stages):
+        return 'stages that are not built'
+    return 'output norms' if key.startswith('norm') else ''
 
 
 def is_of_backbone(key: str, places: Iterable[str]) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from convnext_dense.compat import read_checkpoint
@@ -114,7 +115,15 @@ def check_source(source: str) -> None:
         find_published(source.removeprefix(CONVNEXT))
 
 
-load_by_scheme = CheckpointLoader.load_checkpoint.__func__
+def load_by_scheme(cls: type, source: str, map_location: Any = None, logger: Any = 'current') -> Any:
+    """Call MMEngine's loader of the scheme, as ``CheckpointLoader.load_checkpoint`` did before it was replaced.
+
+    The original method is not kept: a module that is imported again would take its own replacement for the original.
+    """
+    loader = cls._get_checkpoint_loader(source)
+    name = loader.__name__.removeprefix('load_from_')
+    print_log(f'Loads checkpoint by {name} backend from path: {source}', logger=logger)
+    return loader(source, map_location)
 
 
 @CheckpointLoader.register_scheme(prefixes=CONVNEXT, force=True)

@@ -1,4 +1,4 @@
-"""What several ops ask of their arguments: one device, floating point, and a type that every kernel computes in."""
+"""Checks of arguments that several ops share, and the conversion to a type that every kernel can compute in."""
 
 import torch
 from torch import Tensor

@@ -1,11 +1,7 @@
-"""Content-aware reassembly of features, CARAFE (https://arxiv.org/abs/1905.02188), forward and backward.
+"""Content-aware reassembly of features, CARAFE (https://arxiv.org/abs/1905.02188).
 
-In: features ``(N, C, H, W)``, and for each pixel of the enlarged map the weights of the ``k x k`` pixels around the one
-it comes from, ``(N, G * k * k, S * H, S * W)``; each of ``G`` groups of channels has its own. Pixels outside are 0.
-Out: the enlarged features ``(N, C, S * H, S * W)``, written into ``output``; or the gradients.
-
-For every low pixel it is a product of two small matrices, the weights ``(S * S, k * k)`` and the features around it
-``(k * k, C / G)``. These are laid out for some images or rows at a time: within a core's cache, or 128 MB on a GPU.
+Every pixel of an enlarged map is a weighted sum of the ``k x k`` features around the pixel that it comes from. So each
+low pixel is a product of two small matrices, the weights ``(S * S, k * k)`` and the features ``(k * k, C / G)``.
 """
 
 from collections.abc import Iterator
@@ -17,6 +13,8 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from .arguments import as_computable, check_maps, check_shape, numbers_at_once
+
+OP = 'carafe'
 
 
 def carafe_forward(
@@ -34,7 +32,7 @@ def carafe_forward(
 
     ``routput`` and ``rmasks`` matter to the compiled op only.
     """
-    _prepare('carafe', features, masks, kernel_size, group_size, scale_factor).forward(output)
+    _prepare(features, masks, kernel_size, group_size, scale_factor).forward(output)
     num_images, channels, height, width = features.shape
     rfeatures.resize_(num_images, height, width, channels).copy_(features.permute(0, 2, 3, 1))
 
@@ -56,39 +54,14 @@ def carafe_backward(
 ) -> None:
     """Fill ``bottom_grad``, the gradient of the features, and ``mask_grad``; the other buffers are not needed."""
     features = rfeatures.permute(0, 3, 1, 2)
-    reassembly = _prepare('carafe', features, masks, kernel_size, group_size, scale_factor)
+    reassembly = _prepare(features, masks, kernel_size, group_size, scale_factor)
     for buffer, gradient in zip((bottom_grad, mask_grad), reassembly.gradients(top_grad), strict=True):
         buffer.copy_(gradient)
-
-
-def carafe_naive_forward(
-    features: Tensor, masks: Tensor, output: Tensor, kernel_size: int, group_size: int, scale_factor: int
-) -> None:
-    """Fill ``output``."""
-    _prepare('carafe_naive', features, masks, kernel_size, group_size, scale_factor).forward(output)
-
-
-@torch.no_grad()
-def carafe_naive_backward(
-    top_grad: Tensor,
-    features: Tensor,
-    masks: Tensor,
-    bottom_grad: Tensor,
-    mask_grad: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    """Add to ``bottom_grad``, the gradient of the features, and to ``mask_grad``."""
-    reassembly = _prepare('carafe_naive', features, masks, kernel_size, group_size, scale_factor)
-    for buffer, gradient in zip((bottom_grad, mask_grad), reassembly.gradients(top_grad), strict=True):
-        buffer += gradient
 
 
 class _Reassembly(NamedTuple):
     """The arguments, checked, of one type and seen pixel by pixel."""
 
-    op: str
     output_shape: tuple[int, int, int, int]
     padded: Tensor  # (N, H + k - 1, W + k - 1, C): the channels of a pixel lie together
     masks: Tensor  # (N, H, W, G, S, S, k * k)
@@ -104,8 +77,8 @@ class _Reassembly(NamedTuple):
         """Return the gradients of the features and of the weights, given that of the output."""
         num_images, height, width, groups, scale, _, _ = self.masks.shape
         k = self.kernel_size
-        _, gradient = as_computable(self.op, features=self.padded, top_grad=gradient)
-        check_shape(self.op, top_grad=(gradient.shape, self.output_shape))
+        _, gradient = as_computable(OP, features=self.padded, top_grad=gradient)
+        check_shape(OP, top_grad=(gradient.shape, self.output_shape))
         gradient = self._by_pixel(gradient.contiguous())
         grad_padded = torch.zeros_like(self.padded)
         grad_masks = self.masks.new_empty(num_images, groups * k * k, height * scale, width * scale)
@@ -153,20 +126,19 @@ def _multiply(left: Tensor, right: Tensor) -> Tensor:
         return left.bmm(right)
 
 
-def _prepare(op: str, features: Tensor, masks: Tensor, kernel_size: int, groups: int, scale: int) -> _Reassembly:
-    features, masks = as_computable(op, features=features, masks=masks)
-    check_maps(op, features=features)
+def _prepare(features: Tensor, masks: Tensor, kernel_size: int, groups: int, scale: int) -> _Reassembly:
+    features, masks = as_computable(OP, features=features, masks=masks)
+    check_maps(OP, features=features)
     num_images, channels, height, width = features.shape
     if min(kernel_size, groups, scale, channels) < 1 or kernel_size % 2 == 0 or channels % groups:
         raise UserError(
-            f'{op} needs an odd kernel size, a scale of 1 or more, channels and a number of groups that divides the '
+            f'{OP} needs an odd kernel size, a scale of 1 or more, channels and a number of groups that divides the '
             f'{channels} channels, and got kernel_size={kernel_size}, scale_factor={scale}, group_size={groups}.'
         )
     expected = (num_images, groups * kernel_size**2, height * scale, width * scale)
-    check_shape(op, masks=(masks.shape, expected))
+    check_shape(OP, masks=(masks.shape, expected))
     margin = kernel_size // 2
     return _Reassembly(
-        op=op,
         output_shape=(num_images, channels, height * scale, width * scale),
         padded=F.pad(features.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin)),
         masks=_by_pixel(masks.contiguous(), height, width, groups, scale),

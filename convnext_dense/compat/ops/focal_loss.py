@@ -1,10 +1,7 @@
-"""Focal loss (https://arxiv.org/abs/1708.02002) on sigmoid and on softmax, per element, with its gradient.
+"""Focal loss on the sigmoid of logits (https://arxiv.org/abs/1708.02002) and its gradient, for each element.
 
-In: numbers ``(N, C)``, classes ``(N,)`` as integers, and a weight for each class ``(C,)`` or an empty tensor.
-Out: the losses, written into ``output``: sigmoid ``(N, C)``, softmax ``(N,)``; or the gradient ``(N, C)`` of their sum.
-
-These are mmcv's formulas with mmcv's smallest probability. Half precision is computed in float32: in itself the
-probability of a logit of 9 is 1, and the loss infinite. At most four tensors ``(N, C)`` are held at a time.
+The formulas and the smallest probability are those of mmcv. Half precision is computed in float32: in float16 the
+probability of a logit of 9 is 1, and the loss would be infinite.
 """
 
 import torch
@@ -32,7 +29,7 @@ def sigmoid_focal_loss_forward(
     Raises:
         UserError: A class is above ``C``, or has no weight.
     """
-    logits, weight = _checked('sigmoid_focal_loss', input, target, weight, background=True)
+    logits, weight = _checked('sigmoid_focal_loss', input, target, weight)
     p = logits.sigmoid()
     loss = _log(1 - p).mul_(p**gamma).mul_(alpha - 1)
     right = _Right(target, p)
@@ -45,7 +42,7 @@ def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Fill ``grad_input`` ``(N, C)``; the other arguments are those of the forward op."""
-    logits, weight = _checked('sigmoid_focal_loss', input, target, weight, background=True)
+    logits, weight = _checked('sigmoid_focal_loss', input, target, weight)
     p = logits.sigmoid()
     q = 1 - p
     gradient = _log(q).mul_(q).mul_(gamma).sub_(p).mul_(p**gamma).mul_(alpha - 1)
@@ -54,50 +51,6 @@ def sigmoid_focal_loss_backward(
     q = 1 - p
     right.put(gradient, q**gamma * (q - gamma * p * _log(p)) * -alpha)
     grad_input.copy_(right.weighted(gradient, weight))
-
-
-def softmax_focal_loss_forward(
-    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
-) -> None:
-    """Fill ``output`` ``(N,)``.
-
-    Args:
-        input: Probabilities ``(N, C)``, after the softmax.
-        target: ``(N,)``; a negative number has no loss.
-        weight: Of the classes ``(C,)``; empty for none.
-        output: Filled in place.
-        gamma: Exponent; 0 is cross entropy.
-        alpha: Factor.
-
-    Raises:
-        UserError: A class is ``C`` or above.
-    """
-    all_p, weight = _checked('softmax_focal_loss', input, target, weight, background=False)
-    right = _Right(target, all_p)
-    p = right.take(all_p)
-    loss = right.weighted(_log(p) * (1 - p) ** gamma * -alpha, weight)
-    output.copy_(right.only(loss).squeeze(1))
-
-
-@torch.no_grad()
-def softmax_focal_loss_backward(
-    input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
-) -> None:
-    """Fill ``grad_input`` ``(N, C)``, the gradient of the logits before the softmax.
-
-    ``buff`` ``(N,)`` becomes the derivative of each loss by the logarithm of its probability.
-    """
-    all_p, weight = _checked('softmax_focal_loss', input, target, weight, background=False)
-    right = _Right(target, all_p)
-    p = right.take(all_p)
-    q = 1 - p
-    # At a probability of 1 and a gamma below 1 mmcv multiplies infinity by 0.
-    bend = torch.where(q > 0, gamma * q ** (gamma - 1) * p * _log(p), 0)
-    slope = right.only(right.weighted((bend - q**gamma) * alpha, weight))
-    buff.copy_(slope.squeeze(1))
-    gradient = all_p * -slope
-    right.put(gradient, slope * q)
-    grad_input.copy_(gradient)
 
 
 def _log(probability: Tensor) -> Tensor:
@@ -120,16 +73,12 @@ class _Right:
         """Write ``(N, 1)`` into ``(N, C)``, but not where no class is right."""
         scores.scatter_(1, self.column, torch.where(self.exists, values, self.take(scores)))
 
-    def only(self, values: Tensor) -> Tensor:
-        """Return ``(N, 1)`` with 0 where no class is right."""
-        return torch.where(self.exists, values, 0)
-
     def weighted(self, values: Tensor, weight: Tensor) -> Tensor:
         """Multiply each row of ``(N, ...)`` by the weight of its class."""
         return values * weight[self.column] if weight.numel() else values
 
 
-def _checked(op: str, input: Tensor, target: Tensor, weight: Tensor, background: bool) -> tuple[Tensor, Tensor]:
+def _checked(op: str, input: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``input`` and ``weight`` to compute with. The check of the classes waits for the device, as in mmcv."""
     check_one_device(op, input=input, target=target, weight=weight)
     input, weight = as_computable(op, input=input, weight=weight)
@@ -145,13 +94,12 @@ def _checked(op: str, input: Tensor, target: Tensor, weight: Tensor, background:
     if target.numel() == 0:
         return input, weight
     lowest, largest = torch.stack(target.aminmax()).tolist()
-    highest = num_classes if background else num_classes - 1
-    if largest > highest:
+    if largest > num_classes:
         raise UserError(
-            f'{op} got class {largest}; with {num_classes} classes the highest allowed is {highest}. Compare the '
+            f'{op} got class {largest}; with {num_classes} classes the highest allowed is {num_classes}. Compare the '
             "head's num_classes with the classes of the data set."
         )
-    if weight.numel() and background and not 0 <= lowest <= largest < num_classes:
+    if weight.numel() and not 0 <= lowest <= largest < num_classes:
         raise UserError(
             f'{op} got weights for {num_classes} classes and targets from {lowest} to {largest}, among them '
             'background, which has no weight. Leave those rows out, or pass no class weights.'

@@ -1,9 +1,7 @@
 """Non-maximum suppression: the ops ``nms``, ``softnms`` and ``nms_match`` of mmcv.
 
-In: boxes ``(N, 4)`` as ``(x1, y1, x2, y2)`` in pixels with scores ``(N,)``. Out: indices into the input.
-A box's width is ``x2 - x1 + offset``; mmcv's ``offset`` is 1 for the pixel convention of the first detectors, else 0.
-
 Every value is computed as mmcv's C++ does it, in float32 and in its order of operations, so that ties fall alike.
+The width of a box is ``x2 - x1 + offset``; ``offset`` is 1 where coordinates name pixels, else 0.
 """
 
 import itertools
@@ -14,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .arguments import as_computable, check_choice, check_shape
-from .greedy import find_owners
+from .arguments import as_computable, check_choice, check_shape, numbers_at_once
 
 NAIVE, LINEAR, GAUSSIAN = range(3)
+BLOCK = 256  # boxes that are compared with all others at a time
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
@@ -83,127 +81,26 @@ def softnms(
     check_choice('softnms', (NAIVE, LINEAR, GAUSSIAN), method=method)
     iou_threshold, sigma, min_score = (_as_float32('softnms', number) for number in (iou_threshold, sigma, min_score))
 
-    def decay(overlaps: np.ndarray) -> np.ndarray:
-        return _decay(overlaps, iou_threshold, sigma, method)
-
-    waiting = _Waiting(boxes.cpu().numpy(), scores.cpu().numpy(), offset)
-    if not (iou_threshold > 0 and waiting.suppress_apart(decay, min_score)):
-        waiting.suppress(decay, min_score)
-    count = waiting.count
-    dets[:count] = torch.from_numpy(waiting.columns[:5, :count].T)
-    return torch.from_numpy(waiting.columns[6, :count].astype(np.int64))
-
-
-class _Waiting:
-    """Boxes that change places as mmcv moves them, in columns: x1, y1, x2, y2, score, area, index."""
-
-    def __init__(self, boxes: np.ndarray, scores: np.ndarray, offset: int):
-        self.offset = boxes.dtype.type(offset)  # NumPy 1 would go on in double after a Python number
-        with np.errstate(all='ignore'):
-            areas = (boxes[:, 2] - boxes[:, 0] + self.offset) * (boxes[:, 3] - boxes[:, 1] + self.offset)
-        # A float32 holds every index below 2^24. That many boxes would take months.
-        self.columns = np.stack([*boxes.T, scores, areas, np.arange(len(scores), dtype=boxes.dtype)])
-        self.scores = self.columns[4]
-        self.count = len(scores)
-        # From such numbers no NaN can come.
-        self.is_sound = bool(np.isfinite(self.columns).all() and (areas > 0).all())
-
-    def suppress(self, decay: Callable, min_score: float) -> None:
-        """Suppress the boxes; those that are kept come first, best first.
-
-        Args:
-            decay: Returns the factors of scores, given overlaps.
-            min_score: As for :func:`softnms`.
-        """
-        position = 0
-        with np.errstate(all='ignore'):
-            while position < self.count:
-                self.move_best_to(position)
-                position += 1
-                rest = self.scores[position : self.count]
-                rest *= decay(self.overlaps(position))
-                dropped = rest < min_score
-                if dropped.any():
-                    self.drop(position, dropped)
-
-    def move_best_to(self, position: int) -> None:
-        """Change places with the best of the boxes from ``position`` on."""
-        scores = self.scores[position : self.count]
-        best = position + int(scores.argmax() if self.is_sound else _first_maximum(scores))
-        if best != position:
-            moved = self.columns[:, position].copy()
-            self.columns[:, position] = self.columns[:, best]
-            self.columns[:, best] = moved
-
-    def overlaps(self, first: int) -> np.ndarray:
-        """Return the IoU of the box before ``first`` with each one from there on; NaN and two empty boxes give NaN."""
-        return self.overlap(self.columns[:, first - 1], self.columns[:, first : self.count])
-
-    def overlap(self, box: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Return the IoU of boxes whose columns are given, of any shapes that are broadcast."""
-        width = np.minimum(box[2], others[2]) - np.maximum(box[0], others[0]) + self.offset
-        height = np.minimum(box[3], others[3]) - np.maximum(box[1], others[1]) + self.offset
-        common = np.maximum(width, 0) * np.maximum(height, 0)
-        return common / (box[5] + others[5] - common)
-
-    def suppress_apart(self, decay: Callable, min_score: float) -> bool:
-        """Do what :meth:`suppress` does for all groups at once; they lie beside each other, as classes moved apart do.
-
-        Where no two scores are ever equal the order in which boxes wait is of no account, and where no score is
-        negative the boxes of several groups win in the order of their scores.
-
-        Returns:
-            Whether it is done; where the groups are one or scores tie it is not, and nothing has changed.
-        """
-        if not self.is_sound or (self.scores < 0).any():
-            return False
-        starts, order = self.find_groups()
-        if len(starts) < 2:
-            return False
-        may_win = self.scores >= min_score
-        may_win[self.scores.argmax()] = True  # it wins before any box is looked at
-        sizes = np.diff(starts, append=self.count)
-        powers = np.frexp(sizes)[1]
-        winners = []
-        for power in np.unique(powers):  # groups of similar sizes, to pad them little
-            chosen = powers == power
-            places = np.arange(sizes[chosen].max())
-            is_member = places < sizes[chosen, None]
-            groups = order[np.minimum(starts[chosen, None] + places, self.count - 1)]
-            columns, alive = self.columns[:, groups], may_win[groups] & is_member
-            while alive.any():
-                rows = np.flatnonzero(alive.any(axis=1))
-                columns, alive, numbers = columns[:, rows], alive[rows], np.arange(len(rows))
-                candidates = np.where(alive, columns[4], -np.inf)
-                best = candidates.argmax(axis=1)
-                box = columns[:, numbers, best, None]
-                if (candidates == box[4]).sum() > len(rows):
-                    return False
-                winners.append(box[:, :, 0])
-                alive[numbers, best] = False
-                columns[4] *= decay(self.overlap(box, columns))
-                alive &= columns[4] >= min_score
-        kept = np.concatenate(winners, axis=1)
-        kept = kept[:, np.argsort(-kept[4])]
-        if (kept[4, 1:] == kept[4, :-1]).any():
-            return False
-        self.count = kept.shape[1]
-        self.columns[:, : self.count] = kept
-        return True
-
-    def find_groups(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return where groups of boxes start that do not touch on the x axis, and the order in which they stand."""
-        x1, _, x2 = self.columns[:3]
-        order = np.argsort(x1, kind='stable')
-        reach = np.maximum.accumulate(x2[order])
-        starts = np.flatnonzero(reach[:-1] - x1[order][1:] + self.offset <= 0) + 1
-        return np.append(0, starts) if self.count else starts, order
-
-    def drop(self, first: int, dropped: np.ndarray) -> None:
-        """Drop the flagged ones, counted from ``first``."""
-        survivors = first + _close_gaps(dropped)
-        self.count = first + len(survivors)
-        self.columns[:, first : self.count] = self.columns[:, survivors]
+    boxes, scores = boxes.cpu().numpy(), scores.cpu().numpy()
+    offset = boxes.dtype.type(offset)  # NumPy 1 would go on in double after a Python number
+    position, count = 0, len(scores)
+    with np.errstate(all='ignore'):
+        areas = (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
+        # One column for each box: x1, y1, x2, y2, score, area, index. A float32 holds every index below 2**24.
+        waiting = np.stack([*boxes.T, scores, areas, np.arange(count, dtype=boxes.dtype)])
+        while position < count:
+            best = position + _first_maximum(waiting[4, position:count])
+            waiting[:, [position, best]] = waiting[:, [best, position]]
+            position += 1
+            rest = waiting[:, position:count]
+            rest[4] *= _decay(_overlaps(waiting[:, position - 1], rest, offset), iou_threshold, sigma, method)
+            dropped = rest[4] < min_score
+            if dropped.any():
+                survivors = position + _close_gaps(dropped)
+                count = position + len(survivors)
+                waiting[:, position:count] = waiting[:, survivors]
+    dets[:count] = torch.from_numpy(waiting[:5, :count].T)
+    return torch.from_numpy(waiting[6, :count].astype(np.int64))
 
 
 def _checked(op: str, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,11 +137,69 @@ def _find_owners(boxes: Tensor, iou_threshold: float, offset: int, reaches: Call
     return find_owners(len(boxes), hits, boxes.device)
 
 
+def find_owners(count: int, hits: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> Tensor:
+    """Return for each box the one that suppresses it, or itself where the box is kept, ``(N,)``.
+
+    Boxes are taken in blocks, best first, so that the pairs of all boxes are never held at once. All pairs of a block
+    are compared; the boxes of the block that are kept are then compared with all boxes that still wait.
+
+    Args:
+        count: ``N``, the number of boxes, which are sorted best first.
+        hits: Given indices ``(R,)`` and ``(C,)``, says ``(R, C)`` whether the first would suppress the second.
+        device: Where the indices are.
+
+    >>> find_owners(4, lambda rows, columns: (columns[None] - rows[:, None]).abs() == 1, torch.device('cpu'))
+    tensor([0, 0, 2, 2])
+    """
+    owners = torch.arange(count, device=device)
+    waiting = owners.clone()
+    while len(waiting):
+        block, waiting = waiting[:BLOCK], waiting[BLOCK:]
+        inner = hits(block, block).triu(1)
+        kept = _first_of_chains(inner)
+        leaders = block[kept]
+        owners[block] = torch.where(kept, block, leaders[_first_true(inner[kept])])
+        parts = []
+        for columns in waiting.split(max(1, numbers_at_once(device) // len(leaders))):
+            hit = hits(leaders, columns)
+            taken = hit.any(dim=0)
+            owners[columns[taken]] = leaders[_first_true(hit[:, taken])]
+            parts.append(columns[~taken])
+        waiting = torch.cat(parts)
+    return owners
+
+
+def _first_of_chains(hits: Tensor) -> Tensor:
+    """Return which boxes are kept ``(N,)``, given which earlier box hits which later one ``(N, N)``.
+
+    Each pass settles at least one more box, and nothing changes any more once all are settled.
+    """
+    kept = torch.ones(len(hits), dtype=torch.bool, device=hits.device)
+    while True:
+        again = ~hits[kept].any(dim=0)
+        if torch.equal(again, kept):
+            return kept
+        kept = again
+
+
+def _first_true(flags: Tensor) -> Tensor:
+    return flags.byte().argmax(dim=0)
+
+
 def _first_maximum(scores: np.ndarray) -> int:
+    best = int(scores.argmax())
+    if not np.isnan(scores[best]):  # NumPy's maximum is NaN where one is
+        return best
     # A NaN never wins, but keeps the place it has, as in a loop of `if best < score`.
-    if np.isnan(scores[0]):
-        return 0
-    return int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
+    return 0 if np.isnan(scores[0]) else int(np.nan_to_num(scores, nan=-np.inf, posinf=np.inf).argmax())
+
+
+def _overlaps(box: np.ndarray, others: np.ndarray, offset: np.floating) -> np.ndarray:
+    """Return the IoU of a column of boxes with others; NaN and two empty boxes give NaN."""
+    width = np.minimum(box[2], others[2]) - np.maximum(box[0], others[0]) + offset
+    height = np.minimum(box[3], others[3]) - np.maximum(box[1], others[1]) + offset
+    common = np.maximum(width, 0) * np.maximum(height, 0)
+    return common / (box[5] + others[5] - common)
 
 
 def _decay(overlap: np.ndarray, iou_threshold: float, sigma: float, method: int) -> np.ndarray:

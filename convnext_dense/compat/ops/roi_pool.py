@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .arguments import as_computable
-from .roi_grid import check_pooling, check_rois
+from .rois import check_pooling, check_rois
 
 NO_PIXEL = -1  # in argmax: the cell is empty, so no pixel gets its gradient
 

@@ -1,4 +1,4 @@
-"""COCO instances: an annotation file and a folder of images go in, notes come out, or one error."""
+"""Checks of a COCO instances file and of the pictures that it names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,6 @@ from convnext_dense.data.checks.files import (
 
 TOLERATED_SHARE = 0.01  # of annotations or images: below it a defect is a note, as public data sets have a few
 
-
 NUMBER = (int, float)
 # What a COCO instances file needs: upstream reads these fields of every entry.
 COCO_FIELDS = {
@@ -36,6 +36,27 @@ COCO_FIELDS = {
     'annotations': {'id': (int, str), 'image_id': (int, str), 'category_id': (int, str), 'bbox': list, 'area': NUMBER},
     'categories': {'id': (int, str), 'name': str},
 }
+
+
+class Finding(NamedTuple):
+    """What a check has found."""
+
+    text: str
+    is_error: bool = True
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A COCO instances file, read once, and what a run wants of it."""
+
+    file: str
+    images: list[dict]
+    annotations: list[dict]
+    categories: list[dict]
+    classes: Sequence[str] | None
+    classes_are_default: bool
+    masks: bool
+    key: str
 
 
 def check_coco(
@@ -65,24 +86,29 @@ def check_coco(
     Raises:
         UserError: Something would stop the run, or spoil it in silence.
     """
-    coco = _read_coco(ann_file, key, is_labelled)
-    _check_fields(coco, ann_file)
-    notes = []
-    if classes is not None:
-        notes += _check_classes(coco, ann_file, classes, classes_are_default, key)
-    _check_references(coco, ann_file)
-    notes += _check_boxes(coco, ann_file)
-    if masks:
-        _check_masks(coco, ann_file)
+    content = _read_coco(ann_file, key, is_labelled)
+    _conclude(_odd_fields(content, ann_file))  # the other checks build on these fields
+    coco = Annotations(
+        os.fspath(ann_file), *(content[name] for name in COCO_FIELDS), classes, classes_are_default, masks, key
+    )
+    notes = _conclude(finding for check in CHECKS for finding in check(coco))
     check_folder(image_dir, 'image', f'{key}.data_prefix.img', key)
-    paths = [os.path.join(image_dir, image['file_name']) for image in coco['images']]
+    paths = [os.path.join(image_dir, image['file_name']) for image in coco.images]
     check_present(paths, f'images named in {ann_file}', key)
-    chosen = spread(list(zip(paths, coco['images'], strict=True)), files.MAX_PICTURES)
+    chosen = spread(list(zip(paths, coco.images, strict=True)), files.MAX_PICTURES)
     check_files([path for path, _ in chosen])
-    return notes + _check_sizes(chosen, ann_file)
+    return notes + _conclude(_odd_sizes(chosen, ann_file))
 
 
-def _read_coco(ann_file: str | os.PathLike, key: str, is_labelled: bool) -> dict[str, list[dict]]:
+def _conclude(findings: Iterator[Finding]) -> list[str]:
+    """Return the notes, or raise one error with all the errors."""
+    found = list(findings)
+    if errors := [finding.text for finding in found if finding.is_error]:
+        raise UserError('\n'.join(errors))
+    return [finding.text for finding in found]
+
+
+def _read_json(ann_file: str | os.PathLike, key: str) -> Any:
     if not os.path.isfile(ann_file):
         what = 'is a folder' if os.path.isdir(ann_file) else 'not found'
         raise UserError(f'annotation file {what}: {in_full(ann_file)}. {where_to_put(ann_file, key)}')
@@ -90,7 +116,7 @@ def _read_coco(ann_file: str | os.PathLike, key: str, is_labelled: bool) -> dict
         raise UserError(f'annotation file {ann_file} is empty (0 bytes): copy or download it again.')
     try:
         with open(ann_file, encoding='utf-8') as stream:
-            coco = json.load(stream)
+            return json.load(stream)
     except UnicodeDecodeError as error:
         raise UserError(
             f'annotation file {ann_file} is not text ({error.reason} at byte {error.start}): '
@@ -101,6 +127,11 @@ def _read_coco(ann_file: str | os.PathLike, key: str, is_labelled: bool) -> dict
             f'annotation file {ann_file} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. '
             'Mend that place; a file that ends too early was cut in a download, fetch it again.'
         ) from error
+
+
+def _read_coco(ann_file: str | os.PathLike, key: str, is_labelled: bool) -> dict[str, list]:
+    """Return the content of the file, once its lists are there."""
+    coco = _read_json(ann_file, key)
     if not isinstance(coco, dict):
         raise UserError(
             f'{ann_file} is JSON but not COCO instances: it holds a {type(coco).__name__}, where an object with the '
@@ -119,108 +150,130 @@ def _read_coco(ann_file: str | os.PathLike, key: str, is_labelled: bool) -> dict
     return coco
 
 
-def _check_fields(coco: dict[str, list[dict]], ann_file: str | os.PathLike) -> None:
+def _odd_fields(coco: dict[str, list], ann_file: str | os.PathLike) -> Iterator[Finding]:
+    """Find entries without a field that upstream reads, or with a value of another type, in one walk."""
     for name, fields in COCO_FIELDS.items():
         entries = coco[name]
         if odd := [i for i, entry in enumerate(entries) if not isinstance(entry, dict)]:
-            raise UserError(
+            yield Finding(
                 f'{ann_file} is JSON but not COCO instances: {name}[{odd[0]}] is {entries[odd[0]]!r}, where an object '
                 f'with {listed(fields)} is expected. Export the annotations as COCO instances.'
             )
+            continue
         for field, kind in fields.items():
-            if lacking := [i for i, entry in enumerate(entries) if entry.get(field) is None]:
-                raise UserError(
-                    f'{ann_file}: {share(lacking, entries)} {name} have no {field!r}, the first is '
-                    f'{name}[{lacking[0]}]. Each needs {listed(fields)}: export the file again.'
+            if odd := [i for i, entry in enumerate(entries) if not isinstance(entry.get(field), kind)]:
+                fault = (
+                    f'{name}[{odd[0]}] with {entries[odd[0]][field]!r}'
+                    if field in entries[odd[0]]
+                    else f'{name}[{odd[0]}] without it'
                 )
-            if odd := [i for i, entry in enumerate(entries) if not isinstance(entry[field], kind)]:
-                raise UserError(
-                    f'{ann_file}: {field!r} of {share(odd, entries)} {name} is of the wrong type, the first is '
-                    f'{name}[{odd[0]}] with {entries[odd[0]][field]!r}. Export the file again.'
+                yield Finding(
+                    f'{ann_file}: {share(odd, entries)} {name} have no {field!r} of the right type, the first is '
+                    f'{fault}. Each needs {listed(fields)}: export the file again.'
                 )
-        if repeated := [i for i, times in Counter(entry['id'] for entry in entries).items() if times > 1]:
-            raise UserError(
-                f'{ann_file}: ids that several {name} share: {some(repeated)} ({len(repeated)} in all). '
+
+
+def _shared_ids(coco: Annotations) -> Iterator[Finding]:
+    for name in COCO_FIELDS:
+        counts = Counter(entry['id'] for entry in getattr(coco, name))
+        if repeated := [i for i, times in counts.items() if times > 1]:
+            yield Finding(
+                f'{coco.file}: ids that several {name} share: {some(repeated)} ({len(repeated)} in all). '
                 'Number them anew, each once.'
             )
 
 
-def _check_classes(
-    coco: dict[str, list[dict]],
-    ann_file: str | os.PathLike,
-    classes: Sequence[str],
-    classes_are_default: bool,
-    key: str,
-) -> list[str]:
-    names = [category['name'] for category in coco['categories']]
+def _wrong_classes(coco: Annotations) -> Iterator[Finding]:
+    """Compare the class names of the config with the categories of the file."""
+    names = [category['name'] for category in coco.categories]
+    if coco.classes is None:
+        return
     if repeated := [name for name, times in Counter(names).items() if times > 1]:
-        raise UserError(f'{ann_file}: several categories are named {listed(repeated)}. Give each a name of its own.')
+        yield Finding(f'{coco.file}: several categories are named {listed(repeated)}. Give each a name of its own.')
+    elif missing := [name for name in coco.classes if name not in names]:
+        yield Finding(_unknown_classes(coco, names, missing))
+    elif list(coco.classes) != (ordered := [name for name in names if name in coco.classes]):
+        yield Finding(
+            f'{coco.key}.metainfo has the classes in another order than {coco.file}: {listed(coco.classes)} instead of '
+            f'{listed(ordered)}. MMDetection numbers the labels in the order of the file, so that the names would be '
+            'swapped: write them in that order.'
+        )
+
+
+def _unknown_classes(coco: Annotations, names: Sequence[str], missing: Sequence[str]) -> str:
     cure = (
-        f'Set metainfo=dict(classes={tuple(names)!r}) in {key}, in the other loaders too, '
+        f'Set metainfo=dict(classes={tuple(names)!r}) in {coco.key}, in the other loaders too, '
         f"and num_classes={len(names)} in the model's heads."
     )
-    if missing := [name for name in classes if name not in names]:
-        if classes_are_default:
-            reason = f"{key} sets no metainfo, so that the run would look for COCO's {len(classes)} class names"
-            raise UserError(f'{reason}; {len(missing)} of them, {some(missing)}, are not in {ann_file}. {cure}')
-        raise UserError(
-            f'{key}.metainfo names classes that {ann_file} does not have: {listed(missing)}. The config has '
-            f'{listed(classes)}; the file has {listed(names)}. Upper case, blanks and plurals count. {cure}'
+    if coco.classes_are_default:
+        return (
+            f"{coco.key} sets no metainfo, so that the run would look for COCO's {len(coco.classes)} class names; "
+            f'{len(missing)} of them, {some(missing)}, are not in {coco.file}. {cure}'
         )
-    if list(classes) != [name for name in names if name in classes]:
-        raise UserError(
-            f'{key}.metainfo has the classes in another order than {ann_file}: {listed(classes)} instead of '
-            f'{listed(name for name in names if name in classes)}. MMDetection numbers the labels in the order of '
-            'the file, so that the names would be swapped: write them in that order.'
-        )
-    notes = []
-    if unused := [name for name in names if name not in classes]:
-        notes.append(f'{ann_file}: the config leaves out {listed(unused)}; their annotations are not used.')
-    present = {annotation['category_id'] for annotation in coco['annotations']}
-    bare = [c['name'] for c in coco['categories'] if c['name'] in classes and c['id'] not in present]
-    if bare:
-        notes.append(f'{ann_file}: no annotation of {listed(bare)}.')
-    return notes
+    return (
+        f'{coco.key}.metainfo names classes that {coco.file} does not have: {listed(missing)}. The config has '
+        f'{listed(coco.classes)}; the file has {listed(names)}. Upper case, blanks and plurals count. {cure}'
+    )
 
 
-def _check_references(coco: dict[str, list[dict]], ann_file: str | os.PathLike) -> None:
+def _unused_classes(coco: Annotations) -> Iterator[Finding]:
+    """Find categories that the config leaves out, and classes without an annotation."""
+    wanted = set(coco.classes or ())
+    if wanted and (unused := [entry['name'] for entry in coco.categories if entry['name'] not in wanted]):
+        text = f'{coco.file}: the config leaves out {listed(unused)}; their annotations are not used.'
+        yield Finding(text, is_error=False)
+    present = {annotation['category_id'] for annotation in coco.annotations}
+    if bare := [entry['name'] for entry in coco.categories if entry['name'] in wanted and entry['id'] not in present]:
+        yield Finding(f'{coco.file}: no annotation of {listed(bare)}.', is_error=False)
+
+
+def _lost_references(coco: Annotations) -> Iterator[Finding]:
     for field, name in (('image_id', 'images'), ('category_id', 'categories')):
-        known = {entry['id'] for entry in coco[name]}
-        if lost := [entry for entry in coco['annotations'] if entry[field] not in known]:
-            raise UserError(
-                f'{ann_file}: {share(lost, coco["annotations"])} annotations refer to {name} that the file does not '
-                f'have: {field} {some(dict.fromkeys(entry[field] for entry in lost))}; its {name} have the ids '
+        known = {entry['id'] for entry in getattr(coco, name)}
+        if lost := [entry[field] for entry in coco.annotations if entry[field] not in known]:
+            yield Finding(
+                f'{coco.file}: {share(lost, coco.annotations)} annotations refer to {name} that the file does not '
+                f'have: {field} {some(dict.fromkeys(lost))}; its {name} have the ids '
                 f'{some(sorted(known, key=str))}. Remove these annotations, or add the {name}.'
             )
 
 
-def _check_boxes(coco: dict[str, list[dict]], ann_file: str | os.PathLike) -> list[str]:
-    annotations = coco['annotations']
-    if not annotations:
-        return []
-    if odd := [entry for entry in annotations if not _is_box(entry['bbox'])]:
-        raise UserError(
-            f'{ann_file}: {share(odd, annotations)} boxes are not four numbers [x, y, width, height]: '
+def _odd_boxes(coco: Annotations) -> Iterator[Finding]:
+    """Find boxes that are no four numbers, or that MMDetection would leave out in silence."""
+    if odd := [entry for entry in coco.annotations if not _is_box(entry['bbox'])]:
+        yield Finding(
+            f'{coco.file}: {share(odd, coco.annotations)} boxes are not four numbers [x, y, width, height]: '
             f'{_some_boxes(odd)}. Export the file again.'
         )
-    sizes = {image['id']: (image['width'], image['height']) for image in coco['images']}
+    sizes = {image['id']: (image['width'], image['height']) for image in coco.images}
+    annotations = coco.annotations if not odd else [entry for entry in coco.annotations if _is_box(entry['bbox'])]
+    annotations = [entry for entry in annotations if entry['image_id'] in sizes]
+    if not annotations:
+        return
     width, height = np.array([sizes[entry['image_id']] for entry in annotations], float).T
     x, y, w, h = np.array([entry['bbox'] for entry in annotations], float).T
     if np.mean((x + w > width + 1) | (y + h > height + 1)) > 0.5:
-        raise UserError(
-            f'{ann_file}: more than half of the boxes reach out of their pictures, among them '
+        yield Finding(
+            f'{coco.file}: more than half of the boxes reach out of their pictures, among them '
             f'{_some_boxes(annotations)}. COCO boxes are [x, y, width, height] in pixels: are these '
             '[x1, y1, x2, y2]? Then write [x1, y1, x2 - x1, y2 - y1].'
         )
+        return
     small = (w < 1) | (h < 1)
     meets = (np.minimum(x + w, width) > np.maximum(x, 0)) & (np.minimum(y + h, height) > np.maximum(y, 0))
     bare = np.array([entry['area'] for entry in annotations], float) <= 0
-    shares_hint = ' They look like shares of the picture; COCO wants pixels.' if (x + w).max() <= 1.01 else ''
-    return [
-        *_tolerate(small, annotations, ann_file, 'are less than one pixel wide or high', shares_hint),
-        *_tolerate(~small & ~meets, annotations, ann_file, 'lie wholly outside their pictures'),
-        *_tolerate(~small & bare, annotations, ann_file, "have the field 'area' at 0"),
-    ]
+    hint = ' They look like shares of the picture; COCO wants pixels.' if (x + w).max() <= 1.01 else ''
+    faults = {
+        'are less than one pixel wide or high': small,
+        'lie wholly outside their pictures': ~small & ~meets,
+        "have the field 'area' at 0": ~small & bare,
+    }
+    for what, bad in faults.items():
+        if found := [annotations[i] for i in np.flatnonzero(bad)]:
+            text = f'{coco.file}: {share(found, annotations)} boxes [x, y, width, height] {what}: {_some_boxes(found)}.'
+            is_error = len(found) > TOLERATED_SHARE * len(annotations)
+            advice = f'{hint} MMDetection would leave them out in silence: mend or remove them.'
+            yield Finding(text + (advice if is_error else ' They are left out.'), is_error)
 
 
 def _is_box(box: Any) -> bool:
@@ -231,34 +284,33 @@ def _is_box(box: Any) -> bool:
     )
 
 
-def _tolerate(
-    bad: np.ndarray, annotations: list[dict], ann_file: str | os.PathLike, what: str, hint: str = ''
-) -> Iterable[str]:
-    """Return a note on few bad boxes, and raise on many."""
-    found = [annotations[i] for i in np.flatnonzero(bad)]
-    if not found:
-        return []
-    finding = f'{ann_file}: {share(found, annotations)} boxes [x, y, width, height] {what}: {_some_boxes(found)}.'
-    if len(found) > TOLERATED_SHARE * len(annotations):
-        raise UserError(f'{finding}{hint} MMDetection would leave them out in silence: mend or remove them.')
-    return [f'{finding} They are left out.']
-
-
 def _some_boxes(annotations: Sequence[dict]) -> str:
     found = [f'{entry["bbox"]} (annotation {entry["id"]})' for entry in annotations[:3]]
     return ', '.join(found) + (', ...' if len(annotations) > 3 else '')
 
 
-def _check_masks(coco: dict[str, list[dict]], ann_file: str | os.PathLike) -> None:
-    if lacking := [entry['id'] for entry in coco['annotations'] if not entry.get('segmentation')]:
-        raise UserError(
-            f'{ann_file}: {share(lacking, coco["annotations"])} annotations have no segmentation '
+def _lacking_masks(coco: Annotations) -> Iterator[Finding]:
+    if not coco.masks:
+        return
+    if lacking := [entry['id'] for entry in coco.annotations if not entry.get('segmentation')]:
+        yield Finding(
+            f'{coco.file}: {share(lacking, coco.annotations)} annotations have no segmentation '
             f'(ids {some(lacking)}), and the pipeline loads masks (with_mask=True). Add polygons or run lengths, '
             'or train a detector of boxes alone.'
         )
 
 
-def _check_sizes(chosen: Sequence[tuple[str, dict]], ann_file: str | os.PathLike) -> list[str]:
+CHECKS: tuple[Callable[[Annotations], Iterator[Finding]], ...] = (
+    _shared_ids,
+    _wrong_classes,
+    _unused_classes,
+    _lost_references,
+    _odd_boxes,
+    _lacking_masks,
+)
+
+
+def _odd_sizes(chosen: Sequence[tuple[str, dict]], ann_file: str | os.PathLike) -> Iterator[Finding]:
     """Compare the sizes in the file with those of the pictures: masks are drawn at the former."""
     differing = []
     for path, image in chosen:
@@ -266,12 +318,12 @@ def _check_sizes(chosen: Sequence[tuple[str, dict]], ann_file: str | os.PathLike
         if size is not None and size != (image['width'], image['height']):
             differing.append(f'{path} is {size[0]}x{size[1]}, not {image["width"]}x{image["height"]}')
     if not differing:
-        return []
+        return
     what = f'pictures have another width x height than {ann_file} says'
-    finding = f'{share(differing, chosen)} {what}: {some(differing, str)}.'
-    if len(differing) > TOLERATED_SHARE * len(chosen):
-        raise UserError(
-            f'{finding} Boxes and masks would be misplaced. Were the pictures resized after they were annotated, or '
-            'are they photos with an EXIF rotation, which loading applies? Export them and the file together again.'
-        )
-    return [finding]
+    text = f'{share(differing, chosen)} {what}: {some(differing, str)}.'
+    advice = (
+        ' Boxes and masks would be misplaced. Were the pictures resized after they were annotated, or '
+        'are they photos with an EXIF rotation, which loading applies? Export them and the file together again.'
+    )
+    is_error = len(differing) > TOLERATED_SHARE * len(chosen)
+    yield Finding(text + advice * is_error, is_error)

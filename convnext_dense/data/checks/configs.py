@@ -1,4 +1,4 @@
-"""Checks of a data set before a run: a dataset's config goes in, notes come out, or one error that names the mistake.
+"""Finds the data sets that a config names, and has them checked before a run.
 
 Upstream meets most of these mistakes late, or never: class names that the annotations do not have are dropped in
 silence, a label out of range is a failed assertion on the GPU, and a cut picture stops the run in its third hour.
@@ -135,8 +135,8 @@ def _is_remote(dataset: Mapping) -> bool:
 
 
 def _join(dataset: Mapping, path: str) -> str:
-    """Join as MMEngine does: absolute paths stand alone."""
-    return os.path.join(dataset.get('data_root') or '', path)
+    """Join as MMEngine does: absolute paths stand alone, and without any path it is the current folder."""
+    return os.path.join(dataset.get('data_root') or '', path) or os.curdir
 
 
 def _prefix(dataset: Mapping, name: str, key: str) -> str:

@@ -1,11 +1,11 @@
-"""Folders and image files: is everything there, and is it whole? With the words that all the checks share."""
+"""Checks whether folders and image files are there and whole, and the words that all checks share."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence, Sized
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from PIL import ExifTags, Image
 
@@ -15,36 +15,23 @@ MAX_PICTURES = 2000  # whose files are looked into
 TAIL_BYTES = 4096  # some cameras append to a JPEG; its end marker is looked for in so many bytes
 
 
-class Layout(NamedTuple):
-    """Where the configs look for a public data set."""
-
-    name: str
-    marks: tuple[str, ...]  # a path with one of these belongs to it
-    places: tuple[str, ...]
-
-
-LAYOUTS = (
-    Layout(
-        'COCO',
-        ('train2017', 'val2017'),
-        (
-            'data/coco/annotations/instances_train2017.json',
-            'data/coco/annotations/instances_val2017.json',
-            'data/coco/train2017/',
-            'data/coco/val2017/',
-        ),
-    ),
-    Layout(
-        'ADE20K',
-        ('ADEChallengeData2016',),
-        (
-            'data/ade/ADEChallengeData2016/images/training/',
-            'data/ade/ADEChallengeData2016/images/validation/',
-            'data/ade/ADEChallengeData2016/annotations/training/',
-            'data/ade/ADEChallengeData2016/annotations/validation/',
-        ),
-    ),
+# Where the configs look for a public data set, by a part of its paths.
+COCO_PLACES = (
+    'data/coco/annotations/instances_train2017.json',
+    'data/coco/annotations/instances_val2017.json',
+    'data/coco/train2017/',
+    'data/coco/val2017/',
 )
+ADE20K_PLACES = tuple(
+    f'data/ade/ADEChallengeData2016/{kind}/{split}/'
+    for kind in ('images', 'annotations')
+    for split in ('training', 'validation')
+)
+LAYOUTS = {
+    'train2017': ('COCO', COCO_PLACES),
+    'val2017': ('COCO', COCO_PLACES),
+    'ADEChallengeData2016': ('ADE20K', ADE20K_PLACES),
+}
 
 _T = TypeVar('_T')
 
@@ -61,10 +48,10 @@ def where_to_put(path: str | os.PathLike, key: str) -> str:
         f'For data in another place: --cfg-options {key}.data_root=/path/to/the/data/ '
         "(likewise the other loaders, and the evaluators' ann_file)."
     )
-    for layout in LAYOUTS:
-        if any(mark in os.fspath(path) for mark in layout.marks):
-            lines = ''.join(f'\n  {place}' for place in layout.places)
-            return f'The configs expect {layout.name} as{lines}\nLink it there (ln -s). {elsewhere}'
+    for mark, (name, places) in LAYOUTS.items():
+        if mark in os.fspath(path):
+            lines = ''.join(f'\n  {place}' for place in places)
+            return f'The configs expect {name} as{lines}\nLink it there (ln -s). {elsewhere}'
     return f'Correct data_root, ann_file or data_prefix in the config. {elsewhere}'
 
 

@@ -1,4 +1,4 @@
-"""Semantic segmentation: folders of images and label maps go in, notes come out, or one error."""
+"""Checks of pictures and label maps for semantic segmentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes to a config go in, the text of a config file that makes them comes out, and the file."""
+"""Write a config file that inherits another one and changes some of its values."""
 
 import contextlib
 import keyword
@@ -12,23 +12,24 @@ from yapf.yapflib.yapf_api import FormatCode
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.swap.changes import Changes
-from convnext_dense.swap.training import IMPORT
+from convnext_dense.swap.recipe import PACKAGE
+from convnext_dense.weights.draft import open_draft
 
 SUFFIX = '.py'
 STYLE = dict(based_on_style='facebook', column_limit=119)
 
 
 class Source(str):
-    """A piece of code, which stands for itself."""
+    """A piece of code, which is written without quotes."""
 
 
-def write_config(docstring: str, base: str, changes: Changes) -> str:
+def config_text(docstring: str, base: str, changes: Changes) -> str:
     """Return the text of a config that inherits ``base`` and changes it.
 
     Args:
-        docstring: What the file says of itself.
-        base: As ``_base_`` has it.
-        changes: Path in the config -> value.
+        docstring: The docstring of the file.
+        base: The inherited config, as ``_base_`` names it.
+        changes: The changed values.
     """
     tree: dict = {}
     edits: list[str] = []
@@ -37,7 +38,7 @@ def write_config(docstring: str, base: str, changes: Changes) -> str:
         if keys == path:
             insert(tree, keys, value)
             continue
-        # MMEngine replaces lists: edit a copy of the inherited one, and put it in the old one's place
+        # MMEngine replaces lists as a whole, so the text edits a copy of the inherited list
         name, inherited = keys[-1], f'{keys[-1]} = _base_.{".".join(keys)}'
         if inherited not in edits:
             edits.append(inherited)
@@ -53,8 +54,8 @@ def write_config(docstring: str, base: str, changes: Changes) -> str:
 def base_lines(base: str) -> str:
     """Return the lines that inherit a config.
 
-    Where a package's config is inherited, here or further up, MMEngine looks it up with ``pkg_resources`` up to version
-    0.10. Importing this package mends that, also under the libraries' own tools, and serves mmcv's ops before they ask.
+    MMEngine up to version 0.10 finds the configs of packages with ``pkg_resources``. Importing this package mends that,
+    also under the libraries' own tools, and serves mmcv's ops before the libraries import them.
 
     >>> print(base_lines('../faster-rcnn.py'), end='')
     # the import comes first: it lets MMEngine find the configs of packages without pkg_resources
@@ -62,7 +63,7 @@ def base_lines(base: str) -> str:
     """
     return (
         '# the import comes first: it lets MMEngine find the configs of packages without pkg_resources\n'
-        f'_base_ = __import__({IMPORT!r}) and {base!r}\n'
+        f'_base_ = __import__({PACKAGE!r}) and {base!r}\n'
     )
 
 
@@ -75,7 +76,7 @@ def insert(tree: dict, keys: tuple[str, ...], value: Any) -> None:
 
 
 def source(value: Any) -> str:
-    """Return a value as a config would have it.
+    """Return the code of a value, as it stands in a config.
 
     >>> source({'type': 'FPN', 'in_channels': [96, 192]})
     "dict(type='FPN', in_channels=[96, 192])"
@@ -96,9 +97,9 @@ def source(value: Any) -> str:
 
 
 def relative_path(file: str | os.PathLike, folder: str | os.PathLike) -> str:
-    """Return the path from a folder to a file; the absolute one where they are on two drives, or behind links.
+    """Return the path from a folder to a file, or the absolute path if they are on two drives or behind links.
 
-    MMEngine follows `..` both as it is written and as the disk has it.
+    MMEngine resolves ``..`` both in the text of a path and on the disk, and both must lead to the file.
     """
     with contextlib.suppress(ValueError):
         path = os.path.relpath(file, folder)
@@ -108,29 +109,32 @@ def relative_path(file: str | os.PathLike, folder: str | os.PathLike) -> str:
 
 
 def check_writable(out: Path) -> None:
-    """Raise a :class:`UserError` where a config cannot be written to a file, or something is there already."""
+    """Check that a config can be written to a file that does not exist yet.
+
+    Raises:
+        UserError: It cannot.
+    """
     if out.suffix != SUFFIX:
         raise UserError(f'-o {out}: a config needs a name that ends in {SUFFIX}.')
     if os.path.lexists(out):
         raise UserError(f'{out} exists already. Choose another name with -o, or remove it.')
-    with write_errors(out), tempfile.TemporaryFile(dir=next(folder for folder in out.parents if folder.exists())):
+    with explain_disk(out), tempfile.TemporaryFile(dir=next(folder for folder in out.parents if folder.exists())):
         pass
 
 
 def save(text: str, out: Path) -> None:
-    """Write a config, and the folders in which it is.
+    """Write a config, and the folders above it.
 
     Raises:
         UserError: The disk refuses.
     """
-    with write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding='utf-8')
+    with explain_disk(out), open_draft(out) as draft:
+        draft.stream.write(text.encode())
 
 
 @contextlib.contextmanager
-def write_errors(out: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a :class:`UserError`."""
+def explain_disk(out: Path) -> Iterator[None]:
+    """Turn an error of the disk into a :class:`UserError`."""
     try:
         yield
     except OSError as error:

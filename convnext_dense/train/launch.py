@@ -1,0 +1,137 @@
+"""The processes of a run: who they are, what their launcher provides, how they end, and which of them speaks."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from mmengine.dist import all_gather_object
+
+from convnext_dense.compat.errors import UserError
+
+
+class Launcher(NamedTuple):
+    """What starts several processes: the variable with their number, and the command that does it."""
+
+    size: str
+    command: str
+
+
+LAUNCHERS = {
+    'pytorch': Launcher('WORLD_SIZE', 'tools/dist_train.sh CONFIG GPUS'),
+    'slurm': Launcher('SLURM_NTASKS', 'tools/slurm_train.sh PARTITION JOB_NAME CONFIG'),
+}
+
+
+def process_rank() -> int:
+    """Return the number of this process in its run; it is known before torch.distributed is up."""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
+
+
+def num_processes(launcher: str) -> int:
+    """Return how many processes the run has on all machines; it is known before torch.distributed is up."""
+    return int(os.environ[LAUNCHERS[launcher].size]) if launcher in LAUNCHERS else 1
+
+
+def device_type() -> str:
+    """Return 'cuda' where there is a GPU, else 'cpu'."""
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def check_launcher(launcher: str) -> str:
+    """Return the launcher that started this process: 'none' means 'pytorch' where torchrun started it.
+
+    Raises:
+        UserError: The launcher did not start this process, or there are fewer GPUs than processes.
+    """
+    if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ:
+        launcher = 'pytorch'
+    if launcher not in LAUNCHERS:
+        return launcher
+    size, command = LAUNCHERS[launcher]
+    if size not in os.environ:
+        raise UserError(f'--launcher {launcher} finds no {size} in the environment. Start the run with {command}.')
+    num_gpus = torch.cuda.device_count()
+    if launcher == 'slurm' and num_gpus == 0:
+        instead = LAUNCHERS['pytorch'].command
+        raise UserError(f'--launcher slurm needs a GPU for each process, and there is none here. Use {instead}.')
+    local_size = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    if launcher == 'pytorch' and 0 < num_gpus < local_size:
+        raise UserError(f'{local_size} processes were started for {num_gpus} GPUs on this machine. Start one for each.')
+    return launcher
+
+
+def join_group(launcher: str) -> None:
+    """Join the process group where there is no GPU; MMEngine, which joins it otherwise, would ask for one."""
+    if launcher == 'pytorch' and device_type() == 'cpu' and not is_in_group():
+        torch.distributed.init_process_group('gloo')
+
+
+def leave_group() -> None:
+    """End a distributed run on all processes together, because one that leaves early can abort the others."""
+    if is_in_group():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def is_in_group() -> bool:
+    """Tell whether this process has joined the others of its run."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Tell whether an error means that another process of the run has gone; gloo's errors have no class."""
+    if not torch.distributed.is_available():
+        return False
+    return isinstance(error, torch.distributed.DistBackendError) or 'gloo/transport' in str(error)
+
+
+def check_same_checkpoint(file: str | None) -> None:
+    """Raise a :class:`UserError` where the processes would resume from different checkpoints, or only some of them."""
+    names = [name and Path(name).name for name in all_gather_object(file)]
+    if len(set(names)) > 1:
+        found = ', '.join(f'process {rank}: {name or "none"}' for rank, name in enumerate(names))
+        raise UserError(
+            f'The processes find different checkpoints to resume from ({found}). Put the work dir on a disk that all '
+            'machines share, or copy the checkpoint to the same place on each.'
+        )
+
+
+def say_once(text: str) -> None:
+    """Print a message on standard error unless another process of the run on this machine has already printed one.
+
+    The processes share a file. The first process locks it, prints and marks it. The others wait for the lock and find
+    the mark: none of them ends, and makes the launcher end the rest, before the message is on the screen.
+    """
+    slate = shared_file()
+    if slate is None:
+        print(text, file=sys.stderr, flush=True)
+        return
+    import fcntl  # it exists on Unix alone, as do the launchers of several processes
+
+    with slate.open('a') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not was_said():
+            print(text, file=sys.stderr, flush=True)
+            file.write('said')
+
+
+def was_said() -> bool:
+    """Tell whether a process of this run on this machine has printed why the run ends."""
+    slate = shared_file()
+    return slate is not None and slate.exists() and slate.stat().st_size > 0
+
+
+def shared_file() -> Path | None:
+    """Return a file that the processes of a run on one machine share; None for a process of its own.
+
+    Torchrun makes a folder for each start of its processes, tells them its place, and removes it in the end.
+    """
+    if error_file := os.environ.get('TORCHELASTIC_ERROR_FILE'):
+        return Path(error_file).parents[1] / 'said'
+    if int(os.environ.get('SLURM_NTASKS', 1)) > 1:
+        step = '.'.join(os.environ.get(name, '') for name in ('SLURM_JOB_ID', 'SLURM_STEP_ID'))
+        return Path(tempfile.gettempdir()) / f'convnext-dense-{step}.said'
+    return None

@@ -1,0 +1,177 @@
+"""The commands, their doors in tools/, and what a mistake looks like."""
+
+import ast
+import contextlib
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from convnext_dense import UserError, cli
+
+ROOT = Path(__file__).parent.parent
+DOORS = {
+    'train': 'train', 'test': 'test', 'show_lr': 'show-lr', 'swap_backbone': 'swap', 'convert_checkpoint': 'convert',
+    'inspect_checkpoint': 'inspect', 'publish_model': 'publish', 'model_stats': 'stats',
+}  # fmt: skip
+CONFIG = 'det/cascade_convnext_atto_shapes'
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Record the options with which a command calls its function."""
+    calls = []
+    monkeypatch.setattr(cli, 'find', lambda place: lambda **options: calls.append((place, options)))
+    return calls
+
+
+@pytest.mark.parametrize(('tool', 'command'), DOORS.items())
+def test_a_tool_is_the_door_to_its_command(tool, command, monkeypatch, capsys):
+    monkeypatch.setattr(cli.sys, 'argv', [f'{tool}.py', '--help'])
+    with pytest.raises(SystemExit) as leave:
+        runpy.run_path(str(ROOT / f'tools/{tool}.py'), run_name='__main__')
+    assert leave.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f'usage: {tool}.py')
+    for flags, settings in cli.COMMANDS[command].options:
+        assert flags[-1] in shown or settings['help'] == cli.argparse.SUPPRESS or settings.get('metavar') in shown
+
+
+@pytest.mark.parametrize('name', cli.COMMANDS)
+def test_help_of_a_command(name, capsys):
+    with pytest.raises(SystemExit) as leave:
+        cli.main(arguments=[name, '--help'])
+    assert leave.value.code == 0
+    assert capsys.readouterr().out.startswith(f'usage: convnext-dense {name}')
+
+
+def test_help_lists_all_commands(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(arguments=['--help'])
+    shown = capsys.readouterr().out
+    assert all(f'  {name} ' in shown for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize('name', [name for name in cli.COMMANDS if name != 'swap'])
+def test_functions_of_the_table_exist(name):
+    assert callable(cli.find(cli.COMMANDS[name].function))
+
+
+def test_default_format_is_allowed():
+    parser = cli.option_parser('publish')
+    assert parser.parse_args(['in.pth', 'out/', '--format', 'pth']).file_format == 'pth'
+    assert parser.parse_args(['in.pth', 'out/']).file_format in cli.find('convnext_dense.weights.publishing:FORMATS')
+
+
+def test_options_reach_the_function(calls):
+    words = ['train', CONFIG, '--resume', '--amp', '--cfg-options', 'a.b=1', 'c=[2,3]', '--work-dir', 'runs']
+    cli.main(arguments=words)
+    [(place, options)] = calls
+    assert place == 'convnext_dense.train:train'
+    assert options == dict(
+        config=CONFIG, resume='auto', amp=True, cfg_options={'a.b': 1, 'c': [2, 3]}, work_dir='runs', launcher='none',
+        auto_scale_lr=False,
+    )  # fmt: skip
+
+
+def test_old_launchers_set_the_local_rank(calls, monkeypatch):
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.delenv('LOCAL_RANK')
+    cli.main('test', [CONFIG, 'x.pth', '--local-rank', '3'])
+    assert cli.os.environ['LOCAL_RANK'] == '3'
+    assert 'local_rank' not in calls[0][1]
+
+
+def test_trust_holds_during_the_call(monkeypatch):
+    inside = []
+
+    @contextlib.contextmanager
+    def trust():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    seen = []
+    monkeypatch.setattr(cli, 'trust_checkpoints', trust)
+    monkeypatch.setattr(cli, 'find', lambda place: lambda **options: seen.append(bool(inside)))
+    cli.main('test', [CONFIG, 'x.pth', '--trust-checkpoint'])
+    cli.main('test', [CONFIG, 'x.pth'])
+    assert seen == [True, False]
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['trian'], "'trian'"),
+        (['show-lr', CONFIG, '--cfg-options', 'epochs'], "KEY=VALUE pairs; got 'epochs'"),
+        (['show-lr', 'det/cascade_convnxt_atto_shapes'], 'cascade_convnext_atto_shapes.py'),
+        (['inspect', 'nowhere.pth'], 'nowhere.pth'),
+        (['stats', CONFIG, '--size', '31', '32'], '--size'),
+    ],
+)
+def test_mistakes_end_with_code_2(words, message, capsys):
+    with pytest.raises(SystemExit) as leave:
+        cli.main(arguments=words)
+    assert leave.value.code == 2
+    shown = capsys.readouterr().err
+    assert 'error: ' in shown
+    assert message in shown
+    assert 'Traceback' not in shown
+
+
+def test_traceback_on_demand(monkeypatch):
+    monkeypatch.setenv(cli.TRACEBACK_VARIABLE, '1')
+    with pytest.raises(UserError, match='nowhere'):
+        cli.main('inspect', ['nowhere.pth'])
+
+
+def test_exit_code_of_the_doctor(monkeypatch):
+    monkeypatch.setattr(cli, 'find', lambda place: lambda: 1)
+    with pytest.raises(SystemExit) as leave:
+        cli.main(arguments=['doctor'])
+    assert leave.value.code == 1
+
+
+def test_inspect_prints(tmp_path, capsys):
+    import torch
+
+    from convnext_dense import ConvNeXt
+
+    torch.save({'state_dict': ConvNeXt('atto').state_dict()}, tmp_path / 'atto.pth')
+    cli.main(arguments=['inspect', str(tmp_path / 'atto.pth'), '--json'])
+    assert json.loads(capsys.readouterr().out)['backbones']
+
+
+@pytest.mark.parametrize('tool', sorted(DOORS))
+def test_tools_import_the_command_line_alone(tool):
+    nodes = ast.walk(ast.parse((ROOT / f'tools/{tool}.py').read_text()))
+    modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert modules == ['convnext_dense.cli']
+
+
+@pytest.fixture
+def shared_run(tmp_path, monkeypatch):
+    """The environment of a process that torchrun started with others."""
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / '0/error.json'))
+
+
+@pytest.mark.parametrize('words', [('train', CONFIG, '--nonsense'), ('inspect', 'nowhere.pth')])
+def test_a_mistake_of_all_processes_is_told_once(shared_run, words, capsys):
+    for rank in range(2):
+        with pytest.raises(SystemExit) as leave:
+            cli.main(arguments=words)
+        assert leave.value.code == 2
+        assert ('error: ' in capsys.readouterr().err) == (rank == 0)
+
+
+def test_interruption_ends_with_code_130(shared_run, monkeypatch, capsys):
+    def interrupt(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, 'find', lambda place: interrupt)
+    for rank in range(2):
+        with pytest.raises(SystemExit) as leave:
+            cli.main('train', [CONFIG])
+        assert leave.value.code == 130
+        assert ('--resume' in capsys.readouterr().err) == (rank == 0)
