@@ -184,6 +184,20 @@ COMMANDS = {
             option('--out', metavar='FILE', help='write the table to a .md, .csv or .json file too'),
         ),
     ),
+    'ladder': Command(
+        'Count, measure and train the steps from ResNet-50 to ConvNeXt, as a table and a picture',
+        'convnext_dense.train.climb:climb',
+        (
+            option('--out', default='work_dirs/ladder', help='folder to write to (default: %(default)s)'),
+            option('--size', nargs=2, type=int, metavar=('W', 'H'), default=(640, 416),
+                   help='image of the measured Mask R-CNN in pixels (default: 640 416)'),
+            option('--rounds', type=int, default=3, help='measure so often, in turns; 0: not (default: %(default)s)'),
+            switch('--train', 'train UperNet with each step on the drawn data too; hours on a CPU'),
+            option('--seeds', type=int, default=3, help='trainings of each step (default: %(default)s)'),
+            option('--jobs', type=int, default=1, help='trainings at a time (default: %(default)s)'),
+        ),
+        shown=True,
+    ),
     'doctor': Command('Report versions, ops, patches and what does not work', 'convnext_dense.compat.doctor:main'),
 }  # fmt: skip
 

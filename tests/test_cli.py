@@ -13,7 +13,7 @@ from convnext_dense import UserError, cli
 ROOT = Path(__file__).parent.parent
 DOORS = {
     'train': 'train', 'test': 'test', 'show_lr': 'show-lr', 'swap_backbone': 'swap', 'convert_checkpoint': 'convert',
-    'inspect_checkpoint': 'inspect', 'publish_model': 'publish', 'model_stats': 'stats',
+    'inspect_checkpoint': 'inspect', 'publish_model': 'publish', 'model_stats': 'stats', 'ladder': 'ladder',
 }  # fmt: skip
 CONFIG = 'det/cascade_convnext_atto_shapes'
 

@@ -21,6 +21,7 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.ladder import STEPS, ModernizedResNet, steps
 from convnext_dense.train.screen import tell
 from convnext_dense.train.stats import STRIDE, count_config, measure_config
+from convnext_dense.train.summary import read_scalars
 
 MEASURED = {'time (ms)': 'image', 'peak memory (MB)': 'image', 'step time (ms)': 'step', 'training memory (MB)': 'step'}
 COLUMNS = {  # column of the table -> format
@@ -144,12 +145,11 @@ def train_step(folder: Path, step: str, seed: int, jobs: int) -> None:
     if read_score(work_dir) is not None:
         return
     work_dir.mkdir(parents=True, exist_ok=True)
-    program = 'from convnext_dense.cli import main; main()'
     options = ['--work-dir', str(work_dir), '--resume', '--cfg-options', f'randomness.seed={seed}']
     threads = {'OMP_NUM_THREADS': '1'} if jobs > 1 else {}
     with (work_dir / 'output.txt').open('a') as output:
         done = subprocess.run(
-            [sys.executable, '-c', program, 'train', str(drawn_config(step)), *options],
+            [sys.executable, '-m', 'convnext_dense', 'train', str(drawn_config(step)), *options],
             env={**os.environ, **threads},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -167,10 +167,9 @@ def read_steps(folder: Path) -> dict[str, list[float]]:
 
 def read_score(work_dir: Path) -> float | None:
     """Return the mIoU at the end of a run, in percent; None where it has not ended."""
-    lines = [line for log in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in log.read_text().splitlines()]
-    rows = [json.loads(line) for line in lines if line.endswith('}')]  # a run that was killed may end inside a line
     last = configs.load_config(drawn_config('resnet')).train_cfg.max_iters
-    return next((row['mIoU'] for row in reversed(rows) if row.get('step') == last and 'mIoU' in row), None)
+    rows = read_scalars(sorted(work_dir.glob('*/vis_data/scalars.json')))
+    return next((row['mIoU'] for row in rows if row.get('step') == last and 'mIoU' in row), None)
 
 
 def format_table(rows: Sequence[Mapping[str, object]]) -> str:
@@ -207,6 +206,6 @@ def draw_ladder(rows: Sequence[Mapping[str, object]], file: Path) -> None:
                 axis.plot(scores, [place] * len(scores), '|', color='grey')
         axis.set(title=title, yticks=list(places), yticklabels=[row['step'] for row in rows])
         axis.grid(axis='x', alpha=0.4)
-        axis.legend(loc='lower right')
+        axis.legend(loc='lower center', bbox_to_anchor=(0.5, -0.2))
     axes[0].invert_yaxis()
     figure.savefig(file, dpi=110)
