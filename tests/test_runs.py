@@ -329,7 +329,8 @@ default_hooks = dict(logger=dict(interval=1))
 def test_a_config_with_upstreams_runtime_trains_and_tests(shapes, tmp_path, capfd):
     config, run = tmp_path / 'config.py', tmp_path / 'run'
     config.write_text(RETINANET.format(root=ROOT, shapes=shapes))
-    runs.train(config, str(run))
+    # MMEngine keeps one visualizer of a name in a process; that of an earlier run logs elsewhere
+    runs.train(config, str(run), cfg_options={'visualizer.name': 'retinanet'})
     shown = capfd.readouterr().out
     assert 'Epoch(train) [1][2/2]  loss ' in shown
     assert '2 iterations in ' in shown
