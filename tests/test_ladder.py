@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import Bottleneck
 
 from convnext_dense import ConvNeXt
+from convnext_dense.configs import load_config
 from convnext_dense.ladder import STEPS, ModernizedResNet, channels, steps
 
 # arXiv 2201.03545, Tables 10 and 11: step, kernel, printed GFLOPs; parameters counted with a classifier of 1000 classes
@@ -223,6 +224,16 @@ def test_recomputation_changes_no_gradient(step):
         sum(m.square().mean() for m in model(x)).backward()
     for (name, p), q in zip(plain.named_parameters(), lean.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_two_configs_differ_in_nothing_but_the_recipe():
+    sgd, adamw = (load_config(f'ladder/mask_rcnn_resnet_{name}_shapes').to_dict() for name in ('sgd', 'adamw'))
+    assert (sgd['optim_wrapper']['optimizer']['type'], adamw['optim_wrapper']['optimizer']['type']) == ('SGD', 'AdamW')
+    assert adamw['model']['backbone'].pop('drop_path_rate') == 0.1
+    for cfg in (sgd, adamw):
+        cfg['train_dataloader']['dataset'].pop('pipeline')
+    recipe = ('optim_wrapper', 'train_pipeline', 'resize', 'crop', 'load', 'annotate', 'flip', 'pack')
+    assert {key for key in sgd.keys() | adamw.keys() if sgd.get(key) != adamw.get(key)} <= set(recipe)
 
 
 @pytest.mark.parametrize(
