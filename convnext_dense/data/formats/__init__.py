@@ -1,0 +1,76 @@
+"""The formats in which people have their data: one table, and the choice among its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from convnext_dense.compat.errors import UserError
+from convnext_dense.data.formats import coco, labelme, masks, voc, yolo
+from convnext_dense.data.records import Collection
+
+
+class Format(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        find: Says what files of the format are at a path; empty where there are none.
+        read: Returns the data set at a path.
+        has_objects: It has objects with boxes; the others have label maps.
+    """
+
+    find: Callable[..., str]
+    read: Callable[..., Collection]
+    has_objects: bool = True
+
+
+FORMATS = {
+    'coco': Format(coco.find, coco.read),
+    'voc': Format(voc.find, voc.read),
+    'yolo': Format(yolo.find, yolo.read),
+    'labelme': Format(labelme.find, labelme.read),
+    'masks': Format(masks.find, masks.read, has_objects=False),
+}
+
+
+def recognise(
+    path: Path,
+    name: str | None = None,
+    wants_objects: bool | None = None,
+    images: Path | None = None,
+    labels: Path | None = None,
+) -> str:
+    """Return the name of the format of the data at a path.
+
+    Args:
+        path: A file or a folder.
+        name: The user's choice.
+        wants_objects: The data is for a detector; False: for a segmentor, which takes label maps where there are some.
+        images: The folder of the images of label maps.
+        labels: The folder of the label maps.
+
+    Raises:
+        UserError: There is no such file or format, no data in a known format, or several kinds of it.
+    """
+    if not path.exists():
+        raise UserError(f'The data {path} does not exist. Correct the path.')
+    if name is not None and name not in FORMATS:
+        raise UserError(f'--format {name!r} is not known. Allowed: {", ".join(FORMATS)}.')
+    if labels is not None:
+        name = name or 'masks'
+    places = {'masks': (images, labels)}
+    asked = [name] if name else FORMATS
+    found = {each: text for each in asked if (text := FORMATS[each].find(path, *places.get(each, ())))}
+    if not found:
+        raise UserError(
+            f'{path} holds no data in {f"the format {name}" if name else "a known format"}. Known are COCO JSON, '
+            'Pascal VOC XML, YOLO (data.yaml or labels/*.txt), LabelMe JSON, and images with label maps (--images DIR '
+            '--labels DIR, where the names of the folders do not tell which is which).'
+        )
+    suitable = {each for each in found if wants_objects is None or FORMATS[each].has_objects == wants_objects}
+    chosen = suitable or set(found)
+    if len(chosen) > 1:
+        readings = '\n'.join(f'  --format {each:8} {found[each]}' for each in found)
+        raise UserError(f'{path} can be read in several ways. Choose one:\n{readings}')
+    return chosen.pop()
