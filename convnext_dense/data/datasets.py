@@ -82,6 +82,24 @@ def ShapesLabels(data_root: str | os.PathLike, split: str = 'train', **kwargs) -
     return library.BaseSegDataset(data_root=root, **defaults | kwargs)
 
 
+@DATASETS.register_module()
+def ListedLabels(ann_file: str, **kwargs) -> BaseSegDataset:
+    """Return images and label maps that a JSON file lists, as a dataset of MMSegmentation's.
+
+    Args:
+        ann_file: A file that :func:`~convnext_dense.data.importing.import_data` wrote:
+            ``{"data_list": [{"img_path": ..., "seg_map_path": ...}, ...]}``, with paths from ``data_root``.
+        **kwargs: As for ``BaseSegDataset``: ``data_root``, ``metainfo``, ``reduce_zero_label``, ``pipeline``, ...
+
+    Raises:
+        UserError: MMSegmentation is missing.
+    """
+    _import_datasets('mmseg', 'ListedLabels')
+    from convnext_dense.data.listed import ListedLabelsDataset
+
+    return ListedLabelsDataset(ann_file=ann_file, **kwargs)
+
+
 def _write_split_off(data_root: str | os.PathLike, split: str, kwargs: dict) -> tuple[str, dict]:
     """Write the data set if need be; return its folder and the arguments that are not about the drawing."""
     if split not in SPLITS:

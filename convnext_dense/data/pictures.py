@@ -1,13 +1,21 @@
-"""Image files: their sizes, and pixels of any kind as the numbers that a model takes."""
+"""Image files of any kind: their sizes, and their pixels as the numbers that a model takes."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
+from mmengine.registry import TRANSFORMS
 from PIL import ExifTags, Image
 
+from convnext_dense.compat.errors import UserError
+
 TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange width and height
+TIFF = ('.tif', '.tiff')
+PERCENTILES = (0.5, 99.5)  # of an image's values, which become 0 and 255
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
@@ -19,4 +27,134 @@ def image_size(path: Path) -> tuple[int, int] | None:
                 is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED
                 return image.size[::-1] if is_turned else image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pass
+    try:  # Pillow opens no TIFF of other bands than 1, 3 and 4
+        return read_bands(path).shape[1::-1] if path.suffix.lower() in TIFF else None
+    except UserError:
         return None
+
+
+def read_bands(path: Path) -> np.ndarray:
+    """Return the values of an image as they are stored, (H, W, bands): grey, RGB, RGBA, or whatever bands it has.
+
+    Raises:
+        UserError: It is no image, or one of a kind that needs the package tifffile.
+    """
+    if path.suffix.lower() in TIFF:
+        values = read_tiff(path)
+    else:
+        values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
+        if values is not None and values.ndim == 3:
+            values = cv2.cvtColor(values, cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    if values is None:
+        raise UserError(f'The image {path} cannot be read. Copy it again, or take it out of the data.')
+    return values[..., None] if values.ndim == 2 else values
+
+
+def read_tiff(path: Path) -> np.ndarray | None:
+    """Return the values of a TIFF file, (H, W) or (H, W, bands); of several pages, each is a band.
+
+    Raises:
+        UserError: It needs the package tifffile, which is not installed.
+    """
+    try:
+        import tifffile
+    except ImportError as error:
+        raise UserError(f"The image {path} is a TIFF: pip install 'convnext-dense[data]' reads it.") from error
+    try:
+        values = np.squeeze(tifffile.imread(path))
+    except Exception:  # whatever a damaged file makes of the reader
+        return None
+    if values.ndim == 3 and values.shape[0] < values.shape[2]:  # a plane for each band
+        values = np.moveaxis(values, 0, -1)
+    return values if values.ndim in (2, 3) else None
+
+
+def read_image(path: Path, channels: int = 3, stretch: Sequence[float] | None = None) -> np.ndarray:
+    """Return an image for a model, (H, W, channels), with values from 0 to 255.
+
+    Of three channels they are in the order BGR, as OpenCV has them: grey is repeated, transparency is left out, and
+    EXIF turns the image. Another number is that of the bands, in the order of the file.
+
+    Args:
+        path: The file.
+        channels: Of the result.
+        stretch: The values that become 0 and 255, where the file has other than 8 bits; values beyond are cut off. By
+            default the 0.5th and the 99.5th percentile of the image.
+
+    Raises:
+        UserError: It cannot be read, or has other bands.
+    """
+    bands = read_bands(path)
+    if bands.dtype == np.uint8 and channels == 3 and path.suffix.lower() not in TIFF:
+        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)  # which turns it
+    if bands.dtype != np.uint8:
+        bands = stretched(bands, stretch)
+    if channels != 3:
+        if bands.shape[2] != channels:
+            raise UserError(f'The image {path} has {bands.shape[2]} bands, and the config takes {channels}.')
+        return bands
+    colours = bands[..., :3] if bands.shape[2] in (3, 4) else bands[..., :1].repeat(3, axis=2)
+    return np.ascontiguousarray(colours[..., ::-1])
+
+
+def stretched(values: np.ndarray, limits: Sequence[float] | None = None) -> np.ndarray:
+    """Return values as float32 from 0 to 255.
+
+    Args:
+        values: (H, W, bands) of any type.
+        limits: The values that become 0 and 255; by default percentiles of the image, over all bands.
+    """
+    values = values.astype(np.float32)
+    finite = values[np.isfinite(values)]
+    if limits is None:
+        limits = np.percentile(finite, PERCENTILES) if finite.size else (0, 1)
+    low, high = map(float, limits)
+    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (255 / max(high - low, 1e-12))
+    return scaled.clip(0, 255)
+
+
+@TRANSFORMS.register_module()
+class LoadAnyImage:
+    """Load images of any kind, in place of ``LoadImageFromFile``; see :func:`read_image`.
+
+    Args:
+        channels: Of the result; 3 is BGR.
+        stretch: The values that become 0 and 255, where a file has other than 8 bits.
+    """
+
+    def __init__(self, channels: int = 3, stretch: Sequence[float] | None = None) -> None:
+        self.channels, self.stretch = channels, stretch
+
+    def __call__(self, results: dict) -> dict:
+        """Add ``img`` (H, W, channels), ``img_shape`` and ``ori_shape`` to what ``img_path`` names."""
+        image = read_image(Path(results['img_path']), self.channels, self.stretch)
+        results['img'] = image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(channels={self.channels}, stretch={self.stretch})'
+
+
+def measure(paths: Sequence[Path], channels: int = 3, stretch: Sequence[float] | None = None) -> dict[str, list[float]]:
+    """Return mean and standard deviation of each channel over images, for ``data_preprocessor``.
+
+    Args:
+        paths: The images; each counts alike, whatever its size.
+        channels: As for :func:`read_image`; the result is in the same order.
+        stretch: As for :func:`read_image`.
+    """
+    sums = np.zeros((2, channels))
+    for path in paths:
+        pixels = read_image(path, channels, stretch).reshape(-1, channels).astype(np.float64)
+        sums += np.stack([pixels.mean(0), np.square(pixels).mean(0)])
+    mean, square = sums / len(paths)
+    std = np.sqrt(np.maximum(square - mean**2, 1e-6))
+    return {'mean': [round(float(v), 3) for v in mean], 'std': [round(float(v), 3) for v in std]}
+
+
+def kind_of(path: Path) -> Mapping[str, object]:
+    """Return ``bands`` and whether an image has more than 8 bits, ``is_deep``."""
+    bands = read_bands(path)
+    return {'bands': bands.shape[2], 'is_deep': bands.dtype != np.uint8}

@@ -23,6 +23,7 @@ from convnext_dense.train import config as run_config
 from convnext_dense.train import launch
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import BUILD_ERRORS, build_errors, run_errors
+from convnext_dense.train.own_data import prepare_data
 from convnext_dense.train.screen import prints_in_log, tame_console, tell, write_to_log
 
 __all__ = ['BUILD_ERRORS', 'OneLineRunner', 'build_errors', 'describe_rates', 'device_type', 'test', 'train']
@@ -67,6 +68,8 @@ def train(
     auto_scale_lr: bool = False,
     cfg_options: Mapping | None = None,
     launcher: str = 'none',
+    data: str | os.PathLike | None = None,
+    **data_options,
 ) -> Runner:
     """Train as the config says.
 
@@ -78,10 +81,16 @@ def train(
         auto_scale_lr: Scale the lr by the total batch size over ``auto_scale_lr.base_batch_size``.
         cfg_options: Dotted keys to override.
         launcher: 'none', 'pytorch' or 'slurm'; under torchrun 'none' means 'pytorch'.
+        data: The user's own data, in any format that :func:`~convnext_dense.data.importing.import_data` reads, in place
+            of the config's.
+        **data_options: Options of ``import_data``.
 
     Raises:
         UserError: A mistake of the user, found before training starts where possible.
     """
+    if data is not None:
+        work_dir = work_dir or os.path.join('work_dirs', f'{Path(config).stem}_{Path(data).stem}')
+        config = prepare_data(config, data, Path(work_dir, 'data'), **data_options)
     cfg = configs.load_config(config, cfg_options)
     if cfg.get('train_dataloader') is None:
         raise UserError(f'The config {config} has no train_dataloader: it cannot be trained, only tested.')

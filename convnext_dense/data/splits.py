@@ -1,0 +1,66 @@
+"""Training, validation and test images: those that the data names, or a seeded draw that keeps the shares of classes."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from convnext_dense.data.records import Collection, Picture
+
+VAL_SHARE = 0.2
+MOST_VAL = 5000  # as many as COCO's
+
+
+def complete_splits(collection: Collection, seed: int = 0) -> None:
+    """Give a collection images to train and to validate; what is done is noted.
+
+    A split that the data names is kept. A single split of whatever name is no split. Without one to validate on, a
+    share of the training images is drawn.
+    """
+    splits = {name: pictures for name, pictures in collection.splits.items() if pictures}
+    if 'train' not in splits:
+        parts = [
+            splits.pop(name) for name in ('', 'val', 'test') if name in splits and (name == '' or len(splits) == 1)
+        ]
+        splits['train'] = [picture for part in parts for picture in part]
+    elif unnamed := splits.pop('', []):
+        collection.notes.append(f'left out: {len(unnamed)} images that are in no split, where others are')
+    if 'val' not in splits and len(splits['train']) > 1:
+        splits['train'], splits['val'] = draw_split(splits['train'], seed)
+        collection.notes.append(
+            f'no validation images: {len(splits["val"])} of {len(splits["train"]) + len(splits["val"])} are drawn with '
+            f'seed {seed}, a share of each class'
+        )
+    collection.splits = {name: splits[name] for name in ('train', 'val', 'test') if name in splits}
+
+
+def draw_split(pictures: Sequence[Picture], seed: int) -> tuple[list[Picture], list[Picture]]:
+    """Return images to train and to validate, in their order; each class is in both where it is on several images.
+
+    An image counts for the rarest class on it, as in the first step of iterative stratification (Sechidis et al.,
+    ECML 2011). The draw depends on the seed and on the names of the files, not on their order or their place.
+
+    >>> from pathlib import Path
+    >>> from convnext_dense.data.records import Thing
+    >>> things = [[Thing(int(i % 5 == 0), (0, 0, 1, 1))] for i in range(10)]
+    >>> pictures = [Picture(Path(f'{i}.png'), 9, 9, each) for i, each in enumerate(things)]
+    >>> [len(part) for part in draw_split(pictures, seed=0)]
+    [7, 3]
+    """
+    frequency = Counter(label for picture in pictures for label in {thing.label for thing in picture.things})
+    groups: dict[int, list[Picture]] = {}
+    for picture in sorted(pictures, key=lambda picture: (picture.path.name, str(picture.path))):
+        labels = {thing.label for thing in picture.things}
+        rarest = min(labels, key=lambda label: (frequency[label], label)) if labels else -1
+        groups.setdefault(rarest, []).append(picture)
+    share = min(VAL_SHARE, MOST_VAL / len(pictures))
+    drawn: set[int] = set()
+    for label in sorted(groups, key=lambda label: (frequency[label], label)):
+        group = groups[label]
+        random.Random(f'{seed} {label}').shuffle(group)
+        wanted = round(share * len(group)) or int(len(group) > 1)
+        drawn.update(map(id, group[:wanted]))
+    if not drawn:  # each image has a class of its own
+        drawn.add(id(pictures[-1]))
+    return [p for p in pictures if id(p) not in drawn], [p for p in pictures if id(p) in drawn]

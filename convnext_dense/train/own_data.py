@@ -1,0 +1,214 @@
+"""A config for a user's own data: another config with its classes, files and a schedule for its size."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from convnext_dense import configs
+from convnext_dense.compat.errors import UserError
+from convnext_dense.configs import CLASS_AGNOSTIC, SPLITS, walk
+from convnext_dense.data.importing import Imported, import_data
+from convnext_dense.swap.changes import Changes
+from convnext_dense.swap.write import Source, config_text
+from convnext_dense.train.config import set_classes
+from convnext_dense.train.screen import tell
+
+SCOPES = {'mmdet': 'det', 'mmseg': 'seg'}
+FEW_ITERATIONS = 1000  # that the smallest data set is trained for
+FEW_EPOCHS = {'det': 12, 'seg': 40}  # of a small data set
+MANY_IMAGES = 50_000  # from where on the config's own schedule is kept
+EVALUATIONS = 12  # of a training
+
+
+def prepare_data(config: str | os.PathLike, source: str | os.PathLike, out: Path, **options: Any) -> Path:
+    """Import data for a config, and return the config file for it: ``OUT/data.py``.
+
+    A file that is there already, for the same data, is taken as it is: the user may have edited it.
+
+    Args:
+        config: Of a detector or a segmentor, as for :func:`~convnext_dense.configs.load_config`.
+        source: The data, as for :func:`~convnext_dense.data.importing.import_data`, like the options.
+        out: The folder to write to.
+
+    Raises:
+        UserError: The data cannot be read, or does not suit the config.
+    """
+    file = out / 'data.py'
+    heading = f'{Path(config).stem} for the data in {Path(source).absolute()}.'
+    if file.is_file():
+        if not file.read_text(encoding='utf-8').startswith(f'"""{heading}'):
+            raise UserError(
+                f'{file} exists and is for other data or another config. Choose another --work-dir, or remove it.'
+            )
+        tell(f'config      {file}, as it was written and maybe edited; remove it to read the data again')
+        return file
+    cfg = configs.load_config(config)
+    task = SCOPES.get(cfg.get('default_scope'))
+    if task is None:
+        raise UserError(
+            f'{config} is no config of a detector or a segmentor: its default_scope is neither mmdet nor mmseg.'
+        )
+    with_masks = any(step.get('with_mask') for step in walk(cfg.get('train_dataloader')))
+    found = import_data(source, out, task=task, with_masks=with_masks, **options)
+    changes = {**data_changes(cfg, found, task, with_masks), **schedule_changes(cfg, found.num_images['train'], task)}
+    advice = 'Edit it as you like; it is a config like any other.'
+    file.write_text(config_text(f'{heading}\n\n{advice}\n', base_name(config), changes), encoding='utf-8')
+    tell(*str(found).splitlines(), f'schedule    {describe_schedule(cfg, changes)}', f'config      {file}')
+    return file
+
+
+def base_name(config: str | os.PathLike) -> str:
+    """Return a config as ``_base_`` names it."""
+    file, own = configs.find_config(config).absolute(), configs.config_folder()
+    return f'convnext_dense::{file.relative_to(own).as_posix()}' if own in file.parents else file.as_posix()
+
+
+def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> Changes:
+    """Return what loads the data in place of a config's own, and heads for its classes."""
+    changes: Changes = {
+        ('classes',): tuple(found.classes),
+        ('palette',): [tuple(colour) for colour in found.palette],
+        ('data_root',): f'{found.root.as_posix()}/',
+    }
+    metainfo = dict(classes=Source('classes'), palette=Source('palette'))
+    for split in SPLITS:
+        loader = cfg.get(f'{split}_dataloader')
+        if not loader:
+            continue
+        part = split if split in found.files else 'val' if 'val' in found.files else 'train'
+        dataset = dict(
+            _delete_=True,
+            data_root=Source('data_root'),
+            ann_file=found.files[part].as_posix(),
+            metainfo=metainfo,
+            pipeline=pipeline_of(cfg, loader.dataset, found, split),
+        )
+        if task == 'det':
+            filters = dict(filter_cfg=dict(filter_empty_gt=True)) if split == 'train' else dict(test_mode=True)
+            dataset.update(type='CocoDataset', data_prefix=dict(img=''), **filters)
+        else:
+            dataset.update(type='ListedLabels', reduce_zero_label=found.reduce_zero_label)
+            dataset.update({} if split == 'train' else dict(test_mode=True))
+        place, value = replace_inner(loader.dataset, dataset)
+        changes[f'{split}_dataloader', 'dataset', *place] = value
+        if task == 'det' and split != 'train' and cfg.get(f'{split}_evaluator'):
+            metric = ['bbox', 'segm'] if with_masks else 'bbox'
+            evaluator = dict(_delete_=True, type='CocoMetric', ann_file=dataset['ann_file'], metric=metric)
+            changes[f'{split}_evaluator',] = evaluator
+    return {**changes, **head_changes(cfg, len(found.classes))}
+
+
+def replace_inner(dataset: Mapping, value: dict) -> tuple[tuple[str, ...], dict]:
+    """Return the place below a wrapper of the dataset that reads files, and its new value; joined ones become one."""
+    place = []
+    while isinstance(dataset.get('dataset'), Mapping):
+        dataset = dataset['dataset']
+        place.append('dataset')
+    return tuple(place), value
+
+
+def pipeline_of(cfg: Config, dataset: Mapping, found: Imported, split: str) -> Source | list:
+    """Return the pipeline of a config's dataset, by the name of its variable where it needs no change."""
+    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
+        dataset = dataset.get('dataset') or dataset['datasets'][0]
+    given = dataset.get('pipeline') or []
+    pipeline = copy.deepcopy(list(given))
+    for step in walk(pipeline):
+        if step.get('type') == 'LoadAnnotations' and step.get('reduce_zero_label') is not None:
+            step['reduce_zero_label'] = found.reduce_zero_label
+    for name in (f'{split}_pipeline', 'test_pipeline'):
+        if pipeline == list(cfg.get(name) or ()):
+            return Source(f'_base_.{name}')
+    return plain(pipeline)
+
+
+def plain(node: Any) -> Any:
+    """Return a node of a config as plain dicts, lists and tuples."""
+    if isinstance(node, Mapping):
+        return {key: plain(value) for key, value in node.items()}
+    return type(node)(map(plain, node)) if isinstance(node, list | tuple) else node
+
+
+def head_changes(cfg: Config, num_classes: int) -> Changes:
+    """Return the number of classes for every head, and what follows from it."""
+    model = copy.deepcopy(cfg.model)
+    for head in walk(model, CLASS_AGNOSTIC):
+        set_classes(head, num_classes)
+    return dict(differences(cfg.model, model, ('model',)))
+
+
+def differences(old: Any, new: Any, path: tuple) -> Iterator[tuple[tuple, Any]]:
+    """Yield path and new value of each place in which two nodes of the same keys differ."""
+    if isinstance(new, Mapping):
+        for key in new:
+            yield from differences(old[key], new[key], (*path, key))
+    elif isinstance(new, list | tuple) and len(new) == len(old) and any(isinstance(each, Mapping) for each in new):
+        for i, each in enumerate(new):
+            yield from differences(old[i], each, (*path, i))
+    elif old != new:
+        yield path, plain(new)
+
+
+def schedule_changes(cfg: Config, num_images: int, task: str) -> Changes:
+    """Return a schedule for the size of the data, with the lr for the batch.
+
+    A small data set is trained for :data:`FEW_EPOCHS`, and for :data:`FEW_ITERATIONS` at least; phases and warm-up
+    keep their shares.
+    """
+    batch = cfg.train_dataloader.get('batch_size', 1)
+    steps = max(1, num_images // batch)  # in an epoch
+    loop = cfg.get('train_cfg') or {}
+    by_epoch = loop.get('max_epochs') is not None
+    old = loop.get('max_epochs' if by_epoch else 'max_iters')
+    if not old or num_images >= MANY_IMAGES:
+        return {}
+    iterations = max(FEW_ITERATIONS, FEW_EPOCHS[task] * steps)
+    new = math.ceil(iterations / steps) if by_epoch else iterations
+    total = new * steps if by_epoch else new
+    every = max(1, new // EVALUATIONS)
+    changes: Changes = {
+        ('train_cfg', 'max_epochs' if by_epoch else 'max_iters'): new,
+        ('train_cfg', 'val_interval'): every,
+        ('param_scheduler',): [scaled(plain(s), new / old, total, by_epoch) for s in walk(cfg.get('param_scheduler'))],
+    }
+    if 'checkpoint' in (cfg.get('default_hooks') or {}):
+        changes['default_hooks', 'checkpoint', 'interval'] = every
+    if (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        changes['auto_scale_lr', 'enable'] = True
+    return changes
+
+
+def scaled(schedule: dict, factor: float, total: int, by_epoch: bool) -> dict:
+    """Return a phase of the lr for a training of another length.
+
+    Args:
+        schedule: One entry of ``param_scheduler``.
+        factor: New length over old.
+        total: Iterations of the new training.
+        by_epoch: The training counts epochs.
+    """
+    if by_epoch and not schedule.get('by_epoch', True):  # the warm-up, in iterations
+        end = schedule.get('end')
+        return {**schedule, 'end': min(end, max(2, total // 20))} if isinstance(end, int) else schedule
+    for key in ('begin', 'end', 'T_max'):
+        if isinstance(schedule.get(key), int) and schedule[key] > 0:
+            schedule[key] = max(1, round(schedule[key] * factor))
+    if 'milestones' in schedule:
+        schedule['milestones'] = [max(1, round(milestone * factor)) for milestone in schedule['milestones']]
+    return schedule
+
+
+def describe_schedule(cfg: Config, changes: Changes) -> str:
+    """Say how long the training is, and how often it is evaluated."""
+    for key, word in (('max_epochs', 'epochs'), ('max_iters', 'iterations')):
+        if ('train_cfg', key) in changes:
+            every = changes['train_cfg', 'val_interval']
+            return f'{changes["train_cfg", key]} {word}, evaluated every {every}; the lr follows the batch size'
+    return "the config's own"
