@@ -86,6 +86,20 @@ RUN = (
     # PyTorch's old launcher passes this instead of setting LOCAL_RANK
     option('--local_rank', '--local-rank', action=LocalRank, type=int, help=argparse.SUPPRESS),
 )
+DATA = (
+    option(
+        '--format',
+        dest='data_format',
+        choices='convnext_dense.data.formats:FORMATS',
+        help='where the data can be read in several ways',
+    ),
+    option('--images', metavar='DIR', help='folder of the images of label maps, where its name does not tell it'),
+    option('--labels', metavar='DIR', help='folder of the label maps'),
+    option(
+        '--classes', type=lambda text: text.split(','), metavar='A,B,C', help='names of the classes, in their order'
+    ),
+    option('--seed', type=int, default=0, help='of the draw of validation images (default: %(default)s)'),
+)
 SOURCE_HELP = 'checkpoint file, address, or convnext://, timm:// or hf:// name'
 FORCE = switch('--force', 'replace files that exist')
 
@@ -99,7 +113,20 @@ COMMANDS = {
             option('--resume', nargs='?', const='auto', metavar='CKPT',
                    help='continue from the latest checkpoint of the work dir, or from CKPT'),
             switch('--auto-scale-lr', 'scale the lr with the batch size'),
+            option('--data', metavar='PATH', help="your own data in place of the config's: COCO, VOC, YOLO ..."),
+            *DATA,
         ),
+    ),
+    'import-data': Command(
+        'Read data of any known format and write the files to train on',
+        'convnext_dense.data.importing:import_data',
+        (
+            option('source', metavar='SRC', help='file or folder'),
+            option('out', metavar='OUT', help='folder to write to'),
+            option('--task', choices=['det', 'seg'], help='objects or label maps (default: what the data is)'),
+            *DATA,
+        ),
+        shown=True,
     ),
     'test': Command(
         'Evaluate a detector or a segmentor',

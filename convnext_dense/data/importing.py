@@ -24,6 +24,7 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.data.annotation import polygon_area
 from convnext_dense.data.formats import FORMATS, recognise
 from convnext_dense.data.formats.masks import LabelMaps, recoded
+from convnext_dense.data.pictures import ImageKind, find_kind
 from convnext_dense.data.records import Collection, Picture, Thing
 from convnext_dense.data.splits import complete_splits
 
@@ -45,6 +46,7 @@ class Imported:
         num_objects: Class -> objects; empty for label maps.
         has_masks: Every object has a mask.
         reduce_zero_label: In the label maps 0 is unlabelled, and the classes count from 1.
+        images: What the images are, and how they are loaded.
         notes: What the user should know.
     """
 
@@ -57,6 +59,7 @@ class Imported:
     num_objects: dict[str, int]
     has_masks: bool
     reduce_zero_label: bool
+    images: ImageKind
     notes: list[str]
 
     def __str__(self) -> str:
@@ -121,6 +124,8 @@ def import_data(
     counts = Counter(collection.classes[thing.label] for thing in things if not thing.is_crowd)
     if things and (rare := [name for name in collection.classes if not counts[name]]):
         collection.notes.append(f'classes without an object: {", ".join(rare)}')
+    kind = find_kind([picture.path for picture in collection.pictures])
+    collection.notes += kind.notes
     return Imported(
         title=collection.title,
         root=collection.root.absolute(),
@@ -131,6 +136,7 @@ def import_data(
         num_objects=counts,
         has_masks=bool(things) and all(thing.segmentation for thing in things),
         reduce_zero_label=is_seg and getattr(collection, 'reduce_zero_label', False),
+        images=kind,
         notes=collection.notes,
     )
 
@@ -191,8 +197,8 @@ def write_det(collection: Collection, folder: Path, with_masks: bool) -> None:
         if with_masks and (without := sum(not thing.segmentation for thing in things)):
             if without == len(things):
                 raise UserError(
-                    f'{collection.root}: the objects have boxes and no masks, and the config trains masks. Choose a config '
-                    'without masks, such as det/faster_rcnn_convnext_t_coco.'
+                    f'{collection.root}: the objects have boxes and no masks, and the config trains masks. Choose a '
+                    'config without masks, such as det/faster_rcnn_convnext_t_coco.'
                 )
             collection.notes.append(f'{split}: {without} objects have no mask; they are neither learned nor counted')
         if not any(not thing.is_crowd for thing in things) and split in ('train', 'val'):
@@ -256,8 +262,8 @@ def write_seg(collection: Collection, folder: Path) -> None:
     if not isinstance(collection, LabelMaps):
         if any(not thing.segmentation for picture in collection.pictures for thing in picture.things):
             raise UserError(
-                f'{collection.root}: objects have boxes and no masks, and a segmentor learns from masks. Choose a config of '
-                'det/ without masks, such as det/faster_rcnn_convnext_t_coco.'
+                f'{collection.root}: objects have boxes and no masks, and a segmentor learns from masks. Choose a '
+                'config of det/ without masks, such as det/faster_rcnn_convnext_t_coco.'
             )
         collection.classes = [BACKGROUND, *collection.classes]
         collection.notes.append(f'label maps are drawn from the objects; the class {BACKGROUND} is added')

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,6 +18,8 @@ from convnext_dense.compat.errors import UserError
 TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange width and height
 TIFF = ('.tif', '.tiff')
 PERCENTILES = (0.5, 99.5)  # of an image's values, which become 0 and 255
+PLAIN_MODES = ('1', 'L', 'P', 'LA', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')  # of Pillow, with 8 bits
+MOST_LOOKED_AT = 200  # images of a data set
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
@@ -137,7 +141,79 @@ class LoadAnyImage:
         return f'{type(self).__name__}(channels={self.channels}, stretch={self.stretch})'
 
 
-def measure(paths: Sequence[Path], channels: int = 3, stretch: Sequence[float] | None = None) -> dict[str, list[float]]:
+class ImageKind(NamedTuple):
+    """What the images of a data set are, and how they are loaded.
+
+    Attributes:
+        channels: Of the loaded image; 3 is BGR.
+        is_plain: MMCV's loader reads them as they are meant.
+        stretch: The values that become 0 and 255, where the files have other than 8 bits.
+        mean: Of each channel, from 0 to 255; measured where there are other channels than three.
+        std: The standard deviation, likewise.
+        notes: What the user should know.
+    """
+
+    channels: int = 3
+    is_plain: bool = True
+    stretch: tuple[float, float] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_kind(paths: Sequence[Path]) -> ImageKind:
+    """Return the kind of a data set's images, by some of them, evenly spaced.
+
+    Raises:
+        UserError: They have different numbers of bands.
+    """
+    paths = paths[:: math.ceil(len(paths) / MOST_LOOKED_AT) or 1]
+    odd = [path for path in paths if not is_plain(path)]
+    if not odd:
+        return ImageKind()
+    bands = {path: read_bands(path) for path in odd}
+    channels = {1: 3}.get(bands[odd[0]].shape[2], bands[odd[0]].shape[2])
+    for path, values in bands.items():
+        if (values.shape[2] == 1) != (bands[odd[0]].shape[2] == 1) and values.shape[2] != channels:
+            raise UserError(
+                f'The image {odd[0]} has {bands[odd[0]].shape[2]} bands, and {path} has {values.shape[2]}. Take out '
+                'those of the other kind.'
+            )
+    deep = [values for values in bands.values() if values.dtype != np.uint8]
+    stretch, notes = None, []
+    if deep:
+        ends = np.array([np.percentile(values[np.isfinite(values)], PERCENTILES) for values in deep])
+        stretch = (round(float(ends[:, 0].min()), 6), round(float(ends[:, 1].max()), 6))
+        notes.append(
+            f'{deep[0].dtype} images: {stretch[0]:g} becomes 0 and {stretch[1]:g} becomes 255, the smallest '
+            f'{PERCENTILES[0]}th and the largest {PERCENTILES[1]}th percentile of {len(deep)} images; see LoadAnyImage '
+            'in the config'
+        )
+    if channels == 3:
+        return ImageKind(3, False, stretch, notes=tuple(notes))
+    notes.append(f'{channels} bands: the backbone takes all of them; mean and std are measured on {len(odd)} images')
+    mean, std = measure(odd, channels, stretch)
+    return ImageKind(channels, False, stretch, mean, std, tuple(notes))
+
+
+def is_plain(path: Path) -> bool:
+    """Tell by the header of an image whether it has 8 bits and the colours of a picture."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with Image.open(path) as image:
+                if image.mode not in PLAIN_MODES or (path.suffix.lower() in TIFF and image.mode == 'RGBA'):
+                    return False
+        with path.open('rb') as opened:
+            head = opened.read(26)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    return not (head.startswith(b'\x89PNG') and head[24] == 16)  # of which Pillow shows 8 bits
+
+
+def measure(
+    paths: Sequence[Path], channels: int = 3, stretch: Sequence[float] | None = None
+) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel over images, for ``data_preprocessor``.
 
     Args:
@@ -151,10 +227,4 @@ def measure(paths: Sequence[Path], channels: int = 3, stretch: Sequence[float] |
         sums += np.stack([pixels.mean(0), np.square(pixels).mean(0)])
     mean, square = sums / len(paths)
     std = np.sqrt(np.maximum(square - mean**2, 1e-6))
-    return {'mean': [round(float(v), 3) for v in mean], 'std': [round(float(v), 3) for v in std]}
-
-
-def kind_of(path: Path) -> Mapping[str, object]:
-    """Return ``bands`` and whether an image has more than 8 bits, ``is_deep``."""
-    bands = read_bands(path)
-    return {'bands': bands.shape[2], 'is_deep': bands.dtype != np.uint8}
+    return [round(float(v), 3) for v in mean], [round(float(v), 3) for v in std]

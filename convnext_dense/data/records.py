@@ -18,6 +18,12 @@ SPLIT_WORDS = {
     'val': 'val', 'valid': 'val', 'validation': 'val', 'val2017': 'val', 'dev': 'val',
     'test': 'test', 'testing': 'test', 'test2017': 'test',
 }  # fmt: skip
+LABEL_WORDS = ('label', 'mask', 'annot', 'segmentation', 'groundtruth', 'ground_truth')  # in a folder's name
+LABEL_NAMES = ('gt', 'gts', 'seg', 'ann', 'anns', 'gtfine', 'gtcoarse')  # a folder's whole name
+# What may end a file's name, on the one side or on the other.
+AFFIX = re.compile(
+    r'[_\-.](leftimg8bit|gtfine|gtcoarse|labeltrainids|labelids|masks?|labels?|gt|seg|segmentation|annotation|l)$', re.I
+)
 
 
 class Thing(NamedTuple):
@@ -132,6 +138,27 @@ def find_files(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
+def is_label_map(file: Path, root: Path) -> bool:
+    """Tell by its name whether an image file is a label map."""
+    folders = [part.lower() for part in file.relative_to(root).parts[:-1]]
+    if any(part in LABEL_NAMES or any(word in part for word in LABEL_WORDS) for part in folders):
+        return file.suffix.lower() not in ('.jpg', '.jpeg') or 'mask' in file.stem.lower()
+    has_affix = AFFIX.search(file.stem) and not file.stem.lower().endswith('leftimg8bit')
+    return bool(has_affix) and file.suffix.lower() == '.png'
+
+
+def bare_name(file: Path) -> str:
+    """Return a file's name without suffix and affixes.
+
+    >>> bare_name(Path('a_000019_gtFine_labelIds.png')), bare_name(Path('a_000019_leftImg8bit.png'))
+    ('a_000019', 'a_000019')
+    """
+    name = file.stem
+    while match := AFFIX.search(name):
+        name = name[: match.start()]
+    return name or file.stem
+
+
 class ImageIndex:
     """The image files below a folder, found by whatever part of their path an annotation names."""
 
@@ -144,12 +171,13 @@ class ImageIndex:
             if file.stem != file.name:
                 self.by_name.setdefault(file.stem, []).append(file)
 
-    def find(self, name: str, beside: Path) -> Path | None:
+    def find(self, name: str, beside: Path, split: str = '') -> Path | None:
         """Return the file that an annotation means; None where there is none.
 
         Args:
             name: What the annotation says: a name, a path of another machine, an address; with or without suffix.
             beside: The folder of the annotation, where a relative path begins.
+            split: That of the annotation, where it has one.
 
         Raises:
             UserError: Several files are meant equally well.
@@ -167,7 +195,9 @@ class ImageIndex:
                 best, length = [], common
             if common == length:
                 best.append(file)
-        near = [file for file in best if beside in file.parents] or best
+        best = [file for file in best if beside in file.parents] or best
+        best = [file for file in best if not is_label_map(file, self.root)] or best
+        near = [file for file in best if split and split_of(file, self.root) == split] or best
         if len(near) > 1:
             raise UserError(
                 f'The annotations name the image {name!r}, and several files are called so: {some(near)}. Give each '

@@ -1,4 +1,4 @@
-"""Training, validation and test images: those that the data names, or a seeded draw that keeps the shares of classes."""
+"""Training, validation and test images: those that the data names, or a seeded draw with a share of each class."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ def complete_splits(collection: Collection, seed: int = 0) -> None:
     """
     splits = {name: pictures for name, pictures in collection.splits.items() if pictures}
     if 'train' not in splits:
-        parts = [
-            splits.pop(name) for name in ('', 'val', 'test') if name in splits and (name == '' or len(splits) == 1)
-        ]
-        splits['train'] = [picture for part in parts for picture in part]
+        only = '' if '' in splits else next(iter(splits), '')
+        splits['train'] = splits.pop(only, [])
     elif unnamed := splits.pop('', []):
         collection.notes.append(f'left out: {len(unnamed)} images that are in no split, where others are')
     if 'val' not in splits and len(splits['train']) > 1:

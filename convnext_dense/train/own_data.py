@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
 from convnext_dense.configs import CLASS_AGNOSTIC, SPLITS, walk
 from convnext_dense.data.importing import Imported, import_data
+from convnext_dense.data.pictures import ImageKind
 from convnext_dense.swap.changes import Changes
 from convnext_dense.swap.write import Source, config_text
 from convnext_dense.train.config import set_classes
-from convnext_dense.train.screen import tell
+from convnext_dense.train.launch import process_rank
 
 SCOPES = {'mmdet': 'det', 'mmseg': 'seg'}
 FEW_ITERATIONS = 1000  # that the smallest data set is trained for
@@ -36,18 +39,23 @@ def prepare_data(config: str | os.PathLike, source: str | os.PathLike, out: Path
         config: Of a detector or a segmentor, as for :func:`~convnext_dense.configs.load_config`.
         source: The data, as for :func:`~convnext_dense.data.importing.import_data`, like the options.
         out: The folder to write to.
+        **options: Of ``import_data``.
 
     Raises:
         UserError: The data cannot be read, or does not suit the config.
     """
     file = out / 'data.py'
+    if process_rank() > 0:  # the first process writes
+        while not file.is_file():
+            time.sleep(0.1)
+        return file
     heading = f'{Path(config).stem} for the data in {Path(source).absolute()}.'
     if file.is_file():
         if not file.read_text(encoding='utf-8').startswith(f'"""{heading}'):
             raise UserError(
-                f'{file} exists and is for other data or another config. Choose another --work-dir, or remove it.'
+                f'{file} exists, for other data or another config. Choose another --work-dir, or remove it.'
             )
-        tell(f'config      {file}, as it was written and maybe edited; remove it to read the data again')
+        show(f'config      {file}, as it is; remove it to read the data again')
         return file
     cfg = configs.load_config(config)
     task = SCOPES.get(cfg.get('default_scope'))
@@ -59,9 +67,16 @@ def prepare_data(config: str | os.PathLike, source: str | os.PathLike, out: Path
     found = import_data(source, out, task=task, with_masks=with_masks, **options)
     changes = {**data_changes(cfg, found, task, with_masks), **schedule_changes(cfg, found.num_images['train'], task)}
     advice = 'Edit it as you like; it is a config like any other.'
-    file.write_text(config_text(f'{heading}\n\n{advice}\n', base_name(config), changes), encoding='utf-8')
-    tell(*str(found).splitlines(), f'schedule    {describe_schedule(cfg, changes)}', f'config      {file}')
+    show(f'{found}\nschedule    {describe_schedule(cfg, changes)}\nconfig      {file}')
+    draft = file.with_suffix('.draft')
+    draft.write_text(config_text(f'{heading}\n\n{advice}\n', base_name(config), changes), encoding='utf-8')
+    draft.replace(file)
     return file
+
+
+def show(text: str) -> None:
+    """Print what became of the data on standard error, as all that is no result."""
+    print(text, file=sys.stderr)
 
 
 def base_name(config: str | os.PathLike) -> str:
@@ -96,22 +111,34 @@ def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> C
         else:
             dataset.update(type='ListedLabels', reduce_zero_label=found.reduce_zero_label)
             dataset.update({} if split == 'train' else dict(test_mode=True))
-        place, value = replace_inner(loader.dataset, dataset)
-        changes[f'{split}_dataloader', 'dataset', *place] = value
+        place = inner_place(loader.dataset)
+        changes[(f'{split}_dataloader', 'dataset', *place)] = dataset
         if task == 'det' and split != 'train' and cfg.get(f'{split}_evaluator'):
             metric = ['bbox', 'segm'] if with_masks else 'bbox'
             evaluator = dict(_delete_=True, type='CocoMetric', ann_file=dataset['ann_file'], metric=metric)
             changes[f'{split}_evaluator',] = evaluator
-    return {**changes, **head_changes(cfg, len(found.classes))}
+    return {**changes, **head_changes(cfg, len(found.classes)), **band_changes(cfg, found.images)}
 
 
-def replace_inner(dataset: Mapping, value: dict) -> tuple[tuple[str, ...], dict]:
-    """Return the place below a wrapper of the dataset that reads files, and its new value; joined ones become one."""
-    place = []
+def band_changes(cfg: Config, images: ImageKind) -> Changes:
+    """Return what a model needs for images of other channels than three."""
+    if images.mean is None:
+        return {}
+    given = plain(cfg.model.get('data_preprocessor') or {})
+    preprocessor = {**given, 'type': 'BandsPreprocessor', 'base': given.get('type'), '_delete_': True}
+    preprocessor.update(mean=images.mean, std=images.std)
+    return {
+        ('model', 'data_preprocessor'): preprocessor,
+        ('model', 'backbone', 'in_channels'): images.channels,
+    }
+
+
+def inner_place(dataset: Mapping) -> tuple[str, ...]:
+    """Return where, below its wrappers, the dataset stands that reads files."""
+    place = ()
     while isinstance(dataset.get('dataset'), Mapping):
-        dataset = dataset['dataset']
-        place.append('dataset')
-    return tuple(place), value
+        dataset, place = dataset['dataset'], (*place, 'dataset')
+    return place
 
 
 def pipeline_of(cfg: Config, dataset: Mapping, found: Imported, split: str) -> Source | list:
@@ -120,9 +147,12 @@ def pipeline_of(cfg: Config, dataset: Mapping, found: Imported, split: str) -> S
         dataset = dataset.get('dataset') or dataset['datasets'][0]
     given = dataset.get('pipeline') or []
     pipeline = copy.deepcopy(list(given))
-    for step in walk(pipeline):
+    kind = found.images
+    for i, step in enumerate(pipeline):
         if step.get('type') == 'LoadAnnotations' and step.get('reduce_zero_label') is not None:
             step['reduce_zero_label'] = found.reduce_zero_label
+        if step.get('type') == 'LoadImageFromFile' and not kind.is_plain:
+            pipeline[i] = dict(type='LoadAnyImage', channels=kind.channels, stretch=kind.stretch)
     for name in (f'{split}_pipeline', 'test_pipeline'):
         if pipeline == list(cfg.get(name) or ()):
             return Source(f'_base_.{name}')
@@ -163,7 +193,7 @@ def schedule_changes(cfg: Config, num_images: int, task: str) -> Changes:
     keep their shares.
     """
     batch = cfg.train_dataloader.get('batch_size', 1)
-    steps = max(1, num_images // batch)  # in an epoch
+    steps = math.ceil(num_images / batch)  # in an epoch
     loop = cfg.get('train_cfg') or {}
     by_epoch = loop.get('max_epochs') is not None
     old = loop.get('max_epochs' if by_epoch else 'max_iters')

@@ -47,7 +47,7 @@ def read(path: Path) -> Collection:
     root = path if path.is_dir() else path.parent
     contents = {file: read_json(file) for file in files}
     classes = merge_classes({file: class_names(file, content) for file, content in contents.items()})
-    images = ImageIndex(image_root(root, path))
+    images = ImageIndex(image_root(root))
     collection, faults = Collection('COCO JSON', images.root, classes, {}), Faults()
     for file, content in contents.items():
         if not content.get('annotations'):
@@ -59,9 +59,9 @@ def read(path: Path) -> Collection:
     return collection
 
 
-def image_root(root: Path, path: Path) -> Path:
-    """Return the folder below which the images are looked for: of a file in ``annotations/`` the one above."""
-    return root.parent if path.is_file() and root.name.lower() in ('annotations', 'annotation', 'labels') else root
+def image_root(root: Path) -> Path:
+    """Return the folder below which the images are looked for: of ``annotations/`` the one above."""
+    return root.parent if root.name.lower() in ('annotations', 'annotation', 'labels') else root
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def read_images(file: Path, content: Mapping, images: ImageIndex, faults: Faults
         if not isinstance(name, str) or not isinstance(entry.get('id'), int | str):
             faults.add('images without id or file_name', f'{file.name}: {str(entry)[:60]}')
             continue
-        path = images.find(name, file.parent)
+        path = images.find(name, file.parent, split_of(file, images.root))
         if path is None:
             missing.append(name)
         elif size := image_size(path):

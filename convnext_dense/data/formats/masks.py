@@ -14,16 +14,19 @@ from PIL import Image
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.data.pictures import image_size
-from convnext_dense.data.records import IMAGE_SUFFIXES, Collection, Picture, find_files, some, split_of
+from convnext_dense.data.records import (
+    IMAGE_SUFFIXES,
+    Collection,
+    Picture,
+    bare_name,
+    find_files,
+    is_label_map,
+    some,
+    split_of,
+)
 
 IGNORED = 255
 MOST_COLOURS = 256  # of label maps; a photograph has more
-LABEL_WORDS = ('label', 'mask', 'annot', 'segmentation', 'groundtruth', 'ground_truth')  # in a folder's name
-LABEL_NAMES = ('gt', 'gts', 'seg', 'ann', 'anns', 'gtfine', 'gtcoarse')  # a folder's whole name
-# What may end a file's name, on the one side or on the other.
-AFFIX = re.compile(
-    r'[_\-.](leftimg8bit|gtfine|gtcoarse|labeltrainids|labelids|masks?|labels?|gt|seg|segmentation|annotation|l)$', re.I
-)
 NOT_CLASSES = re.compile(r'[_\-](color|colors|instanceids|instances|polygons|vis|overlay)$', re.I)
 CLASS_FILES = ('*class*.txt', '*class*.csv', 'labelmap.txt', 'labels.txt', 'names.txt')
 
@@ -63,27 +66,6 @@ def find_pairs(root: Path, images: Path | None = None, labels: Path | None = Non
         if trained:
             pairs.append((file, trained[0]))
     return pairs
-
-
-def is_label_map(file: Path, root: Path) -> bool:
-    """Tell by its name whether an image file is a label map."""
-    folders = [part.lower() for part in file.relative_to(root).parts[:-1]]
-    if any(part in LABEL_NAMES or any(word in part for word in LABEL_WORDS) for part in folders):
-        return file.suffix.lower() not in ('.jpg', '.jpeg') or 'mask' in file.stem.lower()
-    has_affix = AFFIX.search(file.stem) and not file.stem.lower().endswith('leftimg8bit')
-    return bool(has_affix) and file.suffix.lower() == '.png'
-
-
-def bare_name(file: Path) -> str:
-    """Return a file's name without suffix and affixes.
-
-    >>> bare_name(Path('a_000019_gtFine_labelIds.png')), bare_name(Path('a_000019_leftImg8bit.png'))
-    ('a_000019', 'a_000019')
-    """
-    name = file.stem
-    while match := AFFIX.search(name):
-        name = name[: match.start()]
-    return name or file.stem
 
 
 @dataclass
