@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from convnext_dense import compat as stack
-from convnext_dense.compat.ops import OPS, find_op, nms, roi_align
+from convnext_dense.compat.ops import OPS, deform_conv, find_op, nms, roi_align
 
 METHODS = ('naive', 'linear', 'gaussian')
 
@@ -325,9 +325,14 @@ def test_the_ops_take_the_arguments_of_the_compiled_ones():
     if not source.exists():
         pytest.skip('this mmcv comes without its C++ sources')
     bindings = dict(re.findall(r'm\.def\("(\w+)"(.*?)\);', source.read_text(), flags=re.DOTALL))
-    for name in set(OPS):
+    for name in OPS:
         expected = re.findall(r'py::arg\("(\w+)"\)', bindings[name])
-        assert list(inspect.signature(find_op(name)).parameters) == expected, name
+        taken = [*inspect.signature(find_op(name)).parameters]
+        if taken[-1:] == ['sizes']:  # the numbers, by their names
+            sizes = deform_conv.MODULATED_SIZES if name.startswith('modulated') else deform_conv.SIZES
+            assert set(sizes) < set(expected), name
+            taken, expected = taken[:-1], expected[: len(taken) - 1]
+        assert taken == expected, name
 
 
 def test_mmcv_ops_import_and_a_missing_op_says_what_to_do():

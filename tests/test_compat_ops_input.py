@@ -142,8 +142,8 @@ def ext_calls() -> dict[str, dict]:
         op = find_op(name)
 
         def record(*args, **kwargs):
-            bound = inspect.signature(op).bind(*args, **kwargs).arguments
-            calls.setdefault(name, {k: v.clone() if isinstance(v, Tensor) else v for k, v in bound.items()})
+            given = dict(zip(inspect.signature(op).parameters, args, strict=False)) | kwargs
+            calls.setdefault(name, {k: v.clone() if isinstance(v, Tensor) else v for k, v in given.items()})
             return op(*args, **kwargs)
 
         return record
