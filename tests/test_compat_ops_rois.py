@@ -9,7 +9,8 @@ import torchvision
 
 from convnext_dense import compat as stack
 from convnext_dense.compat.errors import UserError
-from convnext_dense.compat.ops import deform_roi_pool, find_op
+from convnext_dense.compat.ops import find_op
+from convnext_dense.compat.ops import rois as rois_of_ops
 
 NAN, INF = math.nan, math.inf
 
@@ -152,7 +153,7 @@ def test_roi_pool_leaves_nan_out_as_a_loop_does(device):
 def test_deform_roi_pool_averages_what_a_plain_loop_averages(ratio, moved, device, monkeypatch):
     from mmcv.ops import deform_roi_pool as pool
 
-    monkeypatch.setattr(deform_roi_pool, 'numbers_at_once', lambda device: 800)
+    monkeypatch.setattr(rois_of_ops, 'numbers_at_once', lambda device: 800)
     features, rois, offset = torch.randn(2, 2, 9, 12), draw_rois(6, extent=24), torch.randn(6, 2, 3, 2)
 
     def locate(k, roi, row, column):

@@ -56,13 +56,7 @@ def deform_conv_backward_input(
 
 
 def deform_conv_backward_parameters(
-    input: Tensor,
-    offset: Tensor,
-    gradOutput: Tensor,
-    gradWeight: Tensor,
-    columns: Tensor,
-    ones: Tensor,
-    **sizes: float,
+    input: Tensor, offset: Tensor, gradOutput: Tensor, gradWeight: Tensor, columns: Tensor, ones: Tensor, **sizes: float
 ) -> None:
     """Add ``scale`` times the gradient of the weight to ``gradWeight``."""
     kept_for, gradient = columns.__dict__.pop('weight_gradient', (None, None))
@@ -186,7 +180,7 @@ class _Convolution(NamedTuple):
         return (input, self.weight, offset, mask, self.bias, *self.geometry, self.has_mask)
 
     def _batches(self) -> Iterator[slice]:
-        samples = self.input.shape[1] * self.weight[0, 0].numel() * self.offset[0, 0].numel()
+        samples = self.input.shape[1] * self.weight[0, 0].numel() * self.offset.shape[2:].numel()
         step = max(1, numbers_at_once(self.input.device) // samples)
         for first in range(0, len(self.input), step):
             yield slice(first, first + step)

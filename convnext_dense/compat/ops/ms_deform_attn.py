@@ -1,14 +1,12 @@
 """Multi-scale deformable attention (https://arxiv.org/abs/2010.04159), forward and backward.
 
-In: values ``(B, K, M, D)``, the pixels of all feature maps one after the other, for ``M`` heads; the maps' sizes
-``(L, 2)`` as ``(height, width)`` and first pixels ``(L,)``; sampling points ``(B, Q, M, L, P, 2)`` as ``(x, y)``, a map
-being 0 to 1 wide; the points' weights ``(B, Q, M, L, P)``.
-Out: for each query the weighted sum of its samples, ``(B, Q, M * D)``, or the gradients.
+``value`` ``(B, K, M, D)`` holds the pixels of all feature maps one after the other, for ``M`` heads. Each query samples
+them at points ``(B, Q, M, L, P, 2)`` as ``(x, y)``, a map being 0 to 1 wide, and sums the samples by their weights
+``(B, Q, M, L, P)``.
 
 A sample is a weighted sum of the four pixels around it, so an output is one of ``4 * L * P`` rows of ``D`` numbers: an
 embedding bag. PyTorch's kernels sum bags without holding their rows. The gradient of the values is a sum of bags too,
-one bag for each pixel, after a sort. Whatever the size of the images, about 100 bytes are held for each of
-``PIXELS_AT_ONCE`` pixels that are read, and in the backward op the numbers of some of them.
+one bag for each pixel, after a sort. About 100 bytes are held for each of ``PIXELS_AT_ONCE`` pixels that are read.
 """
 
 from collections.abc import Iterator
@@ -204,18 +202,16 @@ def _prepare(value: Tensor, sizes: Tensor, first_pixel: Tensor, points: Tensor, 
             f'{num_pixels} pixels of value.'
         )
     num_samples = num_levels * num_points
-
-    def by_sample(per_level: Tensor) -> Tensor:
-        return per_level[:, None].expand(-1, num_points).repeat(num_heads, 1).flatten()
-
+    levels = torch.cat([sizes, first_pixel[:, None]], dim=1).repeat_interleave(num_points, dim=0)
+    height, width, first_pixel = levels.repeat(num_heads, 1).unbind(dim=1)  # of each sample
     head = torch.arange(num_heads, device=value.device).repeat_interleave(num_samples)
     return _Attention(
         rows=value.reshape(-1, value.shape[3]),
         points=points.reshape(-1, num_heads * num_samples, 2),
         weights=weights.reshape(-1, num_heads * num_samples),
-        height=by_sample(sizes[:, 0]).to(value.dtype),
-        width=by_sample(sizes[:, 1]).to(value.dtype),
-        first_row=(by_sample(first_pixel) * num_heads + head).int(),
+        height=height.to(value.dtype),
+        width=width.to(value.dtype),
+        first_row=(first_pixel * num_heads + head).int(),
         num_samples=num_samples,
         rows_per_image=num_pixels * num_heads,
         num_queries=num_queries,
