@@ -4,6 +4,8 @@ The formulas and the smallest probability are those of mmcv. Half precision is c
 probability of a logit of 9 is 1, and the loss would be infinite.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,23 +19,19 @@ SMALLEST = torch.finfo(torch.float32).tiny  # of a probability before its logari
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Fill ``output`` ``(N, C)``.
+    """Fill ``output`` ``(N, C)``, given logits ``(N, C)``, right classes ``(N,)`` and class weights ``(C,)`` or none.
 
-    Args:
-        input: Logits ``(N, C)``.
-        target: ``(N,)``; ``C``, or a negative number, is background: no class is right.
-        weight: Of the classes ``(C,)``; empty for none.
-        output: Filled in place.
-        gamma: Exponent; 0 is cross entropy.
-        alpha: Share of the right class; a wrong class has 1 - alpha.
-
-    Raises:
-        UserError: A class is above ``C``, or has no weight.
+    Where ``target`` is ``C`` or negative, no class is right: it is background. The right class has the share ``alpha``, a
+    wrong one ``1 - alpha``; a ``gamma`` of 0 makes it cross entropy.
     """
     logits, weight = _checked(input, target, weight)
-    right, p, q = _probabilities(logits, target)
-    loss = _log(p).mul_(q**gamma)
-    output.copy_(torch.where(right, loss * -alpha, loss * (alpha - 1)) * weight)
+    loss = _by_class(
+        logits,
+        target,
+        wrong=lambda p: _log(1 - p).mul_(p**gamma).mul_(alpha - 1),
+        right=lambda p: _log(p) * (1 - p) ** gamma * -alpha,
+    )
+    output.copy_(loss.mul_(weight))
 
 
 def sigmoid_focal_loss_backward(
@@ -41,17 +39,25 @@ def sigmoid_focal_loss_backward(
 ) -> None:
     """Fill ``grad_input`` ``(N, C)``; the other arguments are those of the forward op."""
     logits, weight = _checked(input, target, weight)
-    right, p, q = _probabilities(logits, target)
-    gradient = _log(p).mul_(p).mul_(gamma).sub_(q).mul_(q**gamma)
-    grad_input.copy_(torch.where(right, gradient * alpha, gradient * (alpha - 1)) * weight)
+    gradient = _by_class(
+        logits,
+        target,
+        wrong=lambda p: _log(1 - p).mul_(1 - p).mul_(gamma).sub_(p).mul_(p**gamma).mul_(alpha - 1),
+        right=lambda p: (1 - p) ** gamma * (1 - p - gamma * p * _log(p)) * -alpha,
+    )
+    grad_input.copy_(gradient.mul_(weight))
 
 
-def _probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Say which element of each row is of the right class, and how probable the truth and the error are, ``(N, C)``."""
-    right = target[:, None] == torch.arange(logits.shape[1], device=logits.device)
+def _by_class(logits: Tensor, target: Tensor, wrong: Callable, right: Callable) -> Tensor:
+    """Apply ``right`` to the probability of each row's right class and ``wrong`` to the others, ``(N, C)``.
+
+    It does not wait for an accelerator.
+    """
     p = logits.sigmoid()
-    q = 1 - p
-    return right, torch.where(right, p, q), torch.where(right, q, p)
+    values = wrong(p)
+    column = target.long().clamp(0, logits.shape[1] - 1)[:, None]
+    of_right = torch.where(column == target[:, None], right(p.gather(1, column)), values.gather(1, column))
+    return values.scatter_(1, column, of_right)
 
 
 def _log(probability: Tensor) -> Tensor:

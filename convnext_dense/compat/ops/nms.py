@@ -21,7 +21,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     """Return the indices of the boxes to keep, best score first; a box goes if its IoU is above the threshold."""
     boxes, scores = _checked('nms', boxes, scores)
     iou_threshold = _as_float32('nms', iou_threshold)
-    order = _best_first(scores)
+    order = scores.argsort(descending=True)
     if offset == 0 and len(boxes):
         import torchvision
 
@@ -38,7 +38,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """
     (dets,) = as_computable('nms_match', dets=dets)
     check_shape('nms_match', dets=(dets.shape, (*dets.shape[:1], 5)))
-    order = _best_first(dets[:, 4])
+    order = dets[:, 4].argsort(descending=True)
     owners = _find_owners(dets[order, :4], _as_float32('nms_match', iou_threshold), offset=0, reaches=torch.ge)
     groups = {}
     for owner, box in zip(owners.tolist(), order.tolist(), strict=True):
@@ -100,10 +100,6 @@ def _as_float32(op: str, value: float) -> float:
     if isinstance(value, str):
         raise UserError(f'{op} takes numbers for thresholds and sigma; got {value!r}.')
     return float(np.float32(value))
-
-
-def _best_first(scores: Tensor) -> Tensor:
-    return scores.sort(dim=0, descending=True).indices
 
 
 def _find_owners(boxes: Tensor, iou_threshold: float, offset: int, reaches: Callable) -> Tensor:

@@ -38,6 +38,8 @@ def roi_align_forward(
 
     An accelerator would have to wait for the check of the RoIs. For the average, a RoI of no image becomes NaN there.
     """
+    import torchvision  # noqa: F401  registers torch.ops.torchvision
+
     features, rois = as_computable(OP, input=input, rois=rois)
     check_choice(OP, (MAXIMUM, AVERAGE), pool_mode=pool_mode)
     cells = (aligned_height, aligned_width)
@@ -48,8 +50,6 @@ def roi_align_forward(
     rois, lost = _without_lost(rois, len(features))
     if output.numel() == 0:
         return
-    import torchvision  # noqa: F401  registers torch.ops.torchvision
-
     if pool_mode == AVERAGE:
         pooled = torch.ops.torchvision.roi_align(features, rois, scale, *cells, sampling_ratio, aligned)
         output.copy_(pooled.masked_fill_(lost[:, None, None, None], math.nan))
@@ -98,12 +98,8 @@ def roi_align_backward(
 
 
 def _without_lost(rois: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
-    """Return the RoIs with 0 for those of no image, where a kernel would reach foreign memory, and which these are.
-
-    Raises:
-        UserError: There are no images at all.
-    """
-    if num_images == 0:
+    """Return the RoIs with 0 for those of no image, where a kernel would reach foreign memory, and which these are."""
+    if num_images == 0:  # there would be no image to send them to
         check_rois(OP, rois, num_images)
     lost = ~((rois[:, 0] >= 0) & (rois[:, 0] < num_images))
     return rois.masked_fill(lost[:, None], 0), lost
