@@ -217,8 +217,7 @@ def _prepare(
     input, weight, offset, mask, bias = as_computable(
         op, input=input, weight=weight, offset=offset, mask=mask, bias=bias if has_bias else None
     )
-    _check(op, geometry, input, weight)
-    size = geometry.output_size(input.shape[2:], weight.shape[2:])
+    size = _check(op, geometry, input, weight)
     num_samples = geometry.deform_groups * weight[0, 0].numel()
     if has_mask:
         offset, mask = _first_numbers(offset, size), _first_numbers(mask, size)
@@ -245,8 +244,8 @@ def _first_numbers(maps: Tensor, size: list[int]) -> Tensor:
     return maps.flatten(1)[:, : maps.shape[1] * size[0] * size[1]].unflatten(1, (-1, *size))
 
 
-def _check(op: str, geometry: _Geometry, input: Tensor, weight: Tensor) -> None:
-    """Refuse what torchvision refuses without the op's name, or not at all."""
+def _check(op: str, geometry: _Geometry, input: Tensor, weight: Tensor) -> list[int]:
+    """Return the size of the output. Refuse what torchvision refuses without the op's name, or not at all."""
     if min(*geometry[:2], *geometry[4:]) < 1 or min(geometry[2:4]) < 0:
         raise UserError(f'{op} needs strides, dilations and groups of 1 or more and no negative padding: {geometry}.')
     if input.ndim != 4 or weight.ndim != 4 or 0 in weight.shape:
@@ -259,3 +258,7 @@ def _check(op: str, geometry: _Geometry, input: Tensor, weight: Tensor) -> None:
             f'{op}: {len(weight)} output channels must be a multiple of groups={geometry.groups}, '
             f'and {input.shape[1]} input channels of deform_groups={geometry.deform_groups}.'
         )
+    size = geometry.output_size(input.shape[2:], weight.shape[2:])
+    if min(size) < 1:
+        raise UserError(f'{op}: a map of {tuple(input.shape[2:])} pixels is too small for the kernel: pad it more.')
+    return size

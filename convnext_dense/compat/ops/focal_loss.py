@@ -21,7 +21,7 @@ def sigmoid_focal_loss_forward(
 ) -> None:
     """Fill ``output`` ``(N, C)``, given logits ``(N, C)``, right classes ``(N,)`` and class weights ``(C,)`` or none.
 
-    Where ``target`` is ``C`` or negative, no class is right: it is background. The right class has the share ``alpha``, a
+    A ``target`` of ``C`` or below 0 is background: no class is right. The right class has the share ``alpha``, a
     wrong one ``1 - alpha``; a ``gamma`` of 0 makes it cross entropy.
     """
     logits, weight = _checked(input, target, weight)
