@@ -1,4 +1,4 @@
-"""Deformable attention, PSANet's masks and criss-cross attention against plain loops, closed forms and gradcheck."""
+"""Deformable attention against mmcv's version in plain torch, and PSANet's masks against a plain loop."""
 
 import math
 
@@ -133,38 +133,3 @@ def test_psa_mask_is_its_definition_and_its_gradient_the_way_back(kind, mask_siz
     numbers = torch.arange(1.0, 1 + masks.numel()).view(masks.shape)
     kept = torch.isin(numbers, psa_by_hand(numbers, 4, 5, mask_size, kind))
     assert torch.equal(gradient.cpu(), torch.where(kept, masks.detach().cpu(), 0))
-
-
-@pytest.mark.parametrize(('mode', 'dim', 'ahead'), [('top', 1, 1), ('bottom', 1, -1), ('left', 2, 1), ('right', 2, -1)])
-def test_corner_pool_takes_the_largest_from_here_to_the_side(mode, dim, ahead, device):
-    """It has no compiled part in mmcv 2."""
-    from mmcv.ops import CornerPool
-
-    x = torch.randn(2, 3, 5, 6, device=device, requires_grad=True)
-    expected = x.detach().clone()
-    for c, i, j in np.ndindex(3, 5, 6):
-        rows = slice(i, None) if ahead > 0 else slice(None, i + 1)
-        columns = slice(j, None) if ahead > 0 else slice(None, j + 1)
-        run = x[:, c, rows, j] if dim == 1 else x[:, c, i, columns]
-        expected[:, c, i, j] = run.detach().amax(1)
-    pooled = CornerPool(mode)(x)
-    assert torch.equal(pooled, expected)
-    pooled.sum().backward()
-    assert x.grad.sum() == x.numel()
-
-
-def test_criss_cross_attention_sees_its_row_and_column_once(device):
-    """It is plain torch in mmcv: no op is asked for it."""
-    from mmcv.ops import CrissCrossAttention
-
-    layer, x = CrissCrossAttention(8).to(device), torch.randn(2, 8, 3, 4, device=device)
-    with torch.no_grad():
-        layer.gamma.scale.fill_(0.7)
-        output = layer(x)
-        query, key, value = layer.query_conv(x), layer.key_conv(x), layer.value_conv(x)
-        for n, row, column in np.ndindex(2, 3, 4):
-            seen = {(y, column) for y in range(3)} | {(row, x_) for x_ in range(4)}
-            energy = torch.stack([query[n, :, row, column] @ key[n, :, y, x_] for y, x_ in seen])
-            mixed = sum(a * value[n, :, y, x_] for a, (y, x_) in zip(energy.softmax(0), seen, strict=True))
-            expected = 0.7 * mixed + x[n, :, row, column]
-            torch.testing.assert_close(output[n, :, row, column], expected, rtol=1e-4, atol=1e-4)
