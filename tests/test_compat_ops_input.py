@@ -251,7 +251,9 @@ def test_forward_and_backward_under_autocast(name, device):
         found.sum().backward()
     expected.sum().backward()
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+    # mmcv rounds the other inputs of these to the type of that one.
+    rounding = 0.02 if name == 'ms_deform_attn' or 'deform_conv' in name else 0
+    torch.testing.assert_close(found, expected.bfloat16(), rtol=rounding, atol=rounding)
     for leaf, exact in zip(inputs.values(), rounded.values(), strict=True):
         assert leaf.grad.dtype == torch.float32
         torch.testing.assert_close(leaf.grad, exact.grad, rtol=0.05, atol=0.02 * exact.grad.abs().max().item())
@@ -278,20 +280,6 @@ def test_types_may_be_mixed(name, dtype):
 
 
 @pytest.mark.parametrize('name', TRAINED)
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_gradients_have_the_type_of_their_argument(name, dtype, device):
-    call = on(device, CALLS[name])
-    half = {place: leaf.detach().to(dtype).requires_grad_() for place, leaf in leaves(call).items()}
-    exact = {place: leaf.detach().float().requires_grad_() for place, leaf in half.items()}
-    for given in (half, exact):
-        results(call, given)[0].sum().backward()
-    for place in call.trained:
-        assert half[place].grad.dtype == dtype
-        largest = exact[place].grad.abs().max().item()
-        torch.testing.assert_close(half[place].grad.float(), exact[place].grad, rtol=0.05, atol=0.02 * largest)
-
-
-@pytest.mark.parametrize('name', TRAINED)
 def test_the_gradients_are_the_derivatives(name, device):
     call = on(device, CALLS[name])
     call = call._replace(arguments=tuple(to_double(argument) for argument in call.arguments))
@@ -301,7 +289,7 @@ def test_the_gradients_are_the_derivatives(name, device):
     )
 
 
-# The way of others: deform_roi_pool and roi_pool have to know how many samples or pixels there are.
+# The others have to know how many samples or pixels there are.
 @pytest.mark.skipif(
     torch.__version__ < '2.5' and not torch.cuda.is_available(),
     reason='PyTorch 2.4 for CUDA aborts at a fake tensor of a GPU where there is none',
@@ -363,6 +351,7 @@ EMPTY = {
     'soft_nms': {0: boxes(0), 1: rand(0)},
     'nms_match': {0: rand(0, 5)},
     'roi_align': {1: rand(0, 5)},
+    'roi_align, max': {1: rand(0, 5)},
     'roi_pool': {1: rand(0, 5)},
     'deform_roi_pool': {1: rand(0, 5), 2: rand(0, 2, 2, 2)},
     'masked_conv2d': {1: torch.zeros(1, 6, 7)},
@@ -389,7 +378,7 @@ def test_nothing_gives_nothing(name):
             assert leaf.grad is None or leaf.grad.abs().sum() == 0
 
 
-@pytest.mark.parametrize('name', ['roi_align', 'roi_pool', 'deform_roi_pool'])
+@pytest.mark.parametrize('name', ['roi_align', 'roi_align, max', 'roi_pool', 'deform_roi_pool'])
 def test_pooling_of_no_channels_images_and_cells(name):
     call = CALLS[name]
     none = torch.zeros(0, call.arguments[1].shape[1])

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-import torchvision
 
 from convnext_dense import compat
 from convnext_dense.compat.errors import UserError
@@ -124,19 +123,6 @@ def test_roi_pool_takes_the_largest_pixel_of_each_cell(scale, device):
     assert torch.equal(buffers[2].cpu(), expected)
     assert torch.equal(buffers[3].cpu().long(), places)
     assert (places == -1).any()
-
-
-def test_roi_pool_of_whole_pixels_is_torchvisions(device):
-    from mmcv.ops import RoIPool
-
-    features, rois = torch.randn(2, 3, 20, 20, device=device), draw_rois(8, extent=20).round().to(device)
-    rois[:, 1:] = rois[:, 1:].clamp(0, 19)
-    expected = torchvision.ops.roi_pool(features, rois, (2, 5))
-    assert torch.equal(RoIPool((2, 5))(features, rois), expected)
-    torch.testing.assert_close(
-        gradient_of(RoIPool((2, 5)), features, rois),
-        gradient_of(lambda f, r: torchvision.ops.roi_pool(f, r, (2, 5)), features, rois),
-    )
 
 
 def test_a_cell_without_pixels_gets_no_gradient(device):
