@@ -100,14 +100,8 @@ def psa_by_hand(masks, height, width, mask_size, kind):
 
 @pytest.mark.parametrize('mask_size', [(3, 5), (7, 9), (11, 1), (1, 2), (4, 4)])
 @pytest.mark.parametrize('kind', ['collect', 'distribute'])
-def test_psa_mask_is_its_definition_and_its_gradient_the_way_back(kind, mask_size, device):
+def test_psa_mask_is_its_definition(kind, mask_size, device):
     from mmcv.ops import PSAMask
 
-    masks = torch.randn(2, math.prod(mask_size), 4, 5, device=device, requires_grad=True)
-    attention = PSAMask(kind, mask_size)(masks)
-    assert torch.equal(attention.detach().cpu(), psa_by_hand(masks, 4, 5, mask_size, kind))
-    # It moves numbers, so that its gradient moves them back, but for those that it dropped.
-    (gradient,) = torch.autograd.grad(attention, masks, attention)
-    numbers = torch.arange(1.0, 1 + masks.numel()).view(masks.shape)
-    kept = torch.isin(numbers, psa_by_hand(numbers, 4, 5, mask_size, kind))
-    assert torch.equal(gradient.cpu(), torch.where(kept, masks.detach().cpu(), 0))
+    masks = torch.randn(2, math.prod(mask_size), 4, 5, device=device)
+    assert torch.equal(PSAMask(kind, mask_size)(masks).cpu(), psa_by_hand(masks, 4, 5, mask_size, kind))

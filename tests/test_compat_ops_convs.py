@@ -1,6 +1,5 @@
 """Deformable and masked convolution, CARAFE and SyncBatchNorm against plain loops, closed forms and gradcheck."""
 
-import itertools
 import math
 
 import numpy as np
@@ -22,34 +21,25 @@ def _prepared():
     compat.prepare()
 
 
-def sample_by_hand(image: np.ndarray, y: float, x: float) -> float:
-    """Weigh every pixel by a tent around it; the world outside of the image is 0."""
-    value = 0.0
-    for row, column in np.ndindex(image.shape):
-        value += max(0, 1 - abs(y - row)) * max(0, 1 - abs(x - column)) * image[row, column]
-    return value
-
-
 def deform_conv_by_hand(x, offset, weight, mask, bias, stride, padding, dilation, groups, deform_groups):
-    """Convolve pixel by pixel."""
-    x, offset, weight, mask, bias = (
-        tensor if tensor is None else tensor.detach().double().cpu().numpy()
-        for tensor in (x, offset, weight, mask, bias)
-    )
-    num_images, channels = x.shape[:2]
-    out_channels, group_channels, taps_y, taps_x = weight.shape
-    output = np.zeros((num_images, out_channels, *offset.shape[2:]))
-    for n, o, row, column in np.ndindex(output.shape):
-        total = 0.0 if bias is None else bias[o]
-        for c, i, j in itertools.product(range(group_channels), range(taps_y), range(taps_x)):
-            channel = o // (out_channels // groups) * group_channels + c
-            tap = (channel // (channels // deform_groups) * taps_y + i) * taps_x + j
-            y = row * stride[0] - padding[0] + i * dilation[0] + offset[n, 2 * tap, row, column]
-            x_ = column * stride[1] - padding[1] + j * dilation[1] + offset[n, 2 * tap + 1, row, column]
-            factor = 1.0 if mask is None else mask[n, tap, row, column]
-            total += weight[o, c, i, j] * factor * sample_by_hand(x[n, channel], y, x_)
-        output[n, o, row, column] = total
-    return torch.from_numpy(output)
+    """Sample the taps of each output pixel in a loop: every pixel is weighed by a tent around it, outside is 0."""
+    num_images, _, height, width = x.shape
+    size, num_taps = offset.shape[2:], weight[0, 0].numel()
+    x, offset = x.unflatten(1, (deform_groups, -1)), offset.view(num_images, deform_groups, num_taps, 2, *size)
+    columns = x.new_zeros(*x.shape[:3], num_taps, *size)
+    for n, g, tap, row, column in np.ndindex(num_images, deform_groups, num_taps, *size):
+        i, j = divmod(tap, weight.shape[3])
+        y, x_ = offset[n, g, tap, :, row, column].tolist()
+        y += row * stride[0] - padding[0] + i * dilation[0]
+        x_ += column * stride[1] - padding[1] + j * dilation[1]
+        rows = (1 - (torch.arange(height).double() - y).abs()).clamp(min=0)
+        cols = (1 - (torch.arange(width).double() - x_).abs()).clamp(min=0)
+        columns[n, g, :, tap, row, column] = rows @ x[n, g] @ cols
+    if mask is not None:
+        columns *= mask.view(num_images, deform_groups, 1, num_taps, *size)
+    columns = columns.flatten(1, 3).unflatten(1, (groups, -1))
+    output = torch.einsum('gok,ngkhw->ngohw', weight.flatten(1).unflatten(0, (groups, -1)), columns).flatten(1, 2)
+    return output if bias is None else output + bias[:, None, None]
 
 
 def convolve(x, offset, weight, *mask_and_bias, **geometry):
@@ -87,8 +77,9 @@ def test_deformable_convolution_is_its_definition(version, kernel, size, geometr
     x, offset, weight, *mask_and_bias = draw_convolution(kernel, size, groups, deform_groups, device)
     inputs = (x, offset, weight) if version == 1 else (x, offset, weight, *mask_and_bias)
     output = convolve(*inputs, **geometry)
-    by_hand = mask_and_bias if version == 2 else (None, None)
-    expected = deform_conv_by_hand(x, offset, weight, *by_hand, *geometry.values())
+    drawn = (x, offset, weight, *(mask_and_bias if version == 2 else (None, None)))
+    drawn = (tensor if tensor is None else tensor.detach().cpu() for tensor in drawn)
+    expected = deform_conv_by_hand(*drawn, *geometry.values())
     torch.testing.assert_close(output.cpu(), expected)
     for numbers in (1, 10**6):  # images one at a time, and all at once
         monkeypatch.setattr(deform_conv, 'numbers_at_once', lambda device, numbers=numbers: numbers)

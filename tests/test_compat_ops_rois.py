@@ -1,7 +1,6 @@
 """RoI pooling of every kind against plain loops that are written here, torchvision and closed forms."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -55,14 +54,6 @@ def pool_by_hand(features, rois, cells, scale, ratio, aligned=True, moves=None, 
     return torch.from_numpy(pooled).float()
 
 
-def gradient_of(op, *arguments) -> torch.Tensor:
-    """Return the gradient of the first argument for a fixed gradient of the output."""
-    first = arguments[0].clone().requires_grad_()
-    pooled = op(first, *arguments[1:])
-    gradient = torch.linspace(-1, 1, pooled.numel(), device=pooled.device).view_as(pooled).to(pooled.dtype)
-    return torch.autograd.grad(pooled, first, gradient)[0]
-
-
 # RoIAlign
 
 
@@ -94,21 +85,18 @@ def test_the_deterministic_gradient_is_the_fast_one(monkeypatch):
 
 def roi_pool_by_hand(features, rois, cells, scale):
     """Return the largest pixels and their places; the last pixel of a RoI belongs to it."""
-    features, rois = features.cpu().numpy(), rois.cpu().numpy()
-    _, channels, height, width = features.shape
+    features, rois = features.numpy(), rois.numpy()
+    channels, height, width = features.shape[1:]
     pooled, places = np.zeros((len(rois), channels, *cells)), np.full((len(rois), channels, *cells), -1)
-    for k, c, row, column in np.ndindex(*pooled.shape):
+    for k, row, column in np.ndindex(len(rois), *cells):
         x1, y1, x2, y2 = rois[k, 1:] * scale + np.array([0, 0, scale, scale], np.float32)
-        if x2 <= x1 or y2 <= y1:
-            continue
         h, w = (y2 - y1) / cells[0], (x2 - x1) / cells[1]
-        found = []
-        for y in range(max(math.floor(y1 + row * h), 0), min(math.ceil(y1 + (row + 1) * h), height)):
-            for x in range(max(math.floor(x1 + column * w), 0), min(math.ceil(x1 + (column + 1) * w), width)):
-                found.append((features[int(rois[k, 0]), c, y, x], -(y * width + x)))
-        if found:
-            value, place = max(found)
-            pooled[k, c, row, column], places[k, c, row, column] = value, -place
+        top, bottom = max(math.floor(y1 + row * h), 0), min(math.ceil(y1 + (row + 1) * h), height)
+        left, right = max(math.floor(x1 + column * w), 0), min(math.ceil(x1 + (column + 1) * w), width)
+        if h > 0 and w > 0 and top < bottom and left < right:
+            pixels = features[int(rois[k, 0]), :, top:bottom, left:right].reshape(channels, -1)
+            y, x = np.divmod(pixels.argmax(1), right - left)
+            pooled[k, :, row, column], places[k, :, row, column] = pixels.max(1), (top + y) * width + left + x
     return torch.from_numpy(pooled).float(), torch.from_numpy(places)
 
 
@@ -203,7 +191,9 @@ def test_gradients_are_the_same_again_in_deterministic_mode(name, device):
     features, rois = torch.randn(2, 3, 8, 8, device=device), draw_rois(20).to(device)
     torch.use_deterministic_algorithms(True)
     try:
-        first, second = (gradient_of(partial(pool, name), features, rois) for _ in range(2))
+        pooled = pool(name, features.requires_grad_(), rois)
+        gradient = torch.randn_like(pooled)
+        first, second = (torch.autograd.grad(pooled, features, gradient, retain_graph=True)[0] for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
     assert torch.equal(first, second)
@@ -241,21 +231,12 @@ def test_on_a_gpu_rois_of_no_image_become_nan(device):
         assert features.grad.sum().item() == pytest.approx(12)
 
 
-@pytest.mark.parametrize(
-    ('layer', 'scale'),
-    [('RoIPool', None), ('DeformRoIPoolPack', 1), ('ModulatedDeformRoIPoolPack', 0.5)],
-)
-def test_a_roi_extractor_of_mmdet_pools_with_it(layer, scale, device):
-    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+@pytest.mark.parametrize(('layer', 'scale'), [('DeformRoIPoolPack', 1), ('ModulatedDeformRoIPoolPack', 0.5)])
+def test_a_new_pack_of_mmdets_dpool_configs_is_roi_align(layer, scale, device):
+    """The layers that move the cells start at 0, the mask at one half."""
+    import mmcv.ops
 
-    options = dict(output_channels=4, deform_fc_channels=8) if scale else {}
-    extractor = SingleRoIExtractor(dict(type=layer, output_size=3, **options), 4, [4, 8]).to(device)
-    features = [torch.randn(2, 4, size, size, device=device, requires_grad=True) for size in (16, 8)]
-    rois = torch.tensor([[0.0, 0, 0, 20, 30], [1, 4, 4, 60, 60], [0, 0, 0, 500, 400]], device=device)
-    pooled = extractor(features, rois)
-    pooled.sum().backward()
-    assert features[0].grad.abs().sum() > 0
-    if scale:
-        # The layers that move the cells start at 0, the mask at one half: so it is RoIAlign at first.
-        plain = SingleRoIExtractor(dict(type='RoIAlign', output_size=3, sampling_ratio=0), 4, [4, 8]).to(device)
-        torch.testing.assert_close(pooled, scale * plain(features, rois), rtol=0, atol=1e-5)
+    pack = getattr(mmcv.ops, layer)(3, 4, deform_fc_channels=8, spatial_scale=0.25).to(device)
+    features, rois = torch.randn(2, 4, 16, 16, device=device), draw_rois(4, extent=60).to(device)
+    expected = scale * mmcv.ops.roi_align(features, rois, 3, 0.25, 0, 'avg', True)
+    torch.testing.assert_close(pack(features, rois), expected, rtol=0, atol=1e-5)
