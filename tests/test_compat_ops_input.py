@@ -415,6 +415,7 @@ DEFORM, FOCAL = 'deform_conv_forward', 'sigmoid_focal_loss_forward'
         ('softnms', dict(method=3), r'method is 3\. Allowed are 0, 1, 2\.'),
         ('nms', dict(iou_threshold='0.5'), r"numbers for thresholds and sigma; got '0\.5'"),
         ('roi_align_forward', dict(pool_mode=2), r'pool_mode is 2\. Allowed are 0, 1\.'),
+        ('roi_align_forward', dict(rois=torch.tensor([[0.0, 5, 1, 4, 2]] * 3)), r'3 of 3 RoIs .* x1 <= x2, y1 <= y2'),
         ('psamask_forward', dict(psa_type=2), r'psa_type is 2\. Allowed are 0, 1\.'),
         ('carafe_forward', dict(scale_factor=0), r'a scale of 1 or more'),
         ('modulated_deform_conv_forward', dict(bias=rand(2), with_bias=True), r'bias has shape \(2,\); .* \(3,\)'),
