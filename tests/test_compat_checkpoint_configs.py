@@ -60,9 +60,8 @@ def test_an_inferencer_takes_the_config_from_the_checkpoint(inferencer, ours, pl
 @pytest.mark.parametrize(
     ('text', 'settings'),
     [
-        ('a = 1\nb = -1.5e3\nc = None\n', {'a': 1, 'b': -1500.0, 'c': None}),
         ("m = dict(type='A', n=dict({'x.y': (1, ), 3: [True]}))", {'m': {'type': 'A', 'n': {'x.y': (1,), 3: [True]}}}),
-        ("t = 'a' 'b'\ns = {1, 2}\nb = b'x'", {'t': 'ab', 's': {1, 2}, 'b': b'x'}),
+        ("t = 'a' 'b'\ns = {1, 2}\nb = -1.5e3\nn = None", {'t': 'ab', 's': {1, 2}, 'b': -1500.0, 'n': None}),
         ('x = [inf, -inf]', {'x': [float('inf'), -float('inf')]}),
         ('', {}),
     ],
@@ -71,10 +70,10 @@ def test_what_mmengine_writes_is_read(text, settings):
     assert read_config(text) == settings
 
 
-def test_every_config_that_mmengine_writes_is_read(tmp_path):
-    for inferencer in STOCK:
-        _, config = stock_config(tmp_path, inferencer, ours=False)
-        assert read_config(config.pretty_text) == config.to_dict()
+@pytest.mark.parametrize('inferencer', STOCK)
+def test_every_config_that_mmengine_writes_is_read(inferencer, tmp_path):
+    _, config = stock_config(tmp_path, inferencer, ours=False)
+    assert read_config(config.pretty_text) == config.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -82,19 +81,16 @@ def test_every_config_that_mmengine_writes_is_read(tmp_path):
     [
         ("__import__('os').mkdir('x')", '__import__'),
         ('import os', 'import os'),
-        ("x = open('x')", 'open'),
         ("x = dict(a=[dict(b=print('x'))])", 'print'),
         ('x = [i for i in range(3)]', 'for i in'),
         ('x = 2 ** 9999999', 'line 1'),
         ('x = 1\ny = x', "line 2 has 'x'"),
         ("x = f'{1}'", 'line 1'),
-        ('x = lambda: 1', 'lambda'),
         ('x = dict(**{})', r'\*\*'),
         ('x = {**{}}', 'line 1'),
         ('x = dict([(1, 2)])', 'dict'),
         ('x.y = 1', 'line 1'),
         ("_base_ = 'other.py'", '_base_'),
-        ('def f(): pass', 'def f'),
         ('x = (', 'never closed'),
         ('x = ' + '-' * 100_000 + '1', ''),
         ('x = ' + '[' * 5_000, ''),
