@@ -13,11 +13,17 @@ from convnext_dense.train.screen import quiet
 CHANNELS_LAST = torch.channels_last
 
 
-def test_masks_are_pasted_from_boxes_outside_of_the_image():
+@pytest.fixture
+def pasting():
+    """The mended function and upstream's, with two masks and the size of an image."""
     from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 
-    paste, upstream_paste = fcn_mask_head._do_paste_mask, fcn_mask_head._do_paste_mask.__wrapped__
-    masks = torch.rand(2, 1, 7, 7)
+    paste = fcn_mask_head._do_paste_mask
+    return paste, paste.__wrapped__, torch.rand(2, 1, 7, 7)
+
+
+def test_masks_are_pasted_from_boxes_outside_of_the_image(pasting):
+    paste, upstream_paste, masks = pasting
     outside = torch.tensor([[-90.0, -90, -60, -60], [-40, -50, -20, -20]])
     with pytest.raises(RuntimeError, match='upper bound and (larger|lower) bound inconsistent with step sign'):
         upstream_paste(masks, outside, 32, 48, skip_empty=True)
@@ -27,13 +33,10 @@ def test_masks_are_pasted_from_boxes_outside_of_the_image():
 
 
 @pytest.mark.parametrize('skip_empty', [True, False])
-def test_masks_in_the_image_are_pasted_as_upstream_does(skip_empty):
-    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
-
-    paste, upstream_paste = fcn_mask_head._do_paste_mask, fcn_mask_head._do_paste_mask.__wrapped__
+def test_masks_in_the_image_are_pasted_as_upstream_does(skip_empty, pasting):
+    paste, upstream_paste, masks = pasting
     boxes = torch.tensor([[-5.0, 3, 20, 30], [10, 12, 60, 20]])
-    arguments = (torch.rand(2, 1, 7, 7), boxes, 32, 48, skip_empty)
-    (ours, our_place), (theirs, their_place) = paste(*arguments), upstream_paste(*arguments)
+    (ours, our_place), (theirs, their_place) = (f(masks, boxes, 32, 48, skip_empty) for f in (paste, upstream_paste))
     assert torch.equal(ours, theirs)
     assert our_place == their_place
 
@@ -92,6 +95,18 @@ def build_ddq():
         return MODELS.build(model)
 
 
+@pytest.fixture
+def use_upstream(monkeypatch):
+    """Undo the cure of DDQ."""
+    from mmdet.models.detectors.ddq_detr import DDQDETR
+
+    def undo():
+        for name in ('__init__', 'init_weights'):
+            monkeypatch.setattr(DDQDETR, name, getattr(DDQDETR, name).__wrapped__)
+
+    return undo
+
+
 def names_before_and_after_a_step(model):
     model.init_weights()
     before = set(model.state_dict())
@@ -104,22 +119,16 @@ def names_before_and_after_a_step(model):
     return before, set(model.state_dict())
 
 
-def test_a_trained_ddq_has_the_names_of_a_built_one(monkeypatch):
-    from mmdet.models.detectors import ddq_detr
-
-    model = build_ddq()
-    before, after = names_before_and_after_a_step(model)
+def test_a_trained_ddq_has_the_names_of_a_built_one(use_upstream):
+    before, after = names_before_and_after_a_step(build_ddq())
     assert after == before
-    for name in ('__init__', 'init_weights'):
-        monkeypatch.setattr(ddq_detr.DDQDETR, name, getattr(ddq_detr.DDQDETR, name).__wrapped__)
+    use_upstream()
     upstream_before, upstream_after = names_before_and_after_a_step(build_ddq())
     assert upstream_after - upstream_before == {name for name in before if name.startswith('decoder.aux_reg_branches')}
     assert upstream_after == after
 
 
-def test_ddq_has_upstreams_initial_weights(monkeypatch):
-    from mmdet.models.detectors import ddq_detr
-
+def test_ddq_has_upstreams_initial_weights(use_upstream):
     def initialized():
         torch.manual_seed(0)
         model = build_ddq()
@@ -127,8 +136,7 @@ def test_ddq_has_upstreams_initial_weights(monkeypatch):
         return dict(model.named_parameters())
 
     ours = initialized()
-    for name in ('__init__', 'init_weights'):
-        monkeypatch.setattr(ddq_detr.DDQDETR, name, getattr(ddq_detr.DDQDETR, name).__wrapped__)
+    use_upstream()
     theirs = initialized()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

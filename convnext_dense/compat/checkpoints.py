@@ -262,14 +262,13 @@ def first_on_this_machine() -> Iterator[None]:
 
     Where it fails the others try and fail too; MMEngine's own loader leaves them waiting for ever.
     """
-    import torch
+    from mmengine.dist import barrier  # which does nothing outside of a process group
 
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     is_first = int(os.environ.get('LOCAL_RANK', 0)) == 0
-    if is_distributed and not is_first:
-        torch.distributed.barrier()
+    if not is_first:
+        barrier()
     try:
         yield
     finally:
-        if is_distributed and is_first:
-            torch.distributed.barrier()
+        if is_first:
+            barrier()

@@ -19,11 +19,6 @@ from . import checkpoint_configs, checkpoints, installed_packages, upstream_head
 from .import_hook import on_import
 from .versions import MMCV, MMDET, MMENGINE, MMSEG
 
-MMENGINE_CODE = 'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/'
-MMCV_CODE = 'https://github.com/open-mmlab/mmcv/blob/v2.1.0/mmcv/'
-MMDET_CODE = 'https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/'
-MMSEG_CODE = 'https://github.com/open-mmlab/mmsegmentation/blob/v1.2.2/mmseg/'
-
 
 @dataclass(frozen=True)
 class Patch:
@@ -32,20 +27,20 @@ class Patch:
     Attributes:
         name: Short and unique.
         packages: The names under which pip may have installed the package.
-        module: The module to mend.
-        link: Where the defect is reported, or the code that has it.
+        module: The module with the defect.
         why: What goes wrong without the patch.
         apply: Mends the module.
         versions: Those with the defect, as in a requirement; empty means all versions so far.
+        link: Where the defect is reported.
     """
 
     name: str
     packages: tuple[str, ...]
     module: str
-    link: str
     why: str
     apply: Callable[[ModuleType], None]
     versions: str = ''
+    link: str = ''
 
 
 def use_importlib_metadata(module: ModuleType) -> None:
@@ -77,13 +72,13 @@ def collect_env_without_distutils(module: ModuleType) -> None:
     replace_function(module, 'collect_env', collect_env)
 
 
+# The defects are those of mmengine 0.10.7, mmcv 2.1.0, mmdet 3.3.0 and mmsegmentation 1.2.2.
 PATCHES = (
     Patch(
         name='pkg_resources',
         packages=MMENGINE,
         versions='<0.11.0rc3',
         module='mmengine.utils.package_utils',
-        link=MMENGINE_CODE + 'utils/package_utils.py',
         why="`_base_ = 'mmdet::...'` asks pkg_resources for the package, which setuptools >= 82 no longer has",
         apply=use_importlib_metadata,
     ),
@@ -91,7 +86,6 @@ PATCHES = (
         name='find_loader in mmengine',
         packages=MMENGINE,
         module='mmengine.utils.dl_utils.misc',
-        link=MMENGINE_CODE + 'utils/dl_utils/misc.py',
         why='mmcv_full_available() calls pkgutil.find_loader, which Python 3.14 removed',
         apply=lambda module: replace_function(module, 'mmcv_full_available', ops_can_be_imported),
     ),
@@ -99,7 +93,6 @@ PATCHES = (
         name='find_loader in mmcv',
         packages=MMCV,
         module='mmcv.utils.ext_loader',
-        link=MMCV_CODE + 'utils/ext_loader.py',
         why='check_ops_exist() calls pkgutil.find_loader, which Python 3.14 removed',
         apply=lambda module: replace_function(module, 'check_ops_exist', ops_can_be_imported),
     ),
@@ -107,7 +100,6 @@ PATCHES = (
         name='distutils',
         packages=MMENGINE,
         module='mmengine.utils.dl_utils.collect_env',
-        link=MMENGINE_CODE + 'utils/dl_utils/collect_env.py',
         why='collect_env(), which every Runner calls, imports distutils, which Python >= 3.12 has only by setuptools',
         apply=collect_env_without_distutils,
     ),
@@ -124,7 +116,6 @@ PATCHES = (
         name='configs of checkpoints in the inferencers',
         packages=MMENGINE,
         module='mmengine.infer.infer',
-        link=MMENGINE_CODE + 'infer/infer.py',
         why='DetInferencer(weights=FILE) and its like run the config inside of the checkpoint; here it is read as data',
         apply=checkpoint_configs.infer_without_running_configs,
     ),
@@ -132,7 +123,6 @@ PATCHES = (
         name='configs of checkpoints in the runner',
         packages=MMENGINE,
         module='mmengine.runner.runner',
-        link=MMENGINE_CODE + 'runner/runner.py',
         why='resume() runs the config inside of the checkpoint to compare numbers of GPUs; here it is read as data',
         apply=checkpoint_configs.resume_without_running_configs,
     ),
@@ -140,7 +130,6 @@ PATCHES = (
         name='configs of checkpoints in the flexible runner',
         packages=MMENGINE,
         module='mmengine.runner._flexible_runner',
-        link=MMENGINE_CODE + 'runner/_flexible_runner.py',
         why='resume() runs the config inside of the checkpoint, as in the runner',
         apply=checkpoint_configs.resume_without_running_configs,
     ),
@@ -148,7 +137,6 @@ PATCHES = (
         name='MMSyncBN in one process',
         packages=MMCV,
         module='mmcv.ops.sync_bn',
-        link=MMCV_CODE + 'ops/sync_bn.py',
         why='SyncBatchNorm asks torch.distributed for the number of processes, so that the strong baselines of mmdet '
         'cannot be built in a process without a group',
         apply=upstream_heads.let_sync_bn_stand_alone,
@@ -157,7 +145,6 @@ PATCHES = (
         name='masks outside of the image',
         packages=MMDET,
         module='mmdet.models.roi_heads.mask_heads.fcn_mask_head',
-        link=MMDET_CODE + 'models/roi_heads/mask_heads/fcn_mask_head.py',
         why='on the CPU a test of QueryInst ends with an error where a box lies outside of the image',
         apply=upstream_heads.paste_masks_anywhere,
     ),
@@ -165,7 +152,6 @@ PATCHES = (
         name='checkpoints of DDQ',
         packages=MMDET,
         module='mmdet.models.detectors.ddq_detr',
-        link=MMDET_CODE + 'models/detectors/ddq_detr.py',
         why='a trained model has parameters under more names than a built one, so that its checkpoint does not fit',
         apply=upstream_heads.tie_branches_when_built,
     ),
@@ -181,7 +167,6 @@ PATCHES = (
         name='DMNet and channels-last maps',
         packages=MMSEG,
         module='mmseg.models.decode_heads.dm_head',
-        link=MMSEG_CODE + 'models/decode_heads/dm_head.py',
         why='the head views its maps as channels-first; ConvNeXt gives channels-last ones',
         apply=upstream_heads.take_maps_of_any_layout,
     ),

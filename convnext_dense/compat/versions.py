@@ -12,6 +12,7 @@ from shlex import quote
 from typing import NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
@@ -67,32 +68,17 @@ class Problem(NamedTuple):
     cure: str
 
 
-class Failing(NamedTuple):
-    """Versions that were found not to work together."""
-
-    versions: dict[str, str]  # module -> range; all of them hold
-    why: str
-    cure: str
-
-
-OLDER_MMCV = "pip uninstall -y mmcv mmcv-lite; pip install 'mmcv-lite>=2.1,<2.2'"
-KNOWN_TO_FAIL = (
-    # https://github.com/open-mmlab/mmcv/issues/3096
-    Failing({'mmdet': '<3.4', 'mmcv': '>=2.2'}, 'mmdet asserts mmcv < 2.2 when it is imported', OLDER_MMCV),
-    Failing({'mmseg': '<1.3', 'mmcv': '>=2.2'}, 'mmseg asserts mmcv < 2.2 when it is imported', OLDER_MMCV),
+# What a package needs although its metadata does not say so
+UNSAID = {
+    # both assert it when they are imported: https://github.com/open-mmlab/mmcv/issues/3096
+    'mmdet<3.4': 'mmcv-lite<2.2',
+    'mmsegmentation<1.3': 'mmcv-lite<2.2',
+    # mmdet.models imports mmpretrain where it is installed, and that ends with a TypeError:
     # https://github.com/open-mmlab/mmpretrain/blob/v1.2.0/mmpretrain/models/multimodal/blip/language_model.py
-    Failing(
-        {'mmpretrain': '<=1.2', 'transformers': '>=4.56'},
-        'mmdet.models imports mmpretrain where it is installed, and that ends with a TypeError',
-        "pip uninstall -y mmpretrain, which nothing here needs; or pip install 'transformers<4.56'",
-    ),
-    # https://github.com/ppwwyyxx/cocoapi/releases
-    Failing(
-        {'pycocotools': '<2.0.8', 'numpy': '>=2'},
-        'these pycocotools were compiled for NumPy 1',
-        'pip install --upgrade pycocotools',
-    ),
-)
+    'mmpretrain<=1.2': 'transformers<4.56',
+    # these were compiled for NumPy 1: https://github.com/ppwwyyxx/cocoapi/releases
+    'pycocotools<2.0.8': 'numpy<2',
+}
 
 
 def find_installed() -> Installed:
@@ -158,7 +144,12 @@ def install_command(module: str, installed: Installed) -> str:
     there = next(filter(None, installed.get(module, ())), first)
     name = there if there in FORKS else first
     asked = find_requirement(name)
-    fitting = f'pip install {quote(f"{name}{asked.specifier}" if asked else name)}'
+    return pip_command(there, name, asked.specifier if asked else '')
+
+
+def pip_command(there: str, name: str, versions: SpecifierSet | str) -> str:
+    """Return how to replace what is there by a package in these versions."""
+    fitting = f'pip install {quote(f"{name}{versions}")}'
     return fitting if there == name else f'pip uninstall -y {there}; {fitting}'
 
 
@@ -174,9 +165,6 @@ def find_problems(installed: Installed) -> list[Problem]:
                 what = f'{name} {versions[name]} is too old for {OURS}, which takes {find_requirement(name).specifier}'
                 problems.append(Problem(what, install_command(module, installed)))
             problems += find_unmet(name, module, installed)
-    for row in find_failing(installed):
-        there = [f'{name} {version}' for module in row.versions for name, version in installed[module].items()]
-        problems.append(Problem(f'{" and ".join(there)} do not work together: {row.why}', row.cure))
     return problems
 
 
@@ -190,22 +178,18 @@ def is_too_old(name: str, version: str) -> bool:
 
 
 def find_unmet(name: str, module: str, installed: Installed) -> Iterator[Problem]:
-    """Yield what a package misses of the others, in its own words; above all torchvision, of torch."""
-    for needed in requirements(name):
+    """Yield what a package needs of the others and misses; above all torchvision, of torch."""
+    version = installed[module][name]
+    for needed in filter(is_meant, (*requirements(name), *find_unsaid(name, version))):
         other = canonicalize_name(needed.name)
-        there = installed.get(MODULES.get(other), {}).get(other)
-        if there and is_meant(needed) and not fits(needed, there):
-            asked = f'{other}{needed.specifier}'
-            cure = install_command(module, installed) if module == 'torchvision' else f"pip install '{asked}'"
-            who = f'{name} {installed[module][name]}'
-            yield Problem(f'{who} needs {asked}, and {other} {there} is installed', cure)
+        for there, found in installed.get(MODULES.get(other), {}).items():
+            if found and not fits(needed, found):
+                what = f'{name} {version} needs {other}{needed.specifier}, and {there} {found} is installed'
+                cure = pip_command(there, other, needed.specifier)
+                yield Problem(what, install_command(module, installed) if module == 'torchvision' else cure)
 
 
-def find_failing(installed: Installed) -> list[Failing]:
-    """Return the rows of ``KNOWN_TO_FAIL`` that are installed."""
-
-    def has(module: str, versions: str) -> bool:
-        asked = Requirement(module + versions)
-        return any(version and fits(asked, version) for version in installed.get(module, {}).values())
-
-    return [row for row in KNOWN_TO_FAIL if all(has(*each) for each in row.versions.items())]
+def find_unsaid(name: str, version: str) -> list[Requirement]:
+    """Return what ``UNSAID`` knows of a package."""
+    rows = [(Requirement(who), Requirement(needed)) for who, needed in UNSAID.items()]
+    return [needed for who, needed in rows if who.name == name and fits(who, version)]
