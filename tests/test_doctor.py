@@ -47,11 +47,7 @@ def test_an_installation_of_the_core(monkeypatch, capsys):
     assert doctor.main() == 0
     report = sections(capsys.readouterr().out)
     assert report['Ops of mmcv'] == ['mmcv is not installed']
-    assert [line.split()[0] for line in report['Versions'] if 'not installed: no ' in line] == [
-        'mmdet',
-        'mmsegmentation',
-        'timm',
-    ]
+    assert {'mmcv-lite', 'mmdet', 'mmsegmentation'} <= {line.split()[0] for line in report['Versions'] if ' - ' in line}
 
 
 def test_all_is_tried_and_the_report_has_what_fails(monkeypatch, capsys):
@@ -99,13 +95,6 @@ def test_all_is_tried_and_the_report_has_what_fails(monkeypatch, capsys):
 def test_cures(module, error, cure):
     installed = {'torch': {'torch': '2.4.1+cu121'}} | ({'mmcv': {'mmcv': '2.1.0'}} if module == 'mmcv' else {})
     assert cure in find_cure(error, module, installed)
-
-
-def test_an_old_pytorch_reads_files_of_strangers_at_a_risk():
-    assert 'A .pth file of a stranger can attack' in doctor.version_lines({'torch': {'torch': '2.6.0'}})[-1]
-    lines = doctor.version_lines({'torch': {'': ''}})
-    assert lines[1].split()[:2] == ['torch', '?']
-    assert not any('stranger' in line for line in lines)
 
 
 # GPUs, of which this machine may have none

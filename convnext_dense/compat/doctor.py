@@ -8,7 +8,6 @@ import contextlib
 import io
 import platform
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,14 +15,11 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 
-from packaging.version import Version
-
 from . import broken, versions
-from .checkpoints import SAFE_TORCH
 from .ext_finder import ops_backend
 from .ops import OPS
 from .patches import patch_report
-from .versions import OURS, PACKAGES, USED_FOR, Installed, Problem
+from .versions import OURS, PACKAGES, Installed, Problem
 
 
 def main() -> int:
@@ -35,11 +31,11 @@ def main() -> int:
         'Ops of mmcv': [ops_line()],
         'Patches': [f'{status:12}{name}: {reason}' for name, status, reason in patch_report()],
         'GPU': gpu_lines(),
-        'What does not work': [f'{problem.what}\n    cure: {problem.cure}' for problem in problems],
+        'What does not work': [f'{problem.what}\n    cure: {problem.cure}' for problem in problems]
+        or ['nothing: all that is installed works'],
     }
-    print(OURS, sys.modules['convnext_dense'].__version__)
-    for title, lines in sections.items():
-        print('\n  '.join([f'\n{title}', *(lines or ['nothing: all that is installed works'])]))
+    blocks = ['\n  '.join([title, *lines]) for title, lines in sections.items()]
+    print('\n\n'.join([f'{OURS} {sys.modules["convnext_dense"].__version__}', *blocks]))
     return 1 if problems else 0
 
 
@@ -108,18 +104,13 @@ def run_trials(installed: Installed) -> Iterator[Problem]:
 
 
 def version_lines(installed: Installed) -> list[str]:
-    """Return a line for each package that is installed, or that something would use, with the supported range."""
-    rows = [('Python', platform.python_version(), '')]
+    """Return a line for Python and for each package, with the supported range."""
+    lines = [f'{"Python":22}{platform.python_version()}']
     for module, names in PACKAGES.items():
-        for name, version in installed.get(module, {}).items():
+        for name, version in installed.get(module, {names[0]: '-'}).items():
             asked = versions.find_requirement(name)
-            rows.append((name or module, version or '?', f'supported: {asked.specifier or "all"}' if asked else ''))
-        if module not in installed and module in USED_FOR:
-            rows.append((names[0], '-', f'not installed: no {USED_FOR[module]}'))
-    lines = [f'{name:22}{version:18}{remark}'.rstrip() for name, version, remark in rows]
-    torch = installed.get('torch', {}).get('torch')
-    if torch and Version(torch) < Version(SAFE_TORCH):
-        lines.append(f'A .pth file of a stranger can attack PyTorch before {SAFE_TORCH}.')
+            supported = f'supported: {asked.specifier or "all"}' if asked else ''
+            lines.append(f'{name or module:22}{version or "?":18}{supported}'.rstrip())
     return lines
 
 
@@ -143,6 +134,4 @@ def gpu_lines() -> list[str]:
 
 
 if __name__ == '__main__':
-    if hasattr(signal, 'SIGPIPE'):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     sys.exit(main())

@@ -166,11 +166,6 @@ def explained_errors(file: File) -> Iterator[None]:
         yield
     except ImportError:  # it names the missing module
         raise
-    except MemoryError:
-        raise UserError(
-            f'Cannot read the checkpoint {name_of(file)}: it asks for more memory than there is. A damaged file, or '
-            'one made to do harm, does that too.'
-        ) from None
     except Exception as error:  # broken bytes can fail at any point of the unpickler, in a dozen ways
         # A sound file, whose device is not here or too small: torch says what to do.
         is_sound = any(hint in str(error) for hint in ('deserialize object on', 'out of memory'))
@@ -189,15 +184,22 @@ def explain(file: File, error: Exception) -> str:
             f'{refused[refused.lastgroup]}, and a file that may name such types can run any code on your machine. The '
             'checkpoints of this package, MMEngine, MMDetection and MMSegmentation need none. ' + TRUST_ADVICE
         )
+    return f'Cannot read the checkpoint {name_of(file)}: {describe(file, error)}. (PyTorch says: {first_line(error)})'
+
+
+def describe(file: File, error: Exception) -> str:
+    """Say what a file that is no sound checkpoint is, by its first bytes, and what to do."""
+    if isinstance(error, MemoryError):
+        return 'it asks for more memory than there is, as a damaged file does, or one made to do harm'
     with opened(file) as stream:
         stream.seek(0)
         head = stream.read(512)
-    kind = f'it begins with {head[:16]!r}, which no PyTorch checkpoint does. Name a file that torch.save wrote'
     if not head:
-        kind = 'the file is empty. Copy or download it again, and check that the disk is not full'
-    text = head.lstrip().lower()
-    kind = next((BEGINNINGS[beginning] for beginning in BEGINNINGS if text.startswith(beginning)), kind)
-    return f'Cannot read the checkpoint {name_of(file)}: {kind}. (PyTorch says: {first_line(error)})'
+        return 'the file is empty. Copy or download it again, and check that the disk is not full'
+    for beginning, kind in BEGINNINGS.items():
+        if head.lstrip().lower().startswith(beginning):
+            return kind
+    return f'it begins with {head[:16]!r}, which no PyTorch checkpoint does. Name a file that torch.save wrote'
 
 
 def name_of(file: File) -> str:

@@ -50,8 +50,6 @@ PACKAGES = {
     'transformers': ('transformers',),
 }
 MODULES = {name: module for module, names in PACKAGES.items() for name in names}
-# What goes without a module that nothing else needs
-USED_FOR = {'mmdet': 'detectors', 'mmseg': 'segmentors', 'timm': 'weights by timm://NAME'}
 # The name for pip of a module that is not called so
 PIP_NAMES = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml'} | {
     module: names[0] for module, names in PACKAGES.items()
