@@ -16,7 +16,7 @@ from convnext_dense.compat.warnings import WARNINGS
 def pytest_configure(config):
     """Set up a test run.
 
-    Warnings are errors here, but for the third-party ones that the package silences. One thread each: the tensors are
+    Warnings are errors here, but for the third-party ones that the commands silence. One thread each: the tensors are
     small, and threads that wait for each other on a busy machine take twice the time.
     """
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # of the programs that tests start

@@ -34,6 +34,7 @@ class TorchvisionOpsFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             setattr(module, name, ops.find_op(name))
             return module.__dict__[name]
 
+        module.__doc__ = ops.__doc__
         module.__getattr__ = get_op
         module.__dir__ = lambda: sorted({*module.__dict__, *ops.OPS})
 

@@ -48,7 +48,7 @@ BEGINNINGS = {
     b'<?xml': WEB_PAGE,
     b'version https://git-lfs': 'it is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`',
     b'\x1f\x8b': 'it is an archive of other files. Unpack it and name the checkpoint inside',
-    b'pk\3\4': DAMAGED + ', or name the file inside if it is an archive of other files',
+    b'pk\3\4': DAMAGED + '; if it is a TorchScript program or an archive of other files, name what torch.save wrote',
     b'\x80\2\x8a\nl\xfc\x9cf\xf9 j\xa8p\x19': DAMAGED,  # what torch.save wrote before PyTorch 1.6
     b'\x80': 'it is a Python pickle that torch.save did not write. Convert it to a file that torch.save writes',
 }
