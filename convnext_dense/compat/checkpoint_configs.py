@@ -6,7 +6,6 @@ resumes from an older checkpoint. Here the text is parsed instead. Nothing in it
 
 import ast
 import functools
-import math
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -31,7 +30,7 @@ def read_config(text: str, name: str = 'the checkpoint') -> dict:
     try:
         return dict(map(read_assignment, ast.parse(text).body))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = (str(error).splitlines() or [type(error).__name__])[0].partition(': <ast.')[0]
         raise UserError(
             f'The config inside of {name} is not read: {problem}. Only assignments of plain values and of dict(...) '
             "are, as in MMEngine's own checkpoints; anything else can run code on your machine. Give the config as a "
@@ -43,42 +42,25 @@ def read_assignment(statement: ast.stmt) -> tuple[str, Any]:
     """Return the name and the value of an assignment."""
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if name != '_base_':
-            return name, read_value(value)
-    raise refusal(statement)
+            return name, ast.literal_eval(Literals().visit(value))
+    raise ValueError(f'line {statement.lineno} is {ast.unparse(statement)[:60]!r}')
 
 
-def read_value(node: ast.expr) -> Any:
-    """Return a value as MMEngine writes it."""
-    match node:
-        case ast.List(elts=items):
-            return [read_value(item) for item in items]
-        case ast.Tuple(elts=items):
-            return tuple(read_value(item) for item in items)
-        case ast.Dict(keys=keys, values=values) if None not in keys:
-            return dict(zip(map(read_value, keys), map(read_value, values), strict=True))
-        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=named) if all(each.arg for each in named):
-            return {each.arg: read_value(each.value) for each in named}
-        case ast.Call(func=ast.Name(id='dict'), args=[ast.Dict() as given], keywords=[]):
-            return read_value(given)
-    return read_literal(node)
+class Literals(ast.NodeTransformer):
+    """Write ``dict(...)``, ``inf`` and ``nan``, as MMEngine writes them, as nodes that ``ast.literal_eval`` takes."""
 
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        """Write ``dict(a=1)`` and ``dict({'a': 1})`` as ``{'a': 1}``."""
+        match node:
+            case ast.Call(func=ast.Name(id='dict'), args=[], keywords=named) if all(each.arg for each in named):
+                node = ast.Dict([ast.Constant(each.arg) for each in named], [each.value for each in named])
+            case ast.Call(func=ast.Name(id='dict'), args=[ast.Dict() as given], keywords=[]):
+                node = given
+        return self.generic_visit(node)
 
-def read_literal(node: ast.expr) -> Any:
-    """Return the value of a literal, or of ``inf`` and ``nan``."""
-    match node:
-        case ast.Name(id='inf' | 'nan' as name):
-            return float(name)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id='inf')):
-            return -math.inf
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        raise refusal(node) from None
-
-
-def refusal(node: ast.stmt | ast.expr) -> ValueError:
-    """Return the error for code that does more than name a value."""
-    return ValueError(f'line {node.lineno} has {ast.unparse(node)[:60]!r}')
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Write ``inf`` and ``nan`` as numbers."""
+        return ast.Constant(float(node.id)) if node.id in ('inf', 'nan') else node
 
 
 def infer_without_running_configs(module: ModuleType) -> None:

@@ -133,7 +133,7 @@ def read_safetensors(file: str | os.PathLike, map_location: Any = None) -> dict:
 
 
 def _with_colours(entry: dict) -> dict:
-    """Make the colours of a palette tuples again: JSON has lists only, and MMDetection takes a list for many colours."""
+    """Make the colours of a palette tuples again: JSON knows lists only, which MMDetection takes for many colours."""
     if isinstance(entry.get('palette'), list):
         entry['palette'] = [tuple(colour) if isinstance(colour, list) else colour for colour in entry['palette']]
     return entry
