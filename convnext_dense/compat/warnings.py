@@ -10,56 +10,47 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import LogRecord
-from typing import NamedTuple
 
-
-class Warned(NamedTuple):
-    """A warning to drop: regular expressions for the beginning of its message and of its module, and its kind."""
-
-    message: str
-    category: type[Warning]
-    module: str
-
-
+# How a warning's message begins (a regular expression), its kind, and the module that warns (a regular expression)
 WARNINGS = (
     # mmcv warns about an import that is its own, whenever mmcv.ops can be imported
-    Warned(r'``MultiScaleDeformableAttention`` has been moved to', ImportWarning, r'mmcv\.cnn\.bricks\.transformer'),
+    (r'``MultiScaleDeformableAttention`` has been moved to', ImportWarning, r'mmcv\.cnn\.bricks\.transformer'),
     # the old spelling is in the OpenMMLab code and works; with mixed precision it is warned about at every start
-    Warned(r'`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated', FutureWarning, r'(mmengine|mmdet|mmseg)\.'),
+    (r'`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated', FutureWarning, r'(mmengine|mmdet|mmseg)\.'),
     # torch 2.4 warns of its own recomputation of activations
-    Warned(r'`torch\.cpu\.amp\.autocast\(args\.\.\.\)` is deprecated', FutureWarning, r'torch\.utils\.checkpoint'),
+    (r'`torch\.cpu\.amp\.autocast\(args\.\.\.\)` is deprecated', FutureWarning, r'torch\.utils\.checkpoint'),
     # the prior generators of mmdet rely on the default, which has not changed
-    Warned(r'torch\.meshgrid: in an upcoming release', UserWarning, r'torch\.functional'),
+    (r'torch\.meshgrid: in an upcoming release', UserWarning, r'torch\.functional'),
     # MMEngine's runner passes it; the old spelling works
-    Warned(r'`broadcast_buffers` is deprecated', FutureWarning, r'mmengine\.model\.wrappers\.distributed'),
+    (r'`broadcast_buffers` is deprecated', FutureWarning, r'mmengine\.model\.wrappers\.distributed'),
     # DDP compares strides of depthwise weights (C, 1, k, k) in their dimension of size 1, where they mean nothing
-    Warned(r'Grad strides do not match bucket view strides', UserWarning, r'torch\.autograd\.graph'),
+    (r'Grad strides do not match bucket view strides', UserWarning, r'torch\.autograd\.graph'),
     # mmdet's mask head copies a tensor in an unusual but sound way
-    Warned(r'To copy construct from a tensor', UserWarning, r'mmdet\.models\.roi_heads\.mask_heads\.fcn_mask_head'),
+    (r'To copy construct from a tensor', UserWarning, r'mmdet\.models\.roi_heads\.mask_heads\.fcn_mask_head'),
     # mmcv's MaskedConv2d, which guided anchoring predicts with, uses an old spelling that works
-    Warned(r'This overload of addmm is deprecated', UserWarning, r'mmcv\.ops\.masked_conv'),
+    (r'This overload of addmm is deprecated', UserWarning, r'mmcv\.ops\.masked_conv'),
     # mmseg's own heads call the old function
-    Warned(r'``build_(backbone|neck|head|loss)`` would be deprecated soon', UserWarning, r'mmseg\.models\.builder'),
+    (r'``build_(backbone|neck|head|loss)`` would be deprecated soon', UserWarning, r'mmseg\.models\.builder'),
     # the default is what the published recipes trained with, and to state it changes nothing
-    Warned(r'Default ``avg_non_ignore`` is False', UserWarning, r'mmseg\.models\.losses\.cross_entropy_loss'),
+    (r'Default ``avg_non_ignore`` is False', UserWarning, r'mmseg\.models\.losses\.cross_entropy_loss'),
     # not to draw is the default of every mmseg config
-    Warned(r'The draw is False, it means that the hook', UserWarning, r'mmseg\.engine\.hooks\.visualization_hook'),
+    (r'The draw is False, it means that the hook', UserWarning, r'mmseg\.engine\.hooks\.visualization_hook'),
     # the pipelines of mmseg's own configs set it; it works
-    Warned(r'`reduce_zero_label` will be deprecated', UserWarning, r'mmseg\.datasets\.transforms\.loading'),
+    (r'`reduce_zero_label` will be deprecated', UserWarning, r'mmseg\.datasets\.transforms\.loading'),
     # mmseg's SegTTAModel hands labels without a channel to mmengine, once an image, and mmengine adds it
-    Warned(r'The shape of value will convert from', UserWarning, r'mmengine\.structures\.pixel_data'),
+    (r'The shape of value will convert from', UserWarning, r'mmengine\.structures\.pixel_data'),
     # upstream's configs ask for pinned memory, which without a GPU changes nothing
-    Warned(r"'pin_memory' argument is set as true but no", UserWarning, r'torch\.utils\.data\.dataloader'),
+    (r"'pin_memory' argument is set as true but no", UserWarning, r'torch\.utils\.data\.dataloader'),
     # Python >= 3.13 warns about a call in MMEngine, at its import; where warnings are errors, it ends there
-    Warned(r"'maxsplit' is passed as positional argument", DeprecationWarning, r'mmengine\.utils\.misc'),
+    (r"'maxsplit' is passed as positional argument", DeprecationWarning, r'mmengine\.utils\.misc'),
     # the init_model and init_detector of mmseg and mmdet leave the folder out, since inference has none
-    Warned(
+    (
         r"Failed to add <class 'mmengine\.visualization\.vis_backend\.LocalVisBackend'>",
         UserWarning,
         r'mmengine\.visualization\.visualizer',
     ),
     # onedl-mmdetection warns at every import of a second COCO metric, which no recipe uses
-    Warned(r'faster_coco_eval is not installed', UserWarning, r'mmdet\.evaluation\.metrics\.faster_coco_metric'),
+    (r'faster_coco_eval is not installed', UserWarning, r'mmdet\.evaluation\.metrics\.faster_coco_metric'),
 )
 
 # Regular expressions for the beginning of a line that MMEngine logs at level WARNING
@@ -89,8 +80,8 @@ def silence() -> None:
 
 def ignore_listed() -> None:
     """Add Python's filters for the listed warnings."""
-    for warned in WARNINGS:
-        warnings.filterwarnings('ignore', warned.message, warned.category, warned.module)
+    for message, category, module in WARNINGS:
+        warnings.filterwarnings('ignore', message, category, module)
 
 
 @contextmanager
