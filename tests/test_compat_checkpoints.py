@@ -13,11 +13,9 @@ import mmengine.runner.checkpoint as upstream
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import BaseDataset
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.testing.runner_test_case import ToyDataset, ToyMetric, ToyModel
 from safetensors.torch import save_file
 
 from convnext_dense.compat import TRUST_VARIABLE, read_checkpoint, trust_checkpoints
@@ -38,52 +36,27 @@ class OfTheUser:
     """A type that MMEngine's checkpoints do not have."""
 
 
-class Drawn(BaseDataset):
-    METAINFO = {'classes': ('a', 'b'), 'palette': [(1, 2, 3), (4, 5, 6)]}
-
-    def load_data_list(self):
-        return [{'inputs': float(i)} for i in range(4)]
-
-
-class Line(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.line = torch.nn.Linear(1, 1)
-
-    def forward(self, inputs, sample_idx, mode='tensor'):
-        predicted = self.line(torch.tensor(inputs)[:, None])
-        return {'loss': (predicted**2).mean()} if mode == 'loss' else list(predicted)
-
-
-class Mean(BaseMetric):
-    default_prefix = 'toy'
-
-    def process(self, data_batch, data_samples):
-        self.results.extend(data_samples)
-
-    def compute_metrics(self, results):
-        return {'mean': np.float32(torch.stack(results).mean().item())}
-
-
 def toy_runner(work_dir, max_epochs, **options):
-    loader = {'batch_size': 2, 'num_workers': 0, 'dataset': Drawn(), 'sampler': {'type': 'DefaultSampler'}}
+    dataset = ToyDataset()
+    dataset.METAINFO = {'classes': ('a', 'b'), 'palette': [(1, 2, 3), (4, 5, 6)]}
+    loader = {'batch_size': 3, 'num_workers': 0, 'dataset': dataset, 'sampler': {'type': 'DefaultSampler'}}
     with warnings.catch_warnings():  # torch's and numpy's own, which are not the subject here
         warnings.simplefilter('ignore')
         runner = Runner(
-            Line(),
+            ToyModel(),
             str(work_dir),
             train_dataloader=loader,
             val_dataloader=loader,
             train_cfg={'by_epoch': True, 'max_epochs': max_epochs, 'val_interval': 1},
             val_cfg={},
-            val_evaluator=[Mean()],
+            val_evaluator=[ToyMetric()],
             optim_wrapper={'optimizer': {'type': 'AdamW', 'lr': 0.1}},
             param_scheduler=[
                 {'type': 'LinearLR', 'start_factor': 0.1, 'end': 2, 'by_epoch': False},
                 {'type': 'MultiStepLR', 'milestones': [2]},
                 {'type': 'OneCycleLR', 'eta_max': 0.2, 'total_steps': 9},
             ],
-            default_hooks={'checkpoint': {'type': 'CheckpointHook', 'save_best': 'toy/mean', 'rule': 'less'}},
+            default_hooks={'checkpoint': {'type': 'CheckpointHook', 'save_best': 'acc', 'rule': 'greater'}},
             custom_hooks=[{'type': 'EMAHook'}],
             log_level='ERROR',
             experiment_name=f'toy_{work_dir.name}_{max_epochs}',
@@ -125,8 +98,8 @@ def test_a_checkpoint_of_mmengine_is_read_whole(run):
 
 def test_a_run_resumes(run, tmp_path):
     resumed = toy_runner(tmp_path, max_epochs=3, load_from=str(run / 'epoch_2.pth'), resume=True)
-    assert (resumed.epoch, resumed.iter) == (3, 6)
-    assert len(resumed.message_hub.get_scalar('train/loss').data[0]) == 6
+    assert (resumed.epoch, resumed.iter) == (3, 12)
+    assert len(resumed.message_hub.get_scalar('train/loss').data[0]) == 12
 
 
 @pytest.mark.parametrize('numpy_module', [b'numpy.core.multiarray', b'numpy._core.multiarray'])
