@@ -37,9 +37,7 @@ def has_defect(patch) -> bool:
 def test_the_table_is_complete():
     assert len(BY_NAME) == len(PATCHES)
     assert len({patch.module for patch in PATCHES}) == len(PATCHES), 'two patches of a module would have an order'
-    for patch in PATCHES:
-        assert patch.link.startswith('https://github.com/'), patch.name
-        assert SpecifierSet(patch.versions) is not None
+    assert all(SpecifierSet(patch.versions) is not None for patch in PATCHES)
 
 
 def test_pkg_resources(monkeypatch):
