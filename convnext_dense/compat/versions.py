@@ -1,7 +1,7 @@
 """Which packages the stack consists of, in which versions it runs, and what is known not to work.
 
 All of it comes from pip's metadata; no package is imported. The ranges are those of ``setup.py``; ``FORKS`` and
-``KNOWN_TO_FAIL`` hold what no metadata says.
+``UNSAID`` hold what no metadata says.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,6 @@ FORKS = {
     'onedl-mmsegmentation': '>=1.4.2,<1.5',
 }
 
-
 # The modules of the stack, with their names for pip
 PACKAGES = {
     'torch': ('torch',),
@@ -50,7 +49,7 @@ PACKAGES = {
     'transformers': ('transformers',),
 }
 MODULES = {name: module for module, names in PACKAGES.items() for name in names}
-# The name for pip of a module that is not called so
+# The name under which pip installs a module
 PIP_NAMES = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml'} | {
     module: names[0] for module, names in PACKAGES.items()
 }
