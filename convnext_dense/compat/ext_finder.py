@@ -3,10 +3,10 @@
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from . import ops
 
@@ -16,9 +16,7 @@ MODULE = 'mmcv._ext'
 class TorchvisionOpsFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Answer for ``mmcv._ext`` alone. It stands last in ``sys.meta_path``, so that a compiled module is found first."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return a spec for ``mmcv._ext``, else None."""
         if fullname != MODULE:
             return None
