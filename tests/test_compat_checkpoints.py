@@ -218,15 +218,17 @@ def test_other_types_are_refused(value, named, tmp_path):
 
 
 def test_the_types_that_the_process_allows_stay_as_they_are(foreign, tmp_path):
+    def allowed():
+        return set(torch.serialization.get_safe_globals()), dict(torch._weights_only_unpickler._get_allowed_globals())
+
     torch.save({'log': bytearray(b'abc\xff'), 'empty': bytearray(), 'mean': np.float64(1)}, tmp_path / 'file.pth')
     torch.serialization.add_safe_globals([argparse.Namespace])
-    before = (torch.serialization.get_safe_globals(), dict(torch._weights_only_unpickler._get_allowed_globals()))
+    before = allowed()
     try:
         assert read_checkpoint(tmp_path / 'file.pth') == {'log': b'abc\xff', 'empty': b'', 'mean': 1}
         with pytest.raises(UserError):
             read_checkpoint(foreign)
-        after = (torch.serialization.get_safe_globals(), dict(torch._weights_only_unpickler._get_allowed_globals()))
-        assert after == before
+        assert allowed() == before
     finally:
         torch.serialization.clear_safe_globals()
 
