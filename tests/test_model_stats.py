@@ -1,9 +1,7 @@
-"""Counts: equal to arithmetic over depths and widths, to built models, and to what the papers print."""
+"""Counts equal arithmetic over depths and widths, built models, and what the papers print."""
 
 import csv
 import json
-import runpy
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
@@ -17,7 +15,7 @@ from mmengine.config import Config
 from mmengine.infer.infer import BaseInferencer
 from torch import nn
 
-from convnext_dense import ConvNeXt, UserError, configs
+from convnext_dense import ConvNeXt, UserError, cli, configs
 from convnext_dense.configs import walk
 from convnext_dense.data import samples
 from convnext_dense.train import stats as model_stats
@@ -133,10 +131,7 @@ class AllParts(nn.Module):
 
 
 @pytest.mark.parametrize(
-    'name',
-    [
-        *('mask_rcnn_convnext_t_coco', 'cascade_convnext_t_coco', 'cascade_r50_coco', 'upernet_convnext_t_ade20k'),
-    ],
+    'name', ['mask_rcnn_convnext_t_coco', 'cascade_convnext_t_coco', 'cascade_r50_coco', 'upernet_convnext_t_ade20k']
 )
 def test_published_figures_to_their_last_digit(name):
     """What mmcv's hooks, which made the published figures, add to multiply-adds is all that lies between them."""
@@ -149,19 +144,14 @@ def test_published_figures_to_their_last_digit(name):
     backbone = cfg.model.backbone
     if backbone.type == 'ConvNeXt':  # its faster layers are no modules that hooks look at; the paper's are
         hooked -= sum(getattr(module, '__flops__', 0) for module in whole.model.backbone.modules())
-        hooked += convnext_by_hand(backbone.arch, *size, v2=False).macs + convolution_biases(backbone.arch, *size)
+        hooked += convnext_by_hand(backbone.arch, *size, v2=False).macs
+        for i, (depth, dim) in enumerate(zip(*VARIANTS[backbone.arch], strict=True)):
+            hooked += (depth + 1) * dim * (size[0] // (4 << i)) * (size[1] // (4 << i))  # biases of convolutions
     assert round(hooked / 1e9) == MODELS[name]['Metadata']['GFLOPs']
 
 
-def convolution_biases(arch, width, height):
-    """Count an addition for each output of a convolution: one in each block, one before each stage."""
-    depths, dims = VARIANTS[arch]
-    pixels = [(width // stride) * (height // stride) for stride in (4, 8, 16, 32)]
-    return sum((depth + 1) * dim * n for depth, dim, n in zip(depths, dims, pixels, strict=True))
-
-
 def test_counting_takes_no_memory():
-    cfg = Config.fromfile(CONFIGS / 'det/cascade_convnext_xl_in22k_coco.py')
+    cfg = configs.load_config('cascade_convnext_xl_in22k_coco')
     with configs.model_scope(cfg):
         model = model_stats.build_on_meta(cfg.model)
     assert all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
@@ -173,7 +163,7 @@ def test_parameters_of_a_built_model_and_an_auxiliary_head_that_does_not_run(lea
         model = model_stats.build(cfg.model)
         cfg.model.auxiliary_head = None
         without, _ = count_model(model_stats.build_on_meta(cfg.model), (128, 128))
-    assert parts['total'].params == sum(parameter.numel() for parameter in model.parameters())
+    assert parts['total'].params == model_stats.num_params(model)
     assert parts['heads'].params > without['heads'].params
     assert parts['heads'][1:] == without['heads'][1:]
 
@@ -195,8 +185,8 @@ def test_a_users_config_counts_its_own_rois_and_classes(tmp_path, leaf_stats, ca
     own.write_text(f"_base_ = ['{CASCADE_T}']\nmodel = dict(test_cfg=dict(rpn=dict(max_per_img=300)))\n")
     box_macs = 4 * 49 * 256 * 256 * 9 + 49 * 256 * 1024 + 1024 * (81 + 320)
     assert whole.macs - count_config(own, COCO).parts['total'].macs == 3 * 700 * box_macs
-    dataset = dict(metainfo=dict(classes=tuple('abcdefghijklmnopqrst')))
-    own.write_text(f"_base_ = ['{CASCADE_T}']\ntrain_dataloader = dict(dataset={dataset})\n")
+    classes = tuple('abcdefghijklmnopqrst')
+    own.write_text(f"_base_ = '{CASCADE_T}'\ntrain_dataloader = dict(dataset=dict(metainfo=dict(classes={classes})))\n")
     total = count_config(own).parts['total']
     assert '20 classes' in capsys.readouterr().err
     assert whole.params - total.params == 3 * (60 * 1025 + 240 * 1025 + 60 * 257)  # boxes and masks of 80 classes
@@ -249,31 +239,26 @@ def test_heads_that_cannot_be_counted_have_their_parameters(config, params, reas
     assert failures == []
     assert f'{config}: from the heads' in (told := capsys.readouterr().err)
     assert reason in told
-    backbone, _, heads, total = (line.split() for line in text.splitlines()[1:])
-    assert float(backbone[4]) == pytest.approx(4.09 * 1280 * 800 / 224**2, rel=0.002)  # ResNet-50 has 4.09 at 224x224
+    backbone, _, heads, total = (line.split()[2:] for line in text.splitlines()[1:])
+    assert float(backbone[2]) == pytest.approx(4.09 * 1280 * 800 / 224**2, rel=0.002)  # ResNet-50 has 4.09 at 224x224
     assert (heads[0], len(heads), len(total)) == ('heads', 2, 2)
     assert float(total[1]) == pytest.approx(params, abs=1)
 
 
-def test_a_wrong_config_does_not_lose_the_others(tmp_path, monkeypatch, capsys):
+def test_a_wrong_config_does_not_lose_the_others(tmp_path, capsys):
     wrong, misfit = tmp_path / 'wrong.py', tmp_path / 'misfit.py'
-    wrong.write_text(f"_base_ = ['{DRAWN_SEG}']\nmodel = dict(backbone=dict(arch='tinny'))\n")
-    misfit.write_text(f"_base_ = ['{DRAWN_SEG}']\nmodel = dict(decode_head=dict(in_channels=[40, 80, 160, 700]))\n")
-    with pytest.raises(SystemExit) as leave:
-        run_tool(monkeypatch, str(wrong), 'no.py', str(misfit), str(DRAWN), '--out', str(tmp_path / 'table.csv'))
-    assert leave.value.code == 2
+    wrong.write_text(f"_base_ = '{DRAWN_SEG}'\nmodel = dict(backbone=dict(arch='tinny'))\n")
+    misfit.write_text(f"_base_ = '{DRAWN_SEG}'\nmodel = dict(decode_head=dict(in_channels=[40, 80, 160, 700]))\n")
+    table = tmp_path / 'table.csv'
+    with pytest.raises(UserError, match=r'wrong\.py: The config cannot be built(.|\n)*no\.py does not exist'):
+        cli.show_stats(configs=[wrong, 'no.py', misfit, DRAWN], out=str(table))
     told = capsys.readouterr()
-    for words in (
-        f'{wrong}: The config cannot be built',
-        'no.py does not exist',
-        f'{misfit}: from the heads',
-        'decode_head.',
-    ):
-        assert words in told.err
+    assert f'{misfit}: from the heads' in told.err
+    assert 'decode_head.' in told.err
     assert DRAWN.name in told.out
-    assert len((tmp_path / 'table.csv').read_text().splitlines()) == 1 + 2 * 4
-    with pytest.raises(UserError, match=r'wrong\.py: (.|\n)*no\.py does not exist'):
-        describe_models([wrong, 'no.py'])
+    assert len(table.read_text().splitlines()) == 1 + 2 * 4
+    with pytest.raises(UserError, match='no.py does not exist'):
+        describe_models(['no.py'])
 
 
 @pytest.mark.parametrize(
@@ -292,31 +277,31 @@ def test_options_that_are_wrong(kwargs, message):
 
 
 def test_tables(tmp_path):
-    text, _ = describe_models([CASCADE_T, DRAWN], out=str(tmp_path / 'table.json'))
-    rows = json.loads((tmp_path / 'table.json').read_text())
+    files = {suffix: tmp_path / f'table.{suffix}' for suffix in ('json', 'md', 'csv')}
+    text, _ = describe_models([CASCADE_T, DRAWN], out=str(files['json']))
+    rows = json.loads(files['json'].read_text())
     assert [row['part'] for row in rows] == ['backbone', 'neck', 'heads', 'total'] * 2
-    total = rows[3]
-    assert (total['params (M)'], total['published params (M)'], total['published GFLOPs']) == (85.93, 86, 741)
-    assert total['difference (%)'] == round(100 * (total['GFLOPs'] / 741 - 1), 2)
+    assert rows[3]['difference (%)'] == round(100 * (rows[3]['GFLOPs'] / 741 - 1), 2)
     head, *lines = text.splitlines()
     assert 'peak memory' not in head
-    assert lines[0].split() == [str(CASCADE_T), '1280x800', 'backbone', '27.82', '90.91', '274.18']
-    assert lines[3].split() == ['total', '85.93', '86', '740.15', '741', '-0.11', '634.84']
-    describe_models([CASCADE_T], (640, 384), out=str(tmp_path / 'table.csv'))
-    with (tmp_path / 'table.csv').open(newline='') as stream:
+    where = [str(CASCADE_T), '1280x800']
+    assert lines[0].split() == [*where, 'backbone', '27.82', '90.91', '274.18']
+    assert lines[3].split() == [*where, 'total', '85.93', '86', '740.15', '741', '-0.11', '634.84']
+    describe_models([CASCADE_T], out=str(files['md']))
+    head, rule, *lines = files['md'].read_text().splitlines()
+    assert head.count('|') == rule.count('|') == lines[3].count('|')
+    assert '| total | 85.93 | 86 | 740.15 | 741 |' in lines[3]
+    describe_models([CASCADE_T], (640, 384), out=str(files['csv']))
+    with files['csv'].open(newline='') as stream:
         smaller = list(csv.DictReader(stream))[-1]
     assert float(smaller['GFLOPs']) < 740
     assert (smaller['params (M)'], smaller['published GFLOPs']) == ('85.93', '')  # published at another size
-    describe_models([CASCADE_T], out=str(tmp_path / 'table.md'))
-    head, rule, *lines = (tmp_path / 'table.md').read_text().splitlines()
-    assert head.count('|') == rule.count('|') == lines[3].count('|')
-    assert '| total | 85.93 | 86 | 740.15 | 741 |' in lines[3]
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Measure a turn or two, in this process."""
-    monkeypatch.setattr(model_stats, 'TURNS', 1)
+    monkeypatch.setattr(model_stats, 'SECONDS', 0)
     monkeypatch.setattr(model_stats, 'ProcessPoolExecutor', lambda *args: ThreadPoolExecutor(1))
 
 
@@ -375,14 +360,9 @@ def test_a_cpu_that_cannot_allocate_is_a_users_error(tmp_path):
         model_stats.measure(DRAWN_SEG, (8_000_000, 8_000_000), False, False)
 
 
-def run_tool(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, 'argv', ['model_stats.py', *arguments])
-    runpy.run_path(str(ROOT / 'tools/model_stats.py'), run_name='__main__')
-
-
 @pytest.mark.slow
-def test_the_tool_measures_in_a_process_of_its_own(tmp_path, monkeypatch):
-    run_tool(monkeypatch, str(DRAWN_SEG), '--size', '64', '64', '--measure', '--out', str(tmp_path / 'table.json'))
+def test_a_measurement_has_a_process_of_its_own(tmp_path):
+    describe_models([DRAWN_SEG], (64, 64), measure=True, out=str(tmp_path / 'table.json'))
     total = json.loads((tmp_path / 'table.json').read_text())[-1]
     # what the process adds holds the weights at least
     assert total['peak memory (MB)'] is None or total['peak memory (MB)'] > 4 * total['params (M)']
