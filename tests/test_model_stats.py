@@ -38,11 +38,9 @@ PUBLISHED = [name for name, model in MODELS.items() if 'GFLOPs' in model['Metada
     ('make', 'shape', 'macs', 'activations'),
     [
         (lambda: nn.Conv2d(3, 8, 3, stride=2, padding=1), (2, 3, 32, 64), 2 * 16 * 32 * 8 * 3 * 9, 2 * 16 * 32 * 8),
-        (lambda: nn.Conv2d(8, 16, 5, groups=4), (1, 8, 12, 9), 8 * 5 * 16 * 2 * 25, 8 * 5 * 16),
         (lambda: nn.Conv2d(8, 8, 3, padding='same', groups=8), (1, 8, 6, 6), 36 * 8 * 9, 36 * 8),
         (lambda: nn.Conv1d(4, 6, 3), (1, 4, 10), 8 * 6 * 4 * 3, 8 * 6),
         (lambda: nn.ConvTranspose2d(4, 6, 2, stride=2), (1, 4, 5, 7), 5 * 7 * 4 * 6 * 4, 10 * 14 * 6),
-        (lambda: nn.Linear(7, 11), (5, 7), 5 * 7 * 11, 5 * 11),
         (lambda: nn.Linear(7, 11), (2, 3, 5, 7), 30 * 7 * 11, 30 * 11),
         (lambda: nn.Linear(7, 11, bias=False), (2, 5, 7), 10 * 7 * 11, 10 * 11),
         (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.GELU(), nn.MaxPool2d(2)), (2, 4, 6, 6), 0, 0),

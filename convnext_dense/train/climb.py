@@ -109,9 +109,7 @@ def measure_steps(file: Path, size: tuple[int, int], rounds: int) -> dict[str, d
             key = f'{step} {size[0]}x{size[1]} {turn}'
             if key not in known:
                 config = step_config(f'mask_rcnn_{step}_coco')
-                columns = {}
-                for training in (False, True):
-                    columns |= measure_config(config, size, training, amp=False)
+                columns = measure_config(config, size, False, False) | measure_config(config, size, True, False)
                 known[key] = {name: columns[name] for name in MEASURED}
                 file.write_text(json.dumps(known, indent=1))
                 tell(f'measured: {key}')
@@ -134,11 +132,7 @@ def train_steps(folder: Path, seeds: int, jobs: int) -> dict[str, list[float]]:
 
 
 def train_step(folder: Path, step: str, seed: int, jobs: int) -> None:
-    """Train a step with a seed, or go on where its training was interrupted; do nothing where it has ended.
-
-    Raises:
-        UserError: The training fails.
-    """
+    """Train a step with a seed, or go on where its training was interrupted; do nothing where it has ended."""
     work_dir = folder / step / f'seed_{seed}'
     if read_score(work_dir) is not None:
         return
@@ -169,7 +163,6 @@ def read_score(work_dir: Path) -> float | None:
 
 def draw_ladder(rows: Sequence[Mapping[str, object]], file: Path) -> None:
     """Write the picture: the numbers of the paper's Figure 2, and what was measured here beside them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = [
@@ -180,7 +173,6 @@ def draw_ladder(rows: Sequence[Mapping[str, object]], file: Path) -> None:
     ]
     panels = [(title, series) for title, series in panels if all(name in rows[-1] for name in series.values())]
     figure = Figure(figsize=(1.5 + 3.6 * len(panels), 5.2), layout='constrained')
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     places = range(len(rows))
     for axis, (title, series) in zip(axes, panels, strict=True):
@@ -188,10 +180,9 @@ def draw_ladder(rows: Sequence[Mapping[str, object]], file: Path) -> None:
         for label, name in series.items():
             values = [row[name] / (rows[0][name] if is_relative else 1) for row in rows]
             axis.plot(values, places, marker='o', label=label)
-        for place, row in zip(places, rows, strict=True):
-            if 'mIoU' in series.values():
-                scores = [float(score) for score in row['mIoU of the seeds'].split(', ')]
-                axis.plot(scores, [place] * len(scores), '|', color='grey')
+        for place, row in enumerate(rows if 'mIoU' in series.values() else ()):
+            scores = [float(score) for score in row['mIoU of the seeds'].split(', ')]
+            axis.plot(scores, [place] * len(scores), '|', color='grey')
         axis.set(title=title, yticks=list(places), yticklabels=[row['step'] for row in rows])
         axis.grid(axis='x', alpha=0.4)
         axis.legend(loc='lower center', bbox_to_anchor=(0.5, -0.2))

@@ -55,12 +55,6 @@ def check_launcher(launcher: str) -> str:
     return launcher
 
 
-def join_group(launcher: str) -> None:
-    """Join the process group where there is no GPU; MMEngine, which joins it otherwise, would ask for one."""
-    if launcher == 'pytorch' and device_type() == 'cpu' and not is_in_group():
-        torch.distributed.init_process_group('gloo')
-
-
 def leave_group() -> None:
     """End a distributed run on all processes together, because one that leaves early can abort the others."""
     if is_in_group():

@@ -181,10 +181,7 @@ def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None
 def open_config(
     config: str | os.PathLike, cfg_options: Mapping | None, split: str, launcher: str, work_dir: str | None
 ) -> Config:
-    """Return the config of a run on a split of its data, with the launcher and the folder of this run in it.
-
-    The folder is made, and proven to be writable.
-    """
+    """Return the config of a run on a split of its data, with its launcher and its folder, which is made, in it."""
     cfg = configs.load_config(config, cfg_options)
     if cfg.get(f'{split}_dataloader') is None:
         raise UserError(f'The config {config} has no {split}_dataloader: there is nothing to {split} on.')
@@ -205,10 +202,7 @@ def open_config(
 
 
 def resume_training(cfg: Config, resume: str | None) -> list[str]:
-    """Let a training continue from a checkpoint where the option or the config asks for it; return a note if it cannot.
-
-    ``resume`` is 'auto' for the latest checkpoint of the work dir, or the name of one.
-    """
+    """Let a training continue where the option or the config asks for it; return a note where there is nothing yet."""
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     elif resume not in (None, 'auto'):
@@ -238,7 +232,8 @@ def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...]) -> Runn
         for loader in [f'{split}_dataloader' for split in splits if cfg.get(f'{split}_dataloader')]:
             notes = [*notes, *check_dataset(cfg[loader]['dataset'], f'{loader}.dataset')]
     tell(*notes)
-    launch.join_group(cfg.launcher)
+    if cfg.launcher == 'pytorch' and device_type() == 'cpu' and not launch.is_in_group():
+        torch.distributed.init_process_group('gloo')  # MMEngine, which joins the group otherwise, would ask for a GPU
     with build_errors():
         runner = RUNNERS.build(cfg)
     for note in notes:

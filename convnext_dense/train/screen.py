@@ -176,33 +176,21 @@ class ProgressBarHook(Hook):
 
     def open(self, mode: str, total: int, initial: int = 0) -> None:
         """Start the bar of a loop; a bar left over from a loop that broke off is closed first."""
-        self.close(mode)
+        if mode in self.bars:
+            self.bars[mode].close()
         is_hidden = not (is_main_process() and sys.stderr.isatty())
         options = dict(total=total, initial=initial, desc=mode, disable=is_hidden)
         self.bars[mode] = tqdm(unit='it', dynamic_ncols=True, leave=False, **options)
-
-    def close(self, mode: str) -> None:
-        """Remove a bar from the screen."""
-        if mode in self.bars:
-            self.bars.pop(mode).close()
 
     def before_train(self, runner: Runner) -> None:
         """Open the training bar at the iteration from which the run starts or resumes."""
         self.open('train', runner.max_iters, runner.iter)
 
-    def after_train(self, runner: Runner) -> None:
-        """Remove the training bar."""
-        self.close('train')
-
-    # MMEngine calls the following three for each epoch and iteration of training, validation and test.
+    # MMEngine calls the following two for each epoch and iteration of training, validation and test.
 
     def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
         if mode != 'train':
             self.open(mode, len(getattr(runner, f'{mode}_dataloader')))
-
-    def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
-        if mode != 'train':
-            self.close(mode)
 
     def _after_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
         bar = self.bars[mode]
@@ -210,3 +198,5 @@ class ProgressBarHook(Hook):
         is_drawn_anew = not bar.disable and self.every_n_inner_iters(batch_idx, 10)
         if mode == 'train' and is_drawn_anew and outputs and 'loss' in outputs:
             bar.set_postfix(loss=f'{float(outputs["loss"]):.3f}', refresh=False)
+        if bar.n == bar.total:
+            bar.close()

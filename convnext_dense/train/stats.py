@@ -6,8 +6,8 @@ count, also frozen ones and those of an auxiliary head, which does not run. The 
 maps, each box head on the 1000 RoIs that ``test_cfg`` allows, each mask head on 100.
 
 The published counts come from ``get_flops.py`` of MMDetection 2 and MMSegmentation 0. They add biases of convolutions,
-ReLU, pooling, batch norm and ``nn.LayerNorm``, at most 0.2 % of a model. They leave out what is no module of a listed
-type, as do the counts here: GELU, GRN, layer scale, residual sums, interpolation, RoIAlign, NMS.
+ReLU, pooling and norms, at most 0.2 % of a model, and leave out, as the counts here do, GELU, GRN, layer scale,
+residual sums, interpolation, RoIAlign and NMS.
 """
 
 import copy
@@ -242,20 +242,16 @@ def listed(parent: nn.Module, name: str) -> list[nn.Module]:
 
 def run_dense_heads(model: nn.Module, image: Tensor, maps: Sequence[Tensor]) -> None:
     """Run what follows backbone and neck in a model whose heads see the whole image."""
-    data = [samples.empty_sample(library_of(model), image.shape[-2:])]
-    if type(getattr(model, 'decode_head', None)).__name__ == 'Mask2FormerHead':
-        model.decode_head(maps, data)  # a segmentor's own forward does not hand on the samples
+    head = getattr(model, 'decode_head', None)  # a segmentor's
+    data = [samples.empty_sample('mmdet' if head is None else 'mmseg', image.shape[-2:])]
+    if type(head).__name__ == 'Mask2FormerHead':
+        head(maps, data)  # the model's own forward does not hand on the samples
         return
     model.extract_feat = lambda image: maps
     try:
         model._forward(image, data)
     finally:
         del model.extract_feat
-
-
-def library_of(model: nn.Module) -> str:
-    """Return the name of the library that a model is of, 'mmdet' or 'mmseg'."""
-    return 'mmseg' if hasattr(model, 'decode_head') else 'mmdet'
 
 
 def measure_config(file: str | os.PathLike, size: tuple[int, int], training: bool, amp: bool) -> dict[str, object]:
@@ -306,7 +302,7 @@ def measure(file: str | os.PathLike, size: tuple[int, int], training: bool, amp:
 def prepare_test(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> tuple[Callable, dict[str, str]]:
     """Return the whole test of one image of (width, height) pixels, NMS and sliding windows included."""
     image = torch.randint(0, 256, (3, size[1], size[0]), dtype=torch.uint8)
-    data = [samples.empty_sample(library_of(model), image.shape[1:])]
+    data = [samples.empty_sample(cfg.default_scope, image.shape[1:])]
     model.eval()
     for classifier in [getattr(module, 'fc_cls', None) for module in model.modules()]:
         if isinstance(classifier, nn.Linear):  # with all boxes of the first class, the mask heads get theirs
@@ -418,8 +414,10 @@ def list_rows(config: str, stats: ModelStats) -> list[dict[str, object]]:
     rows = []
     for part, counts in stats.parts.items():
         row = dict.fromkeys(COLUMNS) | {'config': config, 'input': '{}x{}'.format(*stats.size), 'part': part}
-        names = zip(('params (M)', 'GFLOPs', 'activations (M)'), counts, (1e6, 1e9, 1e6), strict=True)
-        rows.append(row | {name: round(count / unit, 2) for name, count, unit in names if count is not None})
+        row['params (M)'] = round(counts.params / 1e6, 2)
+        if counts.macs is not None:
+            row |= {'GFLOPs': round(counts.macs / 1e9, 2), 'activations (M)': round(counts.activations / 1e6, 2)}
+        rows.append(row)
     total, published = rows[-1], stats.published
     total['published params (M)'] = published.get('Parameters (M)')
     if published.get('Image') == total['input']:

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import torch
 from mmengine.dist import master_only
-from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -43,7 +42,6 @@ class RunSummaryHook(Hook):
         self.num_pictures = num_pictures
         self.samples: list = []
         self.metrics: dict[str, float] = {}
-        self.evaluator: Evaluator | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Start the clock."""
@@ -63,11 +61,9 @@ class RunSummaryHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Keep the latest metrics."""
-        self.metrics, self.evaluator = dict(metrics or {}), runner.val_loop.evaluator
+        self.metrics = dict(metrics or {})
 
-    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """Keep the metrics."""
-        self.metrics, self.evaluator = dict(metrics or {}), runner.test_loop.evaluator
+    after_test_epoch = after_val_epoch
 
     @master_only
     def after_train(self, runner: Runner) -> None:
@@ -92,8 +88,8 @@ class RunSummaryHook(Hook):
         self.show(runner, 'test finished', [], written)
 
     def show(self, runner: Runner, title: str, lines: Sequence[str], written: Mapping[str, object]) -> None:
-        """Print the table of the metrics, or why there are none, some lines, and the files that were written."""
-        metrics = metric_table(self.metrics) if self.metrics else [explain_no_metrics(self.evaluator)]
+        """Print the table of the metrics, some lines, and the files that were written."""
+        metrics = metric_table(self.metrics)
         files = [f'{what:12}{path}' for what, path in written.items() if path]
         runner.logger.info('\n'.join([title, *metrics, *lines, *files]))
 
@@ -115,6 +111,8 @@ class RunSummaryHook(Hook):
 
 def metric_table(metrics: Mapping[str, float]) -> list[str]:
     """Return the lines of a table: AP by box and mask for COCO metrics, name and value for others."""
+    if not metrics:
+        return ['no metrics: no validation ran, the evaluator asks for none, or the model predicts nothing']
     prefixes = {name: prefix for name, prefix in COCO_COLUMNS.items() if f'{prefix}mAP' in metrics}
     others, lines = dict(metrics), []
     if prefixes:
@@ -125,16 +123,6 @@ def metric_table(metrics: Mapping[str, float]) -> list[str]:
             lines.append(f'{label:8}' + ''.join(f'{value:8.3f}' if value >= 0 else f'{"-":>8}' for value in values))
     rest = [(name.split('/')[-1], value) for name, value in others.items() if isinstance(value, Real)]
     return lines + [f'{name:8}{value:8.3f}' for name, value in rest]
-
-
-def explain_no_metrics(evaluator: Evaluator | None) -> str:
-    """Return why a run has no metrics, given what evaluated its predictions."""
-    if evaluator is None:
-        return 'no metrics: no validation ran'
-    if not evaluator.metrics:
-        return 'no metrics: the evaluator of the config asks for none'
-    names = ', '.join(type(metric).__name__ for metric in evaluator.metrics)
-    return f'no metrics: {names} gave none, as for a model that predicts nothing'
 
 
 def read_scalars(files: Iterable[Path]) -> list[dict]:
@@ -150,12 +138,10 @@ def read_scalars(files: Iterable[Path]) -> list[dict]:
 
 def draw_curves(rows: Sequence[dict], metrics: Sequence[str], file: Path) -> None:
     """Write a PNG with the loss over the iterations on the left and the metrics over training on the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.4), layout='constrained')
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     losses = [row for row in rows if 'loss' in row]
     left.plot([row['step'] for row in losses], [row['loss'] for row in losses])
