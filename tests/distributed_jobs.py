@@ -1,6 +1,6 @@
 """Runs of ``convnext_dense.train.run``, one after the other, in each process of a group.
 
-The first argument is a file with a list of ``[function, arguments]``. Each process writes ``record_<rank>.jsonl`` to
+The first argument is a list of ``[function, arguments]`` as JSON. Each process writes ``record_<rank>.jsonl`` to
 the work dir of each run: images, losses and rates of every iteration, the digest of the weights before and after, and
 the metrics.
 """
@@ -69,7 +69,7 @@ if __name__ == '__main__':
     if 'RANK' in os.environ:
         torch.distributed.init_process_group('gloo')
         launch.leave_group = torch.distributed.barrier  # torchrun's store serves one group: all jobs share it
-    for function, arguments in json.loads(Path(sys.argv[1]).read_text()):
+    for function, arguments in json.loads(sys.argv[1]):
         if function == 'test':
             wait_for(Path(arguments['checkpoint']))
         getattr(runs, function)(**arguments)

@@ -91,45 +91,33 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run_beside(folder: Path, name: str, one: list, two: list) -> tuple[Path, Path]:
-    """Run jobs in one process and others in two, side by side; return the folders of both."""
-    folders, processes = (folder / f'{name}_one', folder / f'{name}_two'), []
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
-    for jobs, place, launcher in zip((one, two), folders, ([], TORCHRUN), strict=True):
-        place.mkdir()
-        (place / 'jobs.json').write_text(json.dumps(jobs))
-        with (place / 'output.txt').open('w') as output:
-            command = [sys.executable, *launcher, JOBS, place / 'jobs.json']
-            processes.append(subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=output))
-    try:
-        deadline = time.monotonic() + 300
-        while None in (codes := [process.poll() for process in processes]) and not any(codes):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait(60)
-    for process, place in zip(processes, folders, strict=True):
-        assert process.returncode == 0, (place / 'output.txt').read_text()[-5000:]
-    return folders
-
-
 @pytest.fixture(scope='module')
 def segmentors(folder):
-    """A segmentor, trained and tested by one process and by two; a step has four images in all.
+    """The folders of a segmentor that one process trains and tests, and that two do beside it.
 
-    The two scale its lr by the option, the one has the scaled lr in its config.
+    A step has four images in all. The two scale the lr by the option, the one has the scaled lr in its config.
     """
-    config = str(folder / 'segmentor.py')
+    config, folders = str(folder / 'segmentor.py'), (folder / 'one', folder / 'two')
     scaled = {'optim_wrapper.optimizer.lr': 2.5e-4, 'param_scheduler.1.eta_min': 2.5e-6}
     one = dict(config=config, cfg_options={'train_dataloader.batch_size': 4, **scaled}, work_dir='segmentor')
     two = dict(one, cfg_options={'train_dataloader.batch_size': 2}, auto_scale_lr=True)
     again = dict(two, resume='segmentor/iter_5.pth', work_dir='resumed')
-    checkpoint = str(folder / 'segmentors_two/segmentor/iter_10.pth')
-    test = dict(config=config, checkpoint=checkpoint, work_dir='test', out='maps')
+    test = dict(config=config, checkpoint=str(folders[1] / 'segmentor/iter_10.pth'), work_dir='test', out='maps')
     jobs = ([['train', one], ['test', test]], [['train', two], ['train', again], ['test', test]])
-    return run_beside(folder, 'segmentors', *jobs)
+    environment, processes = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}, []
+    for place, launcher, todo in zip(folders, ([], TORCHRUN), jobs, strict=True):
+        place.mkdir()
+        with (place / 'output.txt').open('w') as output:
+            command = [sys.executable, *launcher, JOBS, json.dumps(todo)]
+            processes.append(subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=output))
+    try:
+        codes = [process.wait(300) for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(60)
+    assert codes == [0, 0], [(place / 'output.txt').read_text()[-3000:] for place in folders]
+    return folders
 
 
 def recorded(folder: Path, key: str) -> list[dict]:

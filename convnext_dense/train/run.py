@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, RUNNERS, init_default_scope
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, RUNNERS
 from mmengine.runner import Runner
 
 from convnext_dense import configs
@@ -160,12 +160,9 @@ def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None
     """
     cfg = configs.load_config(config, cfg_options)
     configs.require_library(cfg.get('default_scope'))
-    if not cfg.get('model') or not cfg.get('optim_wrapper'):
-        raise UserError(f'The config {config} has no model or no optim_wrapper: there are no rates to show.')
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    wrapper_cfg = dict(cfg.optim_wrapper)
+    wrapper_cfg = dict(cfg.get('optim_wrapper') or {})
     name, paramwise_cfg = wrapper_cfg.pop('constructor', None), wrapper_cfg.pop('paramwise_cfg', None)
-    with build_errors():
+    with configs.model_scope(cfg), build_errors():
         constructor_class = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if name else None
         if constructor_class is None or not issubclass(constructor_class, LearningRateDecay):
             raise UserError(
