@@ -361,45 +361,6 @@ def test_dist_test(dist_train, folder, gpus):
     assert ap_rows(result.stdout) == ap_rows(dist_train.stdout)
 
 
-@pytest.mark.slow
-def test_two_machines(folder, tmp_path):
-    """Two machines of one process each, both of them this one."""
-    work_dirs = [tmp_path / 'shared', tmp_path / 'shared']
-    results = run_two_machines(folder / 'plain.py', work_dirs, tmp_path, '--auto-scale-lr')
-    assert [code for code, _, _ in results] == [0, 0], results[0][2][-3000:]
-    assert 'lr scaled by 0.25: 0.001 -> 0.00025 (total batch 4 = processes 2 x images 2' in results[0][2]
-    assert 'note: ' not in results[1][2]
-    assert [out.count('training finished') for _, out, _ in results] == [1, 0]
-
-    results = run_two_machines(folder / 'plain.py', [tmp_path / 'shared', tmp_path / 'own'], tmp_path, '--resume')
-    assert [code for code, _, _ in results] == [2, 2]
-    assert 'different checkpoints to resume from (process 0: iter_10.pth, process 1: none)' in results[0][2]
-
-
-def run_two_machines(config: Path, work_dirs: list[Path], cwd: Path, *options) -> list[tuple[int, str, str]]:
-    """Return (exit code, standard output, standard error) of both."""
-    shared = {**os.environ, 'PYTHON': sys.executable, 'NNODES': '2', 'MASTER_ADDR': '127.0.0.1', 'PORT': free_port()}
-    machines = [
-        subprocess.Popen(
-            [ROOT / 'tools/dist_train.sh', config, '1', '--work-dir', work_dir, *options],
-            cwd=cwd, env={**shared, 'NODE_RANK': str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank, work_dir in enumerate(work_dirs)
-    ]  # fmt: skip
-    try:
-        texts = [machine.communicate(timeout=300) for machine in machines]
-    finally:
-        for machine in machines:
-            machine.terminate()
-    return [(machine.returncode, *text) for machine, text in zip(machines, texts, strict=True)]
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return str(s.getsockname()[1])
-
-
 # Mistakes
 
 

@@ -87,23 +87,6 @@ def test_convnext_by_hand(arch, v2):
     assert counts == convnext_by_hand(arch, 1280, 800, v2)
 
 
-def test_neck_and_heads_of_a_cascade_by_hand(leaf_stats):
-    maps = [(1280 // stride) * (800 // stride) for stride in (4, 8, 16, 32)]
-    dims = VARIANTS['tiny'].dims
-    neck_macs = sum(pixels * (dim * 256 + 256 * 256 * 9) for pixels, dim in zip(maps, dims, strict=True))
-    neck_outputs = sum(2 * pixels * 256 for pixels in maps)
-    rpn_pixels = sum(maps) + 20 * 13  # a fifth map of stride 64, of the fourth's every other pixel
-    rpn_macs, rpn_outputs = rpn_pixels * (256 * 256 * 9 + 256 * (3 + 12)), rpn_pixels * (256 + 3 + 12)
-    box_macs = 4 * 49 * 256 * 256 * 9 + 49 * 256 * 1024 + 1024 * (81 + 320)
-    box_outputs = 4 * 49 * 256 + 1024 + 81 + 320
-    mask_macs = 4 * 196 * 256 * 256 * 9 + 196 * 256 * 256 * 4 + 784 * 256 * 80
-    mask_outputs = 4 * 196 * 256 + 784 * 256 + 784 * 80
-    parts = leaf_stats(CASCADE_T).parts
-    assert parts['neck'][1:] == (neck_macs, neck_outputs)
-    assert parts['heads'].macs == rpn_macs + 3 * (1000 * box_macs + 100 * mask_macs)
-    assert parts['heads'].activations == rpn_outputs + 3 * (1000 * box_outputs + 100 * mask_outputs)
-
-
 def test_every_row_of_the_papers_has_published_figures():
     assert len(PUBLISHED) == 27  # 12 + 9 of arXiv 2201.03545, 3 + 3 of arXiv 2301.00808
 
@@ -197,7 +180,6 @@ def test_a_users_config_counts_its_own_rois_and_classes(tmp_path, leaf_stats, ca
         ({}, 'mmdet', COCO),
         ({}, 'mmseg', ADE),
         (dict(pipeline=[dict(type='Resize', scale=(1333, 800))]), 'mmdet', COCO),
-        (dict(pipeline=[dict(type='Resize', scale=(800, 1333), keep_ratio=True)]), 'mmdet', COCO),
         (dict(pipeline=[dict(type='Resize', scale=LARGE_ADE)]), 'mmseg', LARGE_ADE),
         (dict(pipeline=[dict(type='Resize', scale=(300, 500), keep_ratio=True)]), 'mmdet', (512, 320)),
         (dict(pipeline=[dict(type='Resize', scale=(300, 500))]), 'mmdet', (320, 512)),

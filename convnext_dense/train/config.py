@@ -48,9 +48,6 @@ def fit_lr(cfg: Config, num_processes: int, auto_scale_lr: bool = False) -> list
     the log and the lowest rate of a schedule follow. The config then names the batch size that it is for: its copy in
     the work dir is not scaled twice. MMEngine's own scaling is switched off; it knows no accumulated steps, and leaves
     out the base rate and the lowest one.
-
-    Raises:
-        UserError: A number of the training step is out of range, or the config lacks what scaling needs.
     """
     check_step(cfg)
     settings, scaled = cfg.get('auto_scale_lr') or {}, optimizers(cfg)
@@ -136,16 +133,10 @@ def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: fl
 
 
 def enable_tta(cfg: Config) -> list[str]:
-    """Wrap the model and exchange the test pipeline for test-time augmentation; note sizes that differ from the test's.
-
-    Raises:
-        UserError: The config has no ``tta_model``, no ``tta_pipeline``, or no ``TestTimeAug`` in it.
-    """
+    """Wrap the model and exchange the test pipeline for test-time augmentation; note sizes other than the test's."""
     for key in ('tta_model', 'tta_pipeline'):
         if not cfg.get(key):
-            raise UserError(
-                f'--tta needs {key} in the config; this one has none. convnext_dense/tta.py tells how to write both.'
-            )
+            raise UserError(f'--tta needs {key} in the config; this one has none. convnext_dense/tta.py tells how.')
     if not any(step.get('type') == 'TestTimeAug' for step in cfg.tta_pipeline):
         steps = ', '.join(str(step.get('type')) for step in cfg.tta_pipeline)
         raise UserError(f'--tta needs a TestTimeAug in tta_pipeline, which makes the views; this one has {steps}.')

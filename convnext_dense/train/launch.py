@@ -35,8 +35,7 @@ def device_type() -> str:
 def check_launcher(launcher: str) -> str:
     """Return the launcher that started this process: 'none' means 'pytorch' where torchrun started it.
 
-    Raises:
-        UserError: The launcher did not start this process, or there are fewer GPUs than processes.
+    A :class:`UserError` says what is wrong where it did not start this process, or where there are too few GPUs.
     """
     if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ:
         launcher = 'pytorch'

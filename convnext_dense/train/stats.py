@@ -163,13 +163,10 @@ def build_on_meta(model_cfg: Mapping) -> nn.Module:
 
 
 def count_model(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Counts], str]:
-    """Count a detector or segmentor part by part.
+    """Return the counts of backbone, neck, heads and total for an image of (width, height) pixels.
 
-    It returns the counts of backbone, neck, heads and total for an image of (width, height) pixels, and the reason why
-    some have parameters alone: heads that read numbers out of tensors cannot run on the meta device.
-
-    Raises:
-        UserError: The model has no backbone, or one that does not run.
+    The second result is the reason why some have parameters alone; it is empty where all is counted. Heads that read
+    numbers out of tensors cannot run on the meta device.
     """
     name = type(model).__name__
     if not hasattr(model, 'backbone') or not hasattr(model, 'extract_feat'):
@@ -269,9 +266,6 @@ def measure(file: str | os.PathLike, size: tuple[int, int], training: bool, amp:
 
     The weights are random. The memory is what the model adds to the process: the peak of CUDA's allocator, or on a CPU
     the growth of resident memory. Mixed precision is fp16 on CUDA and bfloat16 on a CPU.
-
-    Raises:
-        UserError: The model cannot be built or run.
     """
     memory, duration = ('training memory (MB)', 'step time (ms)') if training else ('peak memory (MB)', 'time (ms)')
     cfg = configs.load_config(file)
@@ -354,18 +348,11 @@ def describe_models(
     amp: bool = False,
     out: str | None = None,
 ) -> tuple[str, list[str]]:
-    """Return the table of configs beside their published figures, and write it to ``out`` as well.
+    """Return the table of configs, by default of this package's own, and what was wrong with those that it lacks.
 
-    Args:
-        configs: Config files; this package's own where there is none.
-        size: Width and height of the image in pixels; by default those of the published count, or of the test.
-        measure: Measure the time and memory of a test too.
-        train: Measure those of a training step too.
-        amp: Measure in mixed precision.
-        out: A .md, .csv or .json file.
-
-    Returns:
-        The table, and what was wrong with the configs that it lacks.
+    The image has ``size`` (width, height) pixels, as in :func:`count_config`. ``measure`` adds the time and memory of a
+    test, ``train`` those of a training step, both with ``amp`` in mixed precision. ``out`` is a .md, .csv or .json
+    file for the table.
 
     Raises:
         UserError: No config can be counted, an option is wrong, or the file cannot be written.
