@@ -141,6 +141,6 @@ def test_ground_truth_stands_left_of_the_prediction(tmp_path):
     visualizer.dataset_meta = dict(classes=('red', 'blue'), palette=[[255, 0, 0], [0, 0, 255]])
     draw_predictions(visualizer, [sample], tmp_path / 'grid.png')
     grid = cv2.imread(str(tmp_path / 'grid.png'))
-    assert grid.shape == (332, 672, 3)  # twice the image's size, with two margins of 6
+    assert grid.shape == (326, 666, 3)  # two images side by side of twice their size, with margins of 6
     assert grid[10, 10].tolist() == [0, 0, 255]  # OpenCV's channels are blue, green, red
     assert grid[10, 650].tolist() == [255, 0, 0]

@@ -14,13 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
 from convnext_dense.ladder import STEPS, ModernizedResNet, steps
 from convnext_dense.train.screen import tell
-from convnext_dense.train.stats import STRIDE, count_config, format_markdown, measure_config
+from convnext_dense.train.stats import STRIDE, count_call, count_config, format_markdown, measure_config, num_params
 from convnext_dense.train.summary import read_scalars
 
 MEASURED = ('time (ms)', 'peak memory (MB)', 'step time (ms)', 'training memory (MB)')
@@ -83,11 +82,11 @@ def count_step(name: str) -> dict[str, object]:
     step = next(step for step in STEPS if step.name == name)
     row = {'step': name, 'top-1': step.top1, 'top-1 large': step.top1_large}
     for suffix, large in (('', False), (' large', True)):
-        with torch.device('meta'), FlopCounterMode(display=False) as counter:
-            backbone = ModernizedResNet(name, large).eval()
-            backbone(torch.empty(1, 3, 224, 224))
-        row[f'GFLOPs{suffix}'] = counter.get_total_flops() / 2e9
-        row.setdefault('params (M)', sum(p.numel() for p in backbone.parameters()) / 1e6)
+        with torch.device('meta'):
+            backbone, image = ModernizedResNet(name, large).eval(), torch.empty(1, 3, 224, 224)
+        _, macs, _ = count_call(backbone, image)
+        row[f'GFLOPs{suffix}'] = macs / 1e9
+        row.setdefault('params (M)', num_params(backbone) / 1e6)
     detector = count_config(step_config(f'mask_rcnn_{name}_coco'), (1280, 800)).parts['total']
     return row | {'detector params (M)': detector.params / 1e6, 'detector GFLOPs': detector.macs / 1e9}
 

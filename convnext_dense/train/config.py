@@ -76,7 +76,7 @@ def fit_lr(cfg: Config, num_processes: int, auto_scale_lr: bool = False) -> list
 
 
 def check_step(cfg: Config) -> None:
-    """Raise a :class:`UserError` where a number of the training step is none, or out of range."""
+    """Raise a :class:`UserError` where a value of the training step has the wrong type or is out of range."""
     settings = cfg.get('auto_scale_lr') or {}
     if not isinstance(settings, Mapping):
         raise UserError(f'auto_scale_lr must be a dict, such as dict(base_batch_size=16); got {settings!r}.')

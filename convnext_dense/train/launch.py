@@ -88,7 +88,7 @@ def say_once(text: str) -> None:
     if slate is None:
         print(text, file=sys.stderr, flush=True)
         return
-    import fcntl  # Unix alone has it, and launchers of several processes
+    import fcntl  # on Unix only, as the launchers of several processes are
 
     with slate.open('a') as file:
         fcntl.flock(file, fcntl.LOCK_EX)

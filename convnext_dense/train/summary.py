@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import math
 import tempfile
 import time
 import warnings
@@ -23,7 +24,6 @@ from mmengine.visualization import Visualizer
 COCO_ROWS = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m', 'APl': 'mAP_l'}
 COCO_COLUMNS = {'box': 'coco/bbox_', 'mask': 'coco/segm_'}
 CURVES = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50', 'mIoU', 'mAcc')
-DRAWN_FIELDS = ('gt_instances', 'pred_instances', 'gt_sem_seg', 'pred_sem_seg')
 MIN_SIDE = 320  # pixels; smaller images are enlarged so that labels can be read
 MARGIN = 6  # pixels of white around a picture
 
@@ -47,17 +47,19 @@ class RunSummaryHook(Hook):
         """Start the clock."""
         self.started, self.first_iter = time.monotonic(), runner.iter
 
-    # MMEngine calls the following three for validation and test.
+    # MMEngine calls the following two for training, validation and test.
 
     def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
         if mode != 'train':
             self.samples = []
 
     def _after_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
-        missing = self.num_pictures - len(self.samples)
-        if mode != 'train' and missing > 0:
-            shown = [sample for sample in outputs if 'gt_instances' not in sample or len(sample.gt_instances)]
-            self.samples += map(keep_drawn, shown[:missing])
+        for sample in outputs if mode != 'train' else ():
+            is_empty = 'gt_instances' in sample and len(sample.gt_instances) == 0
+            if len(self.samples) < self.num_pictures and not is_empty:
+                kept = sample.new()
+                kept.pop('seg_logits', None)  # they are large
+                self.samples.append(kept.cpu())
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Keep the latest metrics."""
@@ -76,22 +78,19 @@ class RunSummaryHook(Hook):
             rows = read_scalars(scalars if self.first_iter > 0 else scalars[-1:])  # a resumed run has those before
             written['curves'] = self.draw(runner, work_dir / 'curves.png', draw_curves, rows, CURVES)
         written['predictions'] = self.draw_samples(runner, work_dir)
-        self.show(
-            runner, 'training finished', [f'{runner.iter - self.first_iter} iterations in {duration}', ''], written
-        )
+        self.show(runner, 'training finished', written, f'{runner.iter - self.first_iter} iterations in {duration}', '')
 
     @master_only
     def after_test(self, runner: Runner) -> None:
         """Write the picture and print the summary of a test."""
         folder = Path(runner.log_dir)
         written = {'metrics': folder / f'{runner.timestamp}.json', 'predictions': self.draw_samples(runner, folder)}
-        self.show(runner, 'test finished', [], written)
+        self.show(runner, 'test finished', written)
 
-    def show(self, runner: Runner, title: str, lines: Sequence[str], written: Mapping[str, object]) -> None:
+    def show(self, runner: Runner, title: str, written: Mapping[str, object], *lines: str) -> None:
         """Print the table of the metrics, some lines, and the files that were written."""
-        metrics = metric_table(self.metrics)
         files = [f'{what:12}{path}' for what, path in written.items() if path]
-        runner.logger.info('\n'.join([title, *metrics, *lines, *files]))
+        runner.logger.info('\n'.join([title, *metric_table(self.metrics), *lines, *files]))
 
     def draw_samples(self, runner: Runner, folder: Path) -> Path | None:
         """Draw the kept predictions; None where there are none, or where nobody can draw them."""
@@ -159,16 +158,18 @@ def draw_curves(rows: Sequence[dict], metrics: Sequence[str], file: Path) -> Non
 
 
 def draw_predictions(visualizer: Visualizer, samples: Sequence[BaseDataElement], file: Path) -> None:
-    """Write a PNG of two columns with a pair of :func:`draw_pair` in each cell.
+    """Write a PNG with two columns of pairs as :func:`draw_pair` returns them.
 
-    Args:
-        visualizer: MMDetection's or MMSegmentation's local visualizer, with its ``dataset_meta`` set.
-        samples: What the model returned, with ``img_path`` and ground truth at the original image size.
-        file: The PNG to write.
+    The samples are what the model returned, with ``img_path`` and the ground truth at the original image size.
     """
-    cells = [draw_pair(visualizer, sample) for sample in samples]
-    rows = [stack(cells[i : i + 2], axis=1) for i in range(0, len(cells), 2)]
-    cv2.imwrite(str(file), stack(rows, axis=0))
+    pairs = [draw_pair(visualizer, sample) for sample in samples]
+    height, width = np.max([pair.shape[:2] for pair in pairs], axis=0) + MARGIN
+    columns = min(2, len(pairs))
+    grid = np.full((math.ceil(len(pairs) / columns) * height, columns * width, 3), 255, np.uint8)
+    for i, pair in enumerate(pairs):
+        top, left = i // columns * height, i % columns * width
+        grid[top : top + pair.shape[0], left : left + pair.shape[1]] = pair
+    cv2.imwrite(str(file), grid)
 
 
 def draw_pair(visualizer: Visualizer, sample: BaseDataElement) -> np.ndarray:
@@ -180,15 +181,6 @@ def draw_pair(visualizer: Visualizer, sample: BaseDataElement) -> np.ndarray:
         warnings.simplefilter('ignore', UserWarning)  # the visualizer warns of boxes that touch the border
         visualizer.add_datasample('pair', image, enlarge(sample, factor), out_file=f'{folder}/pair.png')
         return cv2.imread(f'{folder}/pair.png')
-
-
-def keep_drawn(sample: BaseDataElement) -> BaseDataElement:
-    """Return a copy on the CPU with what is drawn alone: a segmentor's logits are large."""
-    kept = type(sample)(metainfo=sample.metainfo)
-    for name in DRAWN_FIELDS:
-        if name in sample:
-            setattr(kept, name, sample.get(name))
-    return kept.cpu()
 
 
 def enlarge(sample: BaseDataElement, factor: int) -> BaseDataElement:
@@ -209,13 +201,3 @@ def enlarge(sample: BaseDataElement, factor: int) -> BaseDataElement:
 def repeat(maps: torch.Tensor, factor: int) -> torch.Tensor:
     """Return maps (N, H, W) in which each pixel is a square."""
     return maps.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
-
-
-def stack(images: Sequence[np.ndarray], axis: int) -> np.ndarray:
-    """Put images below each other (axis 0) or side by side (axis 1), aligned at the top left, with white margins."""
-    height, width = (max(image.shape[side] for image in images) for side in (0, 1))
-    padded = []
-    for image in images:
-        bottom, right = (height - image.shape[0], 0) if axis == 1 else (0, width - image.shape[1])
-        padded.append(np.pad(image, ((0, bottom + MARGIN), (0, right + MARGIN), (0, 0)), constant_values=255))
-    return np.concatenate(padded, axis=axis)
