@@ -63,16 +63,16 @@ def test_forgotten_scaling_is_noted():
 
 
 @pytest.mark.parametrize(
-    'changes',
+    ('changes', 'missing'),
     [
-        dict(auto_scale_lr=None),
-        dict(optim_wrapper=dict(optimizer=dict(type='AdamW'))),
-        dict(optim_wrapper=dict(optimizer=dict(type='Adafactor', lr=None))),
+        (dict(auto_scale_lr=None), r'auto_scale_lr\.base_batch_size'),
+        (dict(optim_wrapper=dict(optimizer=dict(type='AdamW'))), r'optim_wrapper\.optimizer\.lr'),
+        (dict(optim_wrapper=dict(optimizer=dict(type='Adafactor', lr=None))), r'optim_wrapper\.optimizer\.lr'),
     ],
 )
-def test_scaling_needs_a_recipes_batch_size_and_an_lr(changes):
+def test_scaling_needs_a_recipes_batch_size_and_an_lr(changes, missing):
     assert fit_lr(recipe(**changes), 1) == []
-    with pytest.raises(UserError, match=r'--auto-scale-lr needs optim_wrapper\.optimizer\.lr .*base_batch_size'):
+    with pytest.raises(UserError, match=f'--auto-scale-lr needs {missing} in the config'):
         fit_lr(recipe(**changes), 1, auto_scale_lr=True)
 
 

@@ -38,9 +38,10 @@ def climb(
     seeds: int = 3,
     jobs: int = 1,
 ) -> str:
-    """Count, measure and, on request, train every step; write ``ladder.json``, ``ladder.md`` and ``ladder.png``.
+    """Count, measure and, on request, train every step; return a table.
 
-    What is finished in ``out`` is not done again, so that a run that was interrupted goes on.
+    The table is also written to ``ladder.json`` and ``ladder.md``, and drawn as ``ladder.png``. What is finished in
+    ``out`` is not done again, so that a run that was interrupted goes on.
 
     Args:
         out: The folder to write to.
@@ -49,9 +50,6 @@ def climb(
         train: Train UperNet with each step on the drawn data.
         seeds: How many trainings each step gets.
         jobs: How many trainings run at a time. With several, each has one thread.
-
-    Returns:
-        The table.
 
     Raises:
         UserError: A number is out of range, or a training fails.

@@ -4,7 +4,7 @@ The functions change the config that they get. Many return notes of what was cha
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -50,29 +50,24 @@ def fit_lr(cfg: Config, num_processes: int, auto_scale_lr: bool = False) -> list
     out the base rate and the lowest one.
     """
     check_step(cfg)
-    settings, scaled = cfg.get('auto_scale_lr') or {}, optimizers(cfg)
+    settings = cfg.get('auto_scale_lr') or {}
     recipe, is_wanted = settings.get('base_batch_size'), auto_scale_lr or settings.get('enable', False)
-    if is_wanted and not (recipe and scaled):
+    needed = {'optim_wrapper.optimizer.lr': optimizers(cfg), 'auto_scale_lr.base_batch_size': recipe}
+    missing = ' and '.join(name for name, value in needed.items() if not value)
+    if missing and is_wanted:
         raise UserError(
-            '--auto-scale-lr needs optim_wrapper.optimizer.lr in the config, and the batch size for which it was '
-            'chosen: set auto_scale_lr = dict(base_batch_size=16) for 8 GPUs x 2 images. '
-            f'Got base_batch_size {recipe} and lr {lr_text(scaled) or None}.'
+            f'--auto-scale-lr needs {missing} in the config: the lr, and the images of the step for which it was '
+            'chosen, such as auto_scale_lr = dict(base_batch_size=16) for 8 GPUs x 2 images.'
         )
-    if not recipe or not scaled:
+    if missing:
         return []
     settings['enable'] = False
     if cfg.get('resume'):
         return ['the lr is that of the checkpoint; --auto-scale-lr acts when a training starts'] if is_wanted else []
     images, steps = cfg.train_dataloader.get('batch_size', 1), cfg.optim_wrapper.get('accumulative_counts', 1)
     batch = num_processes * images * steps
-    factor, before = batch / recipe, lr_text(scaled)
     batches = f'total batch {batch} = processes {num_processes} x images {images} x steps {steps}, recipe {recipe}'
-    if not is_wanted:
-        advice = f'lr kept at {before}, for another batch size ({batches}); --auto-scale-lr scales it by {factor:g}'
-        return [] if factor == 1 else [advice]
-    scale_lr(cfg, factor)
-    settings['base_batch_size'] = batch
-    return [f'lr scaled by {factor:g}: {before} -> {lr_text(scaled)} ({batches})']
+    return scale_lr(cfg, batch, batches) if is_wanted else note_scaling(cfg, batch, batches)
 
 
 def check_step(cfg: Config) -> None:
@@ -93,13 +88,24 @@ def check_step(cfg: Config) -> None:
             raise UserError(f'optim_wrapper.optimizer.lr must be a number; got {optimizer["lr"]!r}.')
 
 
-def scale_lr(cfg: Config, factor: float) -> None:
-    """Scale the lr of each optimizer and the absolute rates of each schedule of the lr."""
+def note_scaling(cfg: Config, batch: int, batches: str) -> list[str]:
+    """Return a note where the lr is for another batch size."""
+    factor = batch / cfg.auto_scale_lr.base_batch_size
+    if factor == 1:
+        return []
+    return [f'lr kept at {lr_text(cfg)}, for another batch size ({batches}); --auto-scale-lr scales it by {factor:g}']
+
+
+def scale_lr(cfg: Config, batch: int, batches: str) -> list[str]:
+    """Scale the lr of each optimizer and the absolute rates of each schedule of the lr; return a note of it."""
+    factor, before = batch / cfg.auto_scale_lr.base_batch_size, lr_text(cfg)
     for optimizer in optimizers(cfg):
         optimizer['lr'] *= factor
     for schedule in walk(cfg.get('param_scheduler')):
         if 'LR' in str(schedule.get('type')):  # momentum has schedules as well
             schedule.update({key: factor * schedule[key] for key in ABSOLUTE_RATES & schedule.keys()})
+    cfg.auto_scale_lr.base_batch_size = batch
+    return [f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})']
 
 
 def optimizers(cfg: Config) -> list[dict]:
@@ -108,9 +114,9 @@ def optimizers(cfg: Config) -> list[dict]:
     return [optimizer for optimizer in given if optimizer.get('lr') is not None]
 
 
-def lr_text(optimizers: Sequence[Mapping]) -> str:
+def lr_text(cfg: Config) -> str:
     """Return the lr as a user would write it; several optimizers have several."""
-    return ', '.join(f'{optimizer["lr"]:g}' for optimizer in optimizers)
+    return ', '.join(f'{optimizer["lr"]:g}' for optimizer in optimizers(cfg))
 
 
 def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
