@@ -156,7 +156,7 @@ pipeline = [dict(type='TalkingTransform'), *_base_.train_pipeline]
 train_dataloader = dict(num_workers=1, dataset=dict(pipeline=pipeline))
 train_cfg = dict(max_iters=6, val_interval=3)
 default_hooks = dict(checkpoint=dict(interval=3))
-log_processor = dict(_delete_=True, type='LogProcessor', window_size=10, by_epoch=False)  # as upstream's configs have it
+log_processor = dict(_delete_=True, type='LogProcessor', window_size=10, by_epoch=False)  # as upstream's
 """
 
 
