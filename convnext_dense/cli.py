@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 from mmengine.config import DictAction
 
 from convnext_dense import __version__
-from convnext_dense.compat import trust_checkpoints
+from convnext_dense.compat import silence, trust_checkpoints
 from convnext_dense.compat.errors import UserError
 from convnext_dense.train.launch import is_in_group, is_lost_connection, say_once, was_said
 
@@ -236,6 +236,7 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> Non
         name: The command of a script in ``tools/``; by default the first word of the command line names it.
         arguments: The words behind the program's name, by default those of ``sys.argv``.
     """
+    silence()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if name is None:
         name = command_parser().parse_args(words[:1]).command

@@ -16,15 +16,14 @@ from convnext_dense.compat.warnings import WARNINGS
 def pytest_configure(config):
     """Set up a test run.
 
-    Warnings are errors here, but for the third-party ones that the package silences. One thread each: the tensors are
+    Warnings are errors here, but for the third-party ones that the commands silence. One thread each: the tensors are
     small, and threads that wait for each other on a busy machine take twice the time.
     """
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # of the programs that tests start
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
-    for warned in WARNINGS:
-        message = warned.message.replace(':', '.')  # a colon separates the fields of pytest's filter
-        line = f'ignore:{message}:{warned.category.__name__}:{warned.module}'
-        config.addinivalue_line('filterwarnings', line)
+    for message, category, module in WARNINGS:
+        beginning = message.replace(':', '.')  # a colon separates the fields of pytest's filter
+        config.addinivalue_line('filterwarnings', f'ignore:{beginning}:{category.__name__}:{module}')
     # torch.hub leaves the connection of a download that fails to the garbage collector, in whatever test it works
     config.addinivalue_line('filterwarnings', 'ignore:unclosed <socket:ResourceWarning')
     if torch.__version__ < SAFE_TORCH:  # every test that downloads a .pth file would fail

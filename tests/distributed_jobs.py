@@ -1,7 +1,8 @@
-"""Runs of ``convnext_dense.train.run``, one after the other, in each process of a group...
+"""Runs of ``convnext_dense.train.run``, one after the other, in each process of a group.
 
-In: a list of ``[function, arguments]``. Out: a file ``record_<rank>.jsonl`` in the work dir of each run, with the
-images, losses and rates of every iteration, the digest of the weights before and after, and the metrics.
+The first argument is a list of ``[function, arguments]`` as JSON. Each process writes ``record_<rank>.jsonl`` to
+the work dir of each run: images, losses and rates of every iteration, the digest of the weights before and after, and
+the metrics.
 """
 
 import hashlib
@@ -11,14 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-from convnext_dense.train import launch  # before mmdet, which needs the ops that it serves
-from convnext_dense.train import run as runs
-
-# isort: split
 import torch
-from mmdet.models.task_modules.samplers import RandomSampler
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, TASK_UTILS
+from mmengine.registry import HOOKS
+
+from convnext_dense.train import launch
+from convnext_dense.train import run as runs
 
 
 @HOOKS.register_module()
@@ -44,7 +43,6 @@ class RecordHook(Hook):
             images=[Path(sample.img_path).name for sample in data_batch['data_samples']],
             losses={name: float(value.detach()) for name, value in outputs.items() if 'loss' in name},
             rates=self.rates,
-            positives=count_positives(getattr(runner.model, 'module', runner.model)),
         )
 
     def after_train(self, runner) -> None:
@@ -52,26 +50,6 @@ class RecordHook(Hook):
 
     def after_test_epoch(self, runner, metrics=None) -> None:
         self.write(runner, metrics={name: float(value) for name, value in metrics.items()})
-
-
-@TASK_UTILS.register_module()
-class FirstSampler(RandomSampler):
-    """Takes the first candidates instead of random ones, so that an image's sample does not depend on its process."""
-
-    num_positives = 0
-
-    def sample(self, *args, **kwargs):
-        result = super().sample(*args, **kwargs)
-        self.num_positives += result.num_pos
-        return result
-
-    def random_choice(self, gallery, num):
-        return gallery[:num]
-
-
-def count_positives(model: torch.nn.Module) -> list[int]:
-    """Return how many positive samples each stage of a cascade has seen so far."""
-    return [sampler.num_positives for sampler in getattr(getattr(model, 'roi_head', None), 'bbox_sampler', [])]
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -91,7 +69,7 @@ if __name__ == '__main__':
     if 'RANK' in os.environ:
         torch.distributed.init_process_group('gloo')
         launch.leave_group = torch.distributed.barrier  # torchrun's store serves one group: all jobs share it
-    for function, arguments in json.loads(Path(sys.argv[1]).read_text()):
+    for function, arguments in json.loads(sys.argv[1]):
         if function == 'test':
             wait_for(Path(arguments['checkpoint']))
         getattr(runs, function)(**arguments)

@@ -7,20 +7,18 @@ import pickle
 import tarfile
 import traceback
 import warnings
-import zipfile
-from contextlib import nullcontext
+from pathlib import Path
 
 import mmengine.runner.checkpoint as upstream
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import BaseDataset
-from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
+from mmengine.testing.runner_test_case import ToyDataset, ToyMetric, ToyModel
 from safetensors.torch import save_file
 
-from convnext_dense.compat import TRUST_VARIABLE, checkpoints, read_checkpoint, trust_checkpoints
+from convnext_dense.compat import TRUST_VARIABLE, read_checkpoint, trust_checkpoints
 from convnext_dense.compat.errors import UserError
 
 
@@ -38,54 +36,27 @@ class OfTheUser:
     """A type that MMEngine's checkpoints do not have."""
 
 
-class Drawn(BaseDataset):
-    METAINFO = {'classes': ('a', 'b'), 'palette': [(1, 2, 3), (4, 5, 6)]}
-
-    def load_data_list(self):
-        return [{'inputs': float(i)} for i in range(4)]
-
-
-class Line(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.line = torch.nn.Linear(1, 1)
-
-    def forward(self, inputs, sample_idx, mode='tensor'):
-        predicted = self.line(torch.tensor(inputs)[:, None])
-        return {'loss': (predicted**2).mean()} if mode == 'loss' else list(predicted)
-
-
-class Mean(BaseMetric):
-    default_prefix = 'toy'
-
-    def process(self, data_batch, data_samples):
-        self.results.extend(data_samples)
-
-    def compute_metrics(self, results):
-        return {'mean': np.float32(torch.stack(results).mean().item())}
-
-
-def toy_runner(work_dir, max_epochs, save_best=None, **options):
-    loader = {'batch_size': 2, 'num_workers': 0, 'dataset': Drawn()}
+def toy_runner(work_dir, max_epochs, **options):
+    dataset = ToyDataset()
+    dataset.METAINFO = {'classes': ('a', 'b'), 'palette': [(1, 2, 3), (4, 5, 6)]}
+    loader = {'batch_size': 3, 'num_workers': 0, 'dataset': dataset, 'sampler': {'type': 'DefaultSampler'}}
     with warnings.catch_warnings():  # torch's and numpy's own, which are not the subject here
         warnings.simplefilter('ignore')
         runner = Runner(
-            Line(),
+            ToyModel(),
             str(work_dir),
-            train_dataloader=loader | {'sampler': {'type': 'DefaultSampler', 'shuffle': True}},
-            val_dataloader=loader | {'sampler': {'type': 'DefaultSampler', 'shuffle': False}},
+            train_dataloader=loader,
+            val_dataloader=loader,
             train_cfg={'by_epoch': True, 'max_epochs': max_epochs, 'val_interval': 1},
             val_cfg={},
-            val_evaluator=[Mean()],
+            val_evaluator=[ToyMetric()],
             optim_wrapper={'optimizer': {'type': 'AdamW', 'lr': 0.1}},
             param_scheduler=[
                 {'type': 'LinearLR', 'start_factor': 0.1, 'end': 2, 'by_epoch': False},
                 {'type': 'MultiStepLR', 'milestones': [2]},
                 {'type': 'OneCycleLR', 'eta_max': 0.2, 'total_steps': 9},
             ],
-            default_hooks={
-                'checkpoint': {'type': 'CheckpointHook', 'interval': 1, 'save_best': save_best, 'rule': 'less'}
-            },
+            default_hooks={'checkpoint': {'type': 'CheckpointHook', 'save_best': 'acc', 'rule': 'greater'}},
             custom_hooks=[{'type': 'EMAHook'}],
             log_level='ERROR',
             experiment_name=f'toy_{work_dir.name}_{max_epochs}',
@@ -99,20 +70,19 @@ def toy_runner(work_dir, max_epochs, save_best=None, **options):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """A real run of two epochs, with EMA, a best checkpoint, and NumPy numbers among its messages."""
-    return toy_runner(tmp_path_factory.mktemp('toy'), max_epochs=2, save_best='toy/mean')
+    """The folder of a real run of two epochs, with EMA, a best checkpoint, and NumPy numbers among its messages."""
+    return Path(toy_runner(tmp_path_factory.mktemp('toy'), max_epochs=2).work_dir)
 
 
 def test_mmengine_without_the_patch_fails_on_its_own_checkpoint(run):
     with pytest.raises(pickle.UnpicklingError, match='Unsupported global'):
-        torch.load(f'{run.work_dir}/epoch_2.pth', weights_only=True)  # the default of PyTorch >= 2.6
+        torch.load(run / 'epoch_2.pth', weights_only=True)  # the default of PyTorch >= 2.6
 
 
 def test_a_checkpoint_of_mmengine_is_read_whole(run):
-    path = f'{run.work_dir}/epoch_2.pth'
-    checkpoint = upstream._load_checkpoint(path, map_location='cpu')
+    checkpoint = upstream._load_checkpoint(str(run / 'epoch_2.pth'), map_location='cpu')
     with trust_checkpoints():
-        expected = read_checkpoint(path)
+        expected = read_checkpoint(run / 'epoch_2.pth')
     assert set(checkpoint) == set(expected) >= {'ema_state_dict', 'optimizer', 'param_schedulers', 'message_hub'}
     assert checkpoint['meta'] == expected['meta']
     assert checkpoint['meta']['dataset_meta']['classes'] == ('a', 'b')
@@ -122,22 +92,14 @@ def test_a_checkpoint_of_mmengine_is_read_whole(run):
     assert messages['score'] == 0.5
     assert messages['mean'].dtype == np.float32
     assert checkpoint['param_schedulers'][2]['anneal_func'] is expected['param_schedulers'][2]['anneal_func']
+    (best,) = run.glob('best_*.pth')
+    assert read_checkpoint(best)['message_hub']['runtime_info']['best_score'] is not None
 
 
 def test_a_run_resumes(run, tmp_path):
-    resumed = toy_runner(tmp_path, max_epochs=3, load_from=f'{run.work_dir}/epoch_2.pth', resume=True)
-    assert resumed.epoch == 3
-    assert resumed.iter == 6
-    assert len(resumed.message_hub.get_scalar('train/loss').data[0]) == 6
-
-
-def test_a_best_checkpoint_is_read(run):
-    (best,) = [name for name in _names(run.work_dir) if name.startswith('best_')]
-    assert read_checkpoint(f'{run.work_dir}/{best}')['message_hub']['runtime_info']['best_score'] is not None
-
-
-def _names(folder):
-    return [path.name for path in checkpoints.Path(folder).glob('*.pth')]
+    resumed = toy_runner(tmp_path, max_epochs=3, load_from=str(run / 'epoch_2.pth'), resume=True)
+    assert (resumed.epoch, resumed.iter) == (3, 12)
+    assert len(resumed.message_hub.get_scalar('train/loss').data[0]) == 12
 
 
 @pytest.mark.parametrize('numpy_module', [b'numpy.core.multiarray', b'numpy._core.multiarray'])
@@ -155,11 +117,8 @@ def test_both_names_of_numpy_are_read(numpy_module, tmp_path):
     (tmp_path / 'file.pth').write_bytes(buffer.getvalue().replace(other.pop(), numpy_module))
     assert numpy_module in (tmp_path / 'file.pth').read_bytes()
     read = read_checkpoint(tmp_path / 'file.pth')
-    assert {name: (type(value), value.dtype) for name, value in read.items()} == {
-        name: (type(value), value.dtype) for name, value in values.items()
-    }
-    assert read['array'].tolist() == [0, 1, 2]
-    assert read['text'].tolist() == ['a', 'b']
+    assert all(type(read[name]) is type(value) and read[name].dtype == value.dtype for name, value in values.items())
+    assert all(np.array_equal(read[name], value) for name, value in values.items())
 
 
 def test_a_checkpoint_of_the_first_versions_is_read(tmp_path):
@@ -169,10 +128,7 @@ def test_a_checkpoint_of_the_first_versions_is_read(tmp_path):
     assert upstream._load_checkpoint(str(tmp_path / 'old.pth'))['meta'] == old['meta']
 
 
-def trapped_bytes(tmp_path):
-    buffer = io.BytesIO()
-    torch.save({'state_dict': {'w': torch.ones(1)}, 'meta': Trap(tmp_path / 'trapped')}, buffer)
-    return buffer.getvalue()
+# Code
 
 
 def load_local(path, monkeypatch):
@@ -208,7 +164,7 @@ def load_with_weights_only_false(path, monkeypatch):
 @pytest.mark.parametrize('load', [load_local, load_url, load_s3, load_open_mmlab, load_with_weights_only_false])
 def test_no_loader_runs_code(load, tmp_path, monkeypatch):
     path = tmp_path / 'trap.pth'
-    path.write_bytes(trapped_bytes(tmp_path))
+    torch.save({'state_dict': {'w': torch.ones(1)}, 'meta': Trap(tmp_path / 'trapped')}, path)
     with pytest.raises(UserError, match=r'is not read: besides tensors .* it needs (posix|nt)\.mkdir, '):
         load(path, monkeypatch)
     assert not (tmp_path / 'trapped').exists()
@@ -217,97 +173,112 @@ def test_no_loader_runs_code(load, tmp_path, monkeypatch):
     assert (tmp_path / 'trapped').exists()
 
 
-def test_upstream_loaders_run_code(tmp_path):
-    # what the patch prevents: torch.hub's default is weights_only=False, in every version
-    path = tmp_path / 'trap.pth'
-    path.write_bytes(trapped_bytes(tmp_path))
-    torch.hub.load_state_dict_from_url(path.as_uri(), str(tmp_path / 'hub'), progress=False)
-    assert (tmp_path / 'trapped').exists()
-
-
-def test_a_refusal_names_the_file_the_type_and_the_way(tmp_path):
+@pytest.fixture
+def foreign(tmp_path):
+    """A checkpoint that needs a type of the user's."""
     torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
+    return tmp_path / 'foreign.pth'
+
+
+def test_a_refusal_names_the_file_the_type_and_the_way(foreign):
     with pytest.raises(UserError) as caught:
-        read_checkpoint(tmp_path / 'foreign.pth')
-    message = str(caught.value)
-    assert str(tmp_path / 'foreign.pth') in message
-    assert 'OfTheUser' in message
-    assert f'{TRUST_VARIABLE}=1' in message
-    assert 'with convnext_dense.compat.trust_checkpoints():' in message
+        read_checkpoint(foreign)
+    for named in (str(foreign), 'OfTheUser', f'{TRUST_VARIABLE}=1', '--trust-checkpoint', 'compat.trust_checkpoints()'):
+        assert named in str(caught.value)
+    assert 'weights_only' not in ''.join(traceback.format_exception(caught.value)), 'advice to switch safety off'
+
+
+class Reach:
+    """Asks for more of a history than its statistics."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, self.name)
 
 
 @pytest.mark.parametrize(
-    'value',
+    ('value', 'named'),
     [
-        np.array([OfTheUser], dtype=object),
-        np.array([1], dtype=object),
-        argparse.Namespace(lr=1),
-        print,
-        torch.nn.Linear(1, 1),
+        (np.array([OfTheUser], dtype=object), ''),
+        (np.array([1], dtype=object), ''),
+        (argparse.Namespace(lr=1), r'argparse\.Namespace'),
+        (print, r'print'),
+        (torch.nn.Linear(1, 1), r'Linear'),
+        (Reach('__init__'), r"getattr\(.*HistoryBuffer'>, '__init__'\)"),
+        (Reach('__class__'), r"getattr\(.*HistoryBuffer'>, '__class__'\)"),
+        (Reach('_set_default_statistics'), r"getattr\(.*HistoryBuffer'>, '_set_default_statistics'\)"),
     ],
 )
-def test_other_types_are_refused(value, tmp_path):
+def test_other_types_are_refused(value, named, tmp_path):
     torch.save({'value': value}, tmp_path / 'file.pth')
-    with pytest.raises(UserError, match='is not read: besides tensors and plain data it needs'):
+    with pytest.raises(UserError, match=f'is not read: besides tensors and plain data it needs .*{named}'):
         read_checkpoint(tmp_path / 'file.pth')
 
 
-@pytest.mark.parametrize('path', ['__init__', '__setstate__', '__class__', '__dict__', '_set_default_statistics'])
-def test_getattr_gives_the_statistics_of_a_history_only(path, tmp_path):
-    from mmengine.logging import HistoryBuffer
+def test_the_types_that_the_process_allows_stay_as_they_are(foreign, tmp_path):
+    def allowed():
+        return set(torch.serialization.get_safe_globals()), dict(torch._weights_only_unpickler._get_allowed_globals())
 
-    class Reach:
-        def __reduce__(self):
-            return getattr, (HistoryBuffer, path)
-
-    torch.save(Reach(), tmp_path / 'file.pth')
-    with pytest.raises(UserError, match=rf"it needs getattr\(.*HistoryBuffer'>, '{path}'\)"):
-        read_checkpoint(tmp_path / 'file.pth')
-
-
-def test_bytearrays_are_read_with_torchs_own_list_as_it_was(tmp_path):
-    before = dict(torch._weights_only_unpickler._get_allowed_globals())
-    torch.save({'log': bytearray(b'abc\xff'), 'empty': bytearray()}, tmp_path / 'file.pth')
-    assert read_checkpoint(tmp_path / 'file.pth') == {'log': b'abc\xff', 'empty': b''}
-    assert torch._weights_only_unpickler._get_allowed_globals() == before
-
-
-def test_the_environment_variable_is_the_opt_in(tmp_path, monkeypatch):
-    torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
-    for value in ('', '0', 'no'):
-        monkeypatch.setenv(TRUST_VARIABLE, value)
-        with pytest.raises(UserError):
-            read_checkpoint(tmp_path / 'foreign.pth')
-    monkeypatch.setenv(TRUST_VARIABLE, '1')
-    assert isinstance(read_checkpoint(tmp_path / 'foreign.pth')['args'], OfTheUser)
-
-
-@pytest.mark.parametrize('content', [np.float64(1), print])
-def test_the_types_that_the_process_allows_stay_as_they_are(content, tmp_path):
-    torch.save({'mean': content}, tmp_path / 'file.pth')
-    torch.serialization.add_safe_globals([OfTheUser])
-    before = torch.serialization.get_safe_globals()
+    torch.save({'log': bytearray(b'abc\xff'), 'empty': bytearray(), 'mean': np.float64(1)}, tmp_path / 'file.pth')
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    before = allowed()
     try:
-        with nullcontext() if content == 1 else pytest.raises(UserError):
-            read_checkpoint(tmp_path / 'file.pth')
-        assert set(torch.serialization.get_safe_globals()) == set(before)
+        assert read_checkpoint(tmp_path / 'file.pth') == {'log': b'abc\xff', 'empty': b'', 'mean': 1}
+        with pytest.raises(UserError):
+            read_checkpoint(foreign)
+        assert allowed() == before
     finally:
         torch.serialization.clear_safe_globals()
 
 
-def test_a_trusted_file_may_miss_its_type(tmp_path, monkeypatch):
-    torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
-    monkeypatch.delattr(f'{__name__}.OfTheUser')
-    with trust_checkpoints(), pytest.raises(AttributeError, match='OfTheUser'):
-        read_checkpoint(tmp_path / 'foreign.pth')
-
-
-def test_trust_ends_with_its_block(tmp_path):
-    torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
+def test_trust_ends_with_its_block_and_may_come_from_the_environment(foreign, monkeypatch):
     with pytest.raises(KeyError), trust_checkpoints():
         raise KeyError
-    with pytest.raises(UserError):
-        read_checkpoint(tmp_path / 'foreign.pth')
+    for value in ('', '0', 'no'):
+        monkeypatch.setenv(TRUST_VARIABLE, value)
+        with pytest.raises(UserError):
+            read_checkpoint(foreign)
+    monkeypatch.setenv(TRUST_VARIABLE, '1')
+    assert isinstance(read_checkpoint(foreign)['args'], OfTheUser)
+
+
+def test_a_trusted_file_may_miss_its_type(foreign, monkeypatch):
+    monkeypatch.delattr(f'{__name__}.OfTheUser')
+    with trust_checkpoints(), pytest.raises(AttributeError, match='OfTheUser'):
+        read_checkpoint(foreign)
+
+
+def legacy_tar(path):
+    """Write the layout of PyTorch's first versions: three pickles in a tar archive, here with code to run."""
+    with tarfile.open(path, 'w') as archive:
+        for name in ('storages', 'tensors', 'pickle'):
+            content = pickle.dumps(Trap(path.parent / 'trapped'), protocol=2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def test_a_tar_archive_is_refused_before_torch_sees_it(tmp_path, monkeypatch):
+    path = legacy_tar(tmp_path / 'old.pth')
+    loaded = []
+    # as in PyTorch < 2.6, which unpickles such a file without its safe mode
+    monkeypatch.setattr(torch, 'load', lambda file, **_: loaded.append(file))
+    with pytest.raises(UserError, match=rf'{path} is not read: it is a tar archive\. .*--trust-checkpoint'):
+        upstream._load_checkpoint(str(path))
+    with open(path, 'rb') as opened, pytest.raises(UserError, match=rf'{path} is not read: it is a tar'):
+        read_checkpoint(opened)
+    with pytest.raises(UserError, match='the downloaded data is not read: it is a tar'):
+        read_checkpoint(io.BytesIO(path.read_bytes()))
+    assert loaded == []
+    with trust_checkpoints():
+        read_checkpoint(path)
+    assert loaded == [path]
+
+
+# Files that cannot be read
 
 
 def saved_bytes(zipped=True):
@@ -316,28 +287,17 @@ def saved_bytes(zipped=True):
     return buffer.getvalue()
 
 
-def zip_of(name, content):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, 'w') as archive:
-        archive.writestr(name, content)
-    return buffer.getvalue()
-
-
+DAMAGED = 'it begins like a checkpoint but is cut short or damaged'
 UNREADABLE = [
     (b'', 'the file is empty'),
     (b'\n<!DOCTYPE html><html>Sign in</html>', 'it is a web page'),
     (b'<HTML>404</HTML>', 'it is a web page'),
     (b'version https://git-lfs.github.com/spec/v1\noid sha256:1', 'it is a Git LFS pointer'),
     (b'\x1f\x8b\x08 gzip', 'it is an archive of other files'),
-    (zip_of('model.pth', saved_bytes()), 'it is an archive of other files'),
-    (zip_of('model/constants.pkl', b''), 'it is a TorchScript program'),
-    (saved_bytes()[:-40], 'it begins like a checkpoint but is cut short or damaged'),
-    (saved_bytes()[:70], 'it begins like a checkpoint but is cut short or damaged'),
-    (saved_bytes(zipped=False)[:-40], 'it begins like a checkpoint but is cut short or damaged'),
-    (saved_bytes(zipped=False)[:200], 'it begins like a checkpoint but is cut short or damaged'),
+    (saved_bytes()[:-40], DAMAGED),
+    (saved_bytes(zipped=False)[:-40], DAMAGED),
     (pickle.dumps({'w': 1}, protocol=4), 'it is a Python pickle that torch.save did not write'),
-    (b'These are no weights.', r"it begins with b'These are no wei', which no PyTorch checkpoint does"),
-    (bytes(range(97, 200)), r"it begins with b'abcdefghijklmnop', which no PyTorch checkpoint does"),
+    (b'These are no weights.', "it begins with b'These are no wei', which no PyTorch checkpoint does"),
 ]
 
 
@@ -365,49 +325,22 @@ def test_a_file_cut_anywhere_is_described(zipped, mmap, tmp_path):
             read_checkpoint(path, mmap=mmap)
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='needs Linux')
-def test_what_mmengine_loads_is_mapped_into_memory(tmp_path):
-    torch.save({'weight': torch.ones(2**10)}, tmp_path / 'file.pth')
-    read = upstream._load_checkpoint(str(tmp_path / 'file.pth'))
-    with open('/proc/self/maps') as maps:
-        assert str(tmp_path / 'file.pth') in maps.read()
-    assert read['weight'].sum() == 2**10
+@pytest.fixture
+def torch_says(tmp_path, monkeypatch):
+    """Let PyTorch end with an error, and return what the reader raises."""
+    torch.save({'w': 1}, tmp_path / 'file.pth')
 
+    def read(error):
+        def load(*args, weights_only, **options):
+            assert weights_only is True
+            raise error
 
-def legacy_tar(path):
-    """Write the layout of PyTorch's first versions: three pickles in a tar archive, here with code to run."""
-    with tarfile.open(path, 'w') as archive:
-        for name in ('storages', 'tensors', 'pickle'):
-            content = pickle.dumps(Trap(path.parent / 'trapped'), protocol=2)
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
+        monkeypatch.setattr(torch, 'load', load)
+        with pytest.raises(Exception) as caught:
+            read_checkpoint(tmp_path / 'file.pth')
+        return caught.value
 
-
-def test_a_tar_archive_is_refused_before_torch_sees_it(tmp_path, monkeypatch):
-    legacy_tar(tmp_path / 'old.pth')
-    loaded = []
-    # as in PyTorch < 2.6, which unpickles such a file without its safe mode
-    monkeypatch.setattr(torch, 'load', lambda file, **_: loaded.append(file))
-    refusal = r'is not read: it is a tar archive\. PyTorch wrote .* can run code\. .*unpack it .*--trust-checkpoint'
-    with pytest.raises(UserError, match=rf'The checkpoint {tmp_path}/old\.pth {refusal}'):
-        upstream._load_checkpoint(str(tmp_path / 'old.pth'))
-    with open(tmp_path / 'old.pth', 'rb') as opened, pytest.raises(UserError, match=rf'/old\.pth {refusal}'):
-        read_checkpoint(opened)
-    with pytest.raises(UserError, match=f'The checkpoint the downloaded data {refusal}'):
-        read_checkpoint(io.BytesIO((tmp_path / 'old.pth').read_bytes()))
-    assert loaded == []
-    with trust_checkpoints():
-        read_checkpoint(tmp_path / 'old.pth')
-    assert loaded == [tmp_path / 'old.pth']
-
-
-@pytest.mark.filterwarnings('ignore:Python 3.14 will, by default, filter extracted tar archives:DeprecationWarning')
-def test_a_tar_archive_of_the_user_is_read_where_it_is_trusted(tmp_path):
-    legacy_tar(tmp_path / 'old.pth')
-    with trust_checkpoints(), pytest.raises(UserError):  # which holds no storages
-        read_checkpoint(tmp_path / 'old.pth')
-    assert (tmp_path / 'trapped').exists()
+    return read
 
 
 @pytest.mark.parametrize(
@@ -419,32 +352,24 @@ def test_a_tar_archive_of_the_user_is_read_where_it_is_trusted(tmp_path):
         ('Odd. File. All of it', 'Odd. File. All of it'),
     ],
 )
-def test_advice_of_torch_to_switch_safety_off_is_not_relayed(said, relayed, tmp_path, monkeypatch):
-    torch.save({'w': 1}, tmp_path / 'file.pth')
-
-    def load(*args, **options):
-        raise ValueError(said)
-
-    monkeypatch.setattr(torch, 'load', load)
-    with pytest.raises(UserError) as caught:
-        read_checkpoint(tmp_path / 'file.pth')
-    assert str(caught.value).endswith(f'(PyTorch says: {relayed})')
-    assert relayed == said or said not in ''.join(traceback.format_exception(caught.value))
+def test_advice_of_torch_to_switch_safety_off_is_not_relayed(said, relayed, torch_says):
+    error = torch_says(ValueError(said))
+    assert isinstance(error, UserError)
+    assert str(error).endswith(f'(PyTorch says: {relayed})')
 
 
-def test_a_refusal_shows_no_advice_of_torch(tmp_path):
-    torch.save({'args': OfTheUser()}, tmp_path / 'foreign.pth')
-    with pytest.raises(UserError) as caught:
-        read_checkpoint(tmp_path / 'foreign.pth')
-    assert 'weights_only' not in ''.join(traceback.format_exception(caught.value))
+def test_advice_of_torch_on_a_sound_file_is_left_alone(torch_says):
+    error = RuntimeError('Attempting to deserialize object on a CUDA device but torch.cuda.is_available() is False.')
+    assert torch_says(error) is error
+
+
+# Where files come from
 
 
 def test_a_broken_download_names_the_url_and_the_cached_file(tmp_path):
     (tmp_path / 'page.pth').write_text('<html>')
     url = (tmp_path / 'page.pth').as_uri()
-    with pytest.raises(
-        UserError, match=rf'{tmp_path}/cache/\w+/page.pth: it is a web page.* downloaded from {url}; delete it'
-    ):
+    with pytest.raises(UserError, match=rf'{tmp_path}/cache/\w+/page.pth: it is a web page.* {url}; delete it'):
         upstream.load_url(url, model_dir=str(tmp_path / 'cache'), progress=False)
 
 
@@ -453,9 +378,7 @@ def test_old_versions_of_torch_are_noted_for_what_comes_from_elsewhere(tmp_path,
     save_file({'w': torch.ones(1)}, tmp_path / 'file.safetensors')
     options = dict(model_dir=str(tmp_path / 'cache'), progress=False)
     monkeypatch.setattr(torch, '__version__', '2.9.1+cu130')
-    with pytest.warns(
-        UserWarning, match=r'^PyTorch 2\.9\.1\+cu130 can be attacked by .* torch >= 2\.10, or use .safet'
-    ):
+    with pytest.warns(UserWarning, match=r'^PyTorch 2\.9\.1\+cu130 can be attacked by .* torch >= 2\.10'):
         upstream.load_url((tmp_path / 'file.pth').as_uri(), **options)
     upstream.load_url((tmp_path / 'file.safetensors').as_uri(), **options)  # warnings are errors here
     read_checkpoint(tmp_path / 'file.pth')
@@ -466,14 +389,11 @@ def test_old_versions_of_torch_are_noted_for_what_comes_from_elsewhere(tmp_path,
 def test_a_missing_file_names_those_that_are_there(tmp_path):
     for name in ('epoch_2.pth', 'epoch_1.safetensors', 'log.txt'):
         (tmp_path / name).touch()
-    found = rf'The checkpoints in {tmp_path} are: epoch_1\.safetensors, epoch_2\.pth\. Name one of them'
+    found = rf'The checkpoints in {tmp_path} are: epoch_1\.safetensors, epoch_2\.pth\.'
     with pytest.raises(UserError, match=rf'Checkpoint {tmp_path}/epoch_3\.pth does not exist\. {found}'):
         upstream._load_checkpoint(f'{tmp_path}/epoch_3.pth')
     with pytest.raises(UserError, match=rf'Checkpoint {tmp_path} is a folder, not a checkpoint file\. {found}'):
         upstream._load_checkpoint(str(tmp_path))
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(UserError, match=r'and there is no \.pth, \.pt, \.bin or \.safetensors file in'):
-        read_checkpoint(tmp_path / 'empty/x.pth')
     with pytest.raises(UserError, match=f'does not exist, and neither does the folder {tmp_path}/none'):
         read_checkpoint(tmp_path / 'none/x.pth')
     for i in range(12):
@@ -486,15 +406,3 @@ def test_a_path_in_the_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     torch.save({'w': 1}, tmp_path / 'file.pth')
     assert upstream._load_checkpoint('~/file.pth') == {'w': 1}
-
-
-def test_advice_of_torch_on_a_sound_file_is_left_alone(tmp_path, monkeypatch):
-    torch.save({'w': 1}, tmp_path / 'file.pth')
-
-    def load(*args, **options):
-        assert options['weights_only'] is True
-        raise RuntimeError('Attempting to deserialize object on a CUDA device but torch.cuda.is_available() is False.')
-
-    monkeypatch.setattr(torch, 'load', load)
-    with pytest.raises(RuntimeError, match='Attempting to deserialize object on a CUDA device'):
-        read_checkpoint(tmp_path / 'file.pth')

@@ -1,97 +1,116 @@
-"""The listed messages are dropped, and none that only resembles them."""
+"""The commands drop the listed messages and none that only resembles them; an import drops none for a program."""
 
+import logging
+import subprocess
+import sys
 import warnings
 
 import pytest
+from mmengine.logging.logger import FilterDuplicateWarning
 
+from convnext_dense import cli
 from convnext_dense.compat import warnings as quiet
 
-SAMPLES = {
-    'mmcv.cnn.bricks.transformer': (ImportWarning, '``MultiScaleDeformableAttention`` has been moved to ``mmcv.ops``'),
-    'mmengine.optim.optimizer.amp_optimizer_wrapper': (
-        FutureWarning,
-        '`torch.cuda.amp.GradScaler(args...)` is deprecated. Please use `torch.amp.GradScaler',
-    ),
-    'torch.functional': (
-        UserWarning,
-        'torch.meshgrid: in an upcoming release, it will be required to pass the indexing argument. (Triggered at)',
-    ),
-    'mmcv.ops.masked_conv': (UserWarning, 'This overload of addmm is deprecated:\n\taddmm(Number beta, Tensor input,'),
-    'mmseg.models.builder': (
-        UserWarning,
-        '``build_loss`` would be deprecated soon, please use ``mmseg.registry.MODELS.build()`` ',
-    ),
-    'mmseg.models.losses.cross_entropy_loss': (
-        UserWarning,
-        'Default ``avg_non_ignore`` is False, if you would like to ignore the certain label and average loss over',
-    ),
-    'mmseg.engine.hooks.visualization_hook': (
-        UserWarning,
-        'The draw is False, it means that the hook for visualization will not take effect. The results will NOT be',
-    ),
-    'mmdet.models.roi_heads.mask_heads.fcn_mask_head': (
-        UserWarning,
-        'To copy construct from a tensor, it is recommended to use sourceTensor.detach().clone() or',
-    ),
-    'torch.autograd.graph': (UserWarning, 'Grad strides do not match bucket view strides. This may indicate'),
-    'mmengine.model.wrappers.distributed': (FutureWarning, '`broadcast_buffers` is deprecated. Use `forward_sync'),
-    'torch.utils.checkpoint': (FutureWarning, '`torch.cpu.amp.autocast(args...)` is deprecated. Please use'),
-    'mmseg.datasets.transforms.loading': (UserWarning, '`reduce_zero_label` will be deprecated, if you would like to'),
-    'mmengine.structures.pixel_data': (UserWarning, 'The shape of value will convert from torch.Size([4, 4]) to'),
-    'torch.utils.data.dataloader': (
-        UserWarning,
-        "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory",
-    ),
-    'mmengine.utils.misc': (DeprecationWarning, "'maxsplit' is passed as positional argument"),
-    'mmengine.visualization.visualizer': (
+# Of one row with one text, of rows for several texts and several modules, and of those whose patterns have escapes
+SAMPLES = [
+    (UserWarning, 'The shape of value will convert from torch.Size([4, 4]) to', 'mmengine.structures.pixel_data'),
+    (UserWarning, '``build_loss`` would be deprecated soon, please use ``mmseg.registry', 'mmseg.models.builder'),
+    (FutureWarning, '`torch.cuda.amp.GradScaler(args...)` is deprecated. Please use', 'mmengine.optim.amp'),
+    (FutureWarning, '`torch.cpu.amp.autocast(args...)` is deprecated. Please use', 'torch.utils.checkpoint'),
+    (
         UserWarning,
         "Failed to add <class 'mmengine.visualization.vis_backend.LocalVisBackend'>, please provide the `save_dir` arg",
+        'mmengine.visualization.visualizer',
     ),
-    'mmdet.evaluation.metrics.faster_coco_metric': (
-        UserWarning,
-        'faster_coco_eval is not installed, metrics will not be computed. Please install it by: mim install',
-    ),
-}
+]
+
+
+@pytest.fixture
+def silence(monkeypatch):
+    """Silence for one test, from a state in which nothing is silenced."""
+    monkeypatch.setattr(FilterDuplicateWarning, 'filter', FilterDuplicateWarning.filter)
+    quiet.silence.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter('always')
+        yield quiet.silence
+    quiet.silence.cache_clear()
 
 
 def shown(message: str, category: type[Warning], module: str) -> bool:
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        quiet.silence_warnings()
         warnings.warn_explicit(message, category, 'file.py', 1, module=module)
     return bool(caught)
 
 
-def test_every_entry_has_a_sample():
-    assert len(SAMPLES) == len(quiet.WARNINGS)
-
-
-@pytest.mark.parametrize('module', SAMPLES)
-def test_a_listed_warning_is_dropped_and_its_neighbours_are_shown(module):
-    category, message = SAMPLES[module]
+@pytest.mark.parametrize(('category', 'message', 'module'), SAMPLES)
+def test_a_listed_warning_is_dropped_and_its_neighbours_are_shown(category, message, module, silence):
+    assert shown(message, category, module)
+    silence()
     assert not shown(message, category, module)
     assert shown(message, category, 'users_own')
     assert shown(f'Note: {message}', category, module)
     assert shown(message, BytesWarning, module)
 
 
-def test_silencing_again_adds_no_filter():
-    with warnings.catch_warnings():
-        quiet.silence_warnings()
-        before = list(warnings.filters)
-        quiet.silence_warnings()
-        assert warnings.filters == before
+@pytest.mark.parametrize(
+    ('line', 'is_shown'),
+    [
+        ('"FileClient" will be deprecated in future. Please use io functions in', False),
+        ('The prefix is not set in metric class IoUMetric.', False),
+        ('The prefix is not set in metric class MyMetric.', True),
+        ('Failed to search registry with scope "mmdet" in the "function" registry tree. As a workaround', False),
+        ('Failed to search registry with scope "mmdet" in the "model" registry tree. As a workaround', True),
+    ],
+)
+def test_a_listed_log_line_is_dropped_and_its_neighbours_are_shown(line, is_shown, silence):
+    silence()
+    record = logging.LogRecord('mmengine', logging.WARNING, 'file.py', 1, line, None, None)
+    upstream_filter = FilterDuplicateWarning()
+    assert upstream_filter.filter(record) is is_shown
+    assert upstream_filter.filter(record) is False, 'MMEngine drops repetitions'
 
 
-def test_the_warning_that_overrides_filters_is_dropped_alone():
+def test_every_command_is_silenced(silence, monkeypatch, capsys):
+    category, message, module = SAMPLES[0]
+    monkeypatch.setitem(cli.COMMANDS, 'run', cli.Command('Run', 'a function', shown=True))
+    monkeypatch.setattr(cli, 'find', lambda place: lambda: shown(message, category, module))
+    cli.main('run', [])
+    assert capsys.readouterr().out == 'False\n'
+
+
+IN_A_PROGRAM = """
+import sys, warnings
+import convnext_dense
+from mmengine.logging import MMLogger
+for number in range(2):
+    warnings.warn_explicit('`reduce_zero_label` will be deprecated', UserWarning, 'a.py', number, sys.argv[1])
+    MMLogger.get_instance('run').warning(f'"FileClient" will be deprecated in future {number}')
+    convnext_dense.compat.silence()
+"""
+
+
+def test_an_import_silences_nothing_for_a_program():
+    command = [sys.executable, '-c', IN_A_PROGRAM, 'mmseg.datasets.transforms.loading']
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    said = result.stdout + result.stderr
+    assert (said.count('`reduce_zero_label`'), said.count('"FileClient"')) == (1, 1), said
+
+
+def test_an_import_of_ours_is_quiet_and_keeps_the_filters_of_libraries():
     def warn_as_torch_does(message):
         with warnings.catch_warnings():
-            warnings.simplefilter('always')
+            warnings.simplefilter('always')  # which overrides all filters
             warnings.warn(message, DeprecationWarning, stacklevel=2)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        with quiet.without_torchscript_warning():
+        before = list(warnings.filters)
+        with quiet.quiet_import():
             warn_as_torch_does('`TorchScript` support for functional optimizers is deprecated and will be removed')
             warn_as_torch_does('something else')
+            assert not shown(SAMPLES[0][1], UserWarning, SAMPLES[0][2])
+            warnings.filterwarnings('ignore', 'of a library')
+        assert [each[:2] for each in warnings.filters if each not in before] == [warnings.filters[0][:2]]
+        assert not shown('of a library', UserWarning, 'library')
+        assert shown(SAMPLES[0][1], UserWarning, SAMPLES[0][2])
     assert [str(warning.message) for warning in caught] == ['something else']

@@ -2,60 +2,53 @@
 
 import pytest
 import torch
+from mmdet.models.dense_heads import SSDHead
+from mmdet.models.detectors.ddq_detr import DDQDETR
+from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
+from mmseg.models.decode_heads.dm_head import DCM
 
 from convnext_dense.configs import config_folder
 from convnext_dense.data.samples import draw_batch
 from convnext_dense.train.screen import quiet
 
-CHANNELS_LAST = torch.channels_last
 
-
-def test_masks_are_pasted_from_boxes_outside_of_the_image():
-    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
-
-    paste, upstream_paste = fcn_mask_head._do_paste_mask, fcn_mask_head._do_paste_mask.__wrapped__
-    masks = torch.rand(2, 1, 7, 7)
-    outside = torch.tensor([[-90.0, -90, -60, -60], [-40, -50, -20, -20]])
-    with pytest.raises(RuntimeError, match='upper bound and (larger|lower) bound inconsistent with step sign'):
-        upstream_paste(masks, outside, 32, 48, skip_empty=True)
-    pasted, _ = paste(masks, outside, 32, 48, skip_empty=True)
-    assert pasted.shape == (2, 32, 48)
-    assert not pasted.any()
-
-
+@pytest.mark.parametrize(
+    'boxes', [[[-90.0, -90, -60, -60], [-40, -50, -20, -20]], [[-5.0, 3, 20, 30], [10, 12, 60, 20]]]
+)
 @pytest.mark.parametrize('skip_empty', [True, False])
-def test_masks_in_the_image_are_pasted_as_upstream_does(skip_empty):
-    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
-
+def test_masks_are_pasted_from_boxes_anywhere(boxes, skip_empty):
     paste, upstream_paste = fcn_mask_head._do_paste_mask, fcn_mask_head._do_paste_mask.__wrapped__
-    boxes = torch.tensor([[-5.0, 3, 20, 30], [10, 12, 60, 20]])
-    arguments = (torch.rand(2, 1, 7, 7), boxes, 32, 48, skip_empty)
-    (ours, our_place), (theirs, their_place) = paste(*arguments), upstream_paste(*arguments)
-    assert torch.equal(ours, theirs)
-    assert our_place == their_place
+    masks, boxes = torch.rand(2, 1, 7, 7), torch.tensor(boxes)
+    pasted, place = paste(masks, boxes, 32, 48, skip_empty)
+    if skip_empty and boxes.max() < 0:
+        with pytest.raises(RuntimeError, match='upper bound and (larger|lower) bound inconsistent with step sign'):
+            upstream_paste(masks, boxes, 32, 48, skip_empty)
+        assert pasted.shape == (2, 32, 48)
+        assert not pasted.any()
+    else:
+        expected, expected_place = upstream_paste(masks, boxes, 32, 48, skip_empty)
+        assert torch.equal(pasted, expected)
+        assert place == expected_place
 
 
 @pytest.mark.parametrize('fusion', [True, False])
 def test_a_dynamic_convolution_takes_channels_last_maps(fusion):
-    from mmseg.models.decode_heads.dm_head import DCM
-
     module = DCM(3, fusion, 8, 4, None, None, dict(type='ReLU'))
     x = torch.randn(2, 8, 6, 5)
+    channels_last = x.to(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match='view size is not compatible'):
-        DCM.forward.__wrapped__(module, x.to(memory_format=CHANNELS_LAST))
+        DCM.forward.__wrapped__(module, channels_last)
     expected = DCM.forward.__wrapped__(module, x)
     assert torch.equal(module(x), expected)
-    torch.testing.assert_close(module(x.to(memory_format=CHANNELS_LAST)), expected)
+    torch.testing.assert_close(module(channels_last), expected)
 
 
 def test_the_head_of_ssd_predicts():
-    from mmdet.models.dense_heads import SSDHead
-    from mmdet.registry import MODELS
-    from mmdet.structures import DetDataSample
-
     model = Config.fromfile(config_folder('mmdet') / 'ssd/ssd300_coco.py').model
     model.bbox_head.update(in_channels=(4,) * 6, num_classes=2, test_cfg=model.test_cfg)
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -79,56 +72,35 @@ def test_the_head_of_ssd_predicts():
 
 
 def build_ddq():
-    """DDQ with few layers and queries."""
-    from mmdet.registry import MODELS
-
-    model = Config.fromfile(config_folder('mmdet') / 'ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py').model
-    model.update(num_queries=8, dense_topk_ratio=1.0)
-    model.backbone = dict(type='ConvNeXt', arch='atto', out_indices=(1, 2, 3))
-    model.neck.in_channels = [80, 160, 320]
-    model.encoder.num_layers = model.decoder.num_layers = 1
-    model.data_preprocessor.pop('batch_augments', None)
+    """DDQ with few layers and queries, and with its initial weights."""
+    config = Config.fromfile(config_folder('mmdet') / 'ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py').model
+    config.update(num_queries=8, dense_topk_ratio=1.0)
+    config.backbone = dict(type='ConvNeXt', arch='atto', out_indices=(1, 2, 3))
+    config.neck.in_channels = [80, 160, 320]
+    config.encoder.num_layers = config.decoder.num_layers = 1
+    config.data_preprocessor.pop('batch_augments', None)
+    torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet'), quiet():
-        return MODELS.build(model)
-
-
-def names_before_and_after_a_step(model):
-    model.init_weights()
-    before = set(model.state_dict())
-    MessageHub.get_current_instance().update_info('epoch', 0)
-    model.train()
-    batch = draw_batch('mmdet', [0, 1], 64)
-    for sample in batch['data_samples']:
-        del sample.gt_instances.masks
-    model(**model.data_preprocessor(batch, training=True), mode='loss')
-    return before, set(model.state_dict())
+        model = MODELS.build(config)
+        model.init_weights()
+    return model
 
 
 def test_a_trained_ddq_has_the_names_of_a_built_one(monkeypatch):
-    from mmdet.models.detectors import ddq_detr
-
-    model = build_ddq()
-    before, after = names_before_and_after_a_step(model)
-    assert after == before
+    ours = build_ddq()
     for name in ('__init__', 'init_weights'):
-        monkeypatch.setattr(ddq_detr.DDQDETR, name, getattr(ddq_detr.DDQDETR, name).__wrapped__)
-    upstream_before, upstream_after = names_before_and_after_a_step(build_ddq())
-    assert upstream_after - upstream_before == {name for name in before if name.startswith('decoder.aux_reg_branches')}
-    assert upstream_after == after
+        monkeypatch.setattr(DDQDETR, name, getattr(DDQDETR, name).__wrapped__)
+    theirs = build_ddq()
+    initial = dict(theirs.named_parameters())
+    assert list(initial) == [name for name, _ in ours.named_parameters()]
+    assert all(torch.equal(value, initial[name]) for name, value in ours.named_parameters())
 
-
-def test_ddq_has_upstreams_initial_weights(monkeypatch):
-    from mmdet.models.detectors import ddq_detr
-
-    def initialized():
-        torch.manual_seed(0)
-        model = build_ddq()
-        model.init_weights()
-        return dict(model.named_parameters())
-
-    ours = initialized()
-    for name in ('__init__', 'init_weights'):
-        monkeypatch.setattr(ddq_detr.DDQDETR, name, getattr(ddq_detr.DDQDETR, name).__wrapped__)
-    theirs = initialized()
-    assert list(ours) == list(theirs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    built, built_by_upstream = set(ours.state_dict()), set(theirs.state_dict())
+    MessageHub.get_current_instance().update_info('epoch', 0)
+    for model in (ours, theirs):
+        batch = draw_batch('mmdet', [0, 1], 64)
+        for sample in batch['data_samples']:
+            del sample.gt_instances.masks
+        model.train()(**model.data_preprocessor(batch, training=True), mode='loss')
+    assert built == set(ours.state_dict()) == set(theirs.state_dict())
+    assert built - built_by_upstream == {name for name in built if name.startswith('decoder.aux_reg_branches')} != set()

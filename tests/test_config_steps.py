@@ -16,7 +16,8 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from convnext_dense.configs import walk
-from convnext_dense.data.samples import draw_batch
+from convnext_dense.data import write_shapes
+from convnext_dense.data.samples import draw_for
 from convnext_dense.train.config import fit_to_cpu
 from convnext_dense.variants import VARIANTS
 
@@ -78,15 +79,6 @@ def build(cfg: Config) -> nn.Module:
     return revert_sync_batchnorm(model)
 
 
-def draw(cfg: Config, count: int, side: int) -> dict:
-    """Return drawings with the ground truth that a config's pipeline loads."""
-    batch = draw_batch(cfg.default_scope, range(count), side)
-    if not any(step.get('with_mask') for step in walk(cfg.train_dataloader)):
-        for sample in batch['data_samples']:
-            sample.get('gt_instances', {}).pop('masks', None)
-    return batch
-
-
 def test_one_step_and_one_prediction(leaf):
     cfg = Config.fromfile(leaf)
     shrink(cfg)
@@ -95,7 +87,7 @@ def test_one_step_and_one_prediction(leaf):
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
 
-    losses = model.train_step(draw(cfg, 2, SIDE), wrapper)
+    losses = model.train_step(draw_for(cfg, range(2), True, SIDE), wrapper)
     assert torch.isfinite(losses['loss'])
     parameters, state = dict(model.named_parameters()), wrapper.optimizer.state
     assert all(torch.isfinite(p).all() for p in parameters.values())
@@ -109,7 +101,7 @@ def test_one_step_and_one_prediction(leaf):
     model.eval()
     side = SIDE + 32  # more than one window
     with torch.no_grad():
-        (sample,) = model.test_step(draw(cfg, 1, side))
+        (sample,) = model.test_step(draw_for(cfg, range(1), False, side))
     if scope == 'mmseg':
         assert sample.pred_sem_seg.data.shape == (1, side, side)
         assert sample.seg_logits.data.shape == (cfg.model.decode_head.num_classes, side, side)
@@ -177,51 +169,39 @@ def test_pipelines_of_ade20k(name, ade20k):
 
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory):
-    from convnext_dense.data import write_shapes
-
     return write_shapes(tmp_path_factory.mktemp('data') / 'shapes', num_train=8, num_val=2, size=64)
 
 
 @pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # in pycocotools
-@pytest.mark.parametrize(
-    'name', ['cascade_convnext_t_coco', 'mask_rcnn_convnextv2_b_coco', 'mask_rcnn_convnextv2_b_lsj_coco']
-)
+@pytest.mark.parametrize('name', ['cascade_convnext_t', 'mask_rcnn_convnextv2_b', 'mask_rcnn_convnextv2_b_lsj'])
 def test_pipelines_of_coco(name, shapes):
     np.random.seed(0)
     init_default_scope('mmdet')
-    cfg = Config.fromfile(ROOT / f'configs/det/{name}.py')
-    data = dict(type='CocoDataset', data_root=str(shapes), metainfo=dict(classes=('circle', 'square', 'triangle')))
-    train = DATASETS.build(
+    cfg = Config.fromfile(ROOT / f'configs/det/{name}_coco.py')
+    classes = dict(classes=('circle', 'square', 'triangle'))
+    train, test = (
         dict(
-            data,
-            ann_file='annotations/instances_train.json',
-            data_prefix=dict(img='images/train/'),
-            pipeline=cfg.train_pipeline,
+            type='CocoDataset',
+            data_root=str(shapes),
+            metainfo=classes,
+            ann_file=f'annotations/instances_{split}.json',
+            data_prefix=dict(img=f'images/{split}/'),
         )
+        for split in ('train', 'val')
     )
-    resized = []
-    for index in range(6):
-        item = train[index]
+    dataset, resized = DATASETS.build(dict(train, pipeline=cfg.train_pipeline)), []
+    for item in [dataset[index] for index in range(6)]:
         shape, sample = tuple(item['inputs'].shape[1:]), item['data_samples']
         assert sample.gt_instances.masks.masks.shape[1:] == shape
         factors = reversed(sample.scale_factor)  # of width and height
         resized.append([round(side * factor) for side, factor in zip(sample.ori_shape, factors, strict=True)])
-        if name == 'cascade_convnext_t_coco':
+        if name == 'cascade_convnext_t':
             assert 480 <= min(shape) <= 800
             assert max(shape) <= 1333
         else:  # both recipes cut what is larger than 1024 pixels, and to that size
             assert shape == tuple(min(side, 1024) for side in resized[-1])
-    if name != 'cascade_convnext_t_coco':
-        longest = [max(sides) for sides in resized]
-        assert 102 <= min(longest) < 1024 < max(longest) <= 2048
-    views = DATASETS.build(
-        dict(
-            data,
-            ann_file='annotations/instances_val.json',
-            data_prefix=dict(img='images/val/'),
-            pipeline=cfg.tta_pipeline,
-            test_mode=True,
-        )
-    )[0]
+    longest = [max(sides) for sides in resized]
+    assert name == 'cascade_convnext_t' or 102 <= min(longest) < 1024 < max(longest) <= 2048
+    views = DATASETS.build(dict(test, pipeline=cfg.tta_pipeline, test_mode=True))[0]
     assert [min(view.shape[1:]) for view in views['inputs']] == [600, 600, 800, 800, 1000, 1000]
     assert [sample.flip for sample in views['data_samples']] == [False, True] * 3

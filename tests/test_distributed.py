@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -11,13 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 
-from convnext_dense import UserError
-from convnext_dense import cli as command_line
+from convnext_dense import UserError, cli
 from convnext_dense.data import write_shapes
 from convnext_dense.train import launch, mistakes
 
@@ -28,7 +26,9 @@ TORCHRUN = (ROOT / 'tools/torchrun.py', '--standalone', '--nproc-per-node', '2')
 STEPS = 10
 ROUNDING = 2e-6  # relative; 10 steps in fp32 differed by 5e-7 in a single loss, by 2e-7 in the sum
 
-SHARED = """
+SEGMENTOR = """
+_base_ = ['{root}/configs/_base_/runtime.py']
+default_scope = 'mmseg'
 data = dict(data_root='{shapes}', num_train=16, num_val=7, size=64)
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=10)
 test_cfg = dict(type='TestLoop')
@@ -47,14 +47,8 @@ log_processor = dict(by_epoch=False)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5))
 custom_hooks = [dict(type='CheckWeightsHook'), dict(type='RecordHook')]
 randomness = dict(seed=0, diff_rank_seed=True)
-backbone = dict(type='ConvNeXt', arch='atto')
-pixels = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 sampler = dict(type='InfiniteSampler', shuffle=True, seed=0)
 fixed_size = dict(type='Resize', scale=(64, 64), keep_ratio=False)
-"""
-SEGMENTOR = """
-_base_ = ['{root}/configs/_base_/runtime.py']
-default_scope = 'mmseg'
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)]
 train_dataloader = dict(
     batch_size=2,
@@ -69,8 +63,11 @@ test_dataloader = dict(
 test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=dict(type='SegDataPreProcessor', pad_val=0, seg_pad_val=255, size=(64, 64), **pixels),
-    backbone=dict(out_indices=(3,), **backbone),
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', pad_val=0, seg_pad_val=255, size=(64, 64), bgr_to_rgb=True,
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
+    ),
+    backbone=dict(type='ConvNeXt', arch='atto', out_indices=(3,)),
     decode_head=dict(
         type='FCNHead', in_channels=320, in_index=0, channels=16, num_convs=1, num_classes=8, dropout_ratio=0.0,
         norm_cfg=dict(type='GN', num_groups=4), loss_decode=dict(type='CrossEntropyLoss'),
@@ -78,60 +75,9 @@ model = dict(
     test_cfg=dict(mode='whole'),
 )
 """
-DETECTOR = """
-default_scope = 'mmdet'
-load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
-meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-pack = dict(type='PackDetInputs', meta_keys=meta_keys)
-train_dataloader = dict(
-    batch_size=2,
-    sampler=sampler,
-    dataset=dict(type='ShapesInstances', split='train', pipeline=[*load, fixed_size, pack], **data),
-)
-test_dataloader = dict(
-    batch_size=1,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='ShapesInstances', split='val', test_mode=True, pipeline=[*load, fixed_size, pack], **data),
-)
-test_evaluator = dict(type='CocoMetric', ann_file='{shapes}/annotations/instances_val.json', metric='bbox')
-preprocessor = dict(type='DetDataPreprocessor', pad_size_divisor=32, **pixels)
-"""
-FCOS = """
-_base_ = ['{root}/configs/_base_/runtime.py']
-model = dict(
-    type='FCOS',
-    data_preprocessor=preprocessor,
-    backbone=backbone,
-    neck=dict(type='FPN', in_channels=[40, 80, 160, 320], out_channels=32, num_outs=4),
-    bbox_head=dict(
-        type='FCOSHead', num_classes=5, in_channels=32, feat_channels=32, stacked_convs=1, strides=[4, 8, 16, 32],
-        regress_ranges=[(-1, 16), (16, 32), (32, 64), (64, 1000)], norm_cfg=dict(type='GN', num_groups=8),
-    ),
-    test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20),
-)
-"""
-
-
-CASCADE = """
-_base_ = ['{root}/configs/_base_/runtime.py', '{root}/configs/det/_base_/cascade_mask_rcnn_mini.py']
-rpn, stages = _base_.model.train_cfg.rpn, _base_.model.train_cfg.rcnn
-first = dict(type='FirstSampler', pos_fraction=1.0)
-model = dict(
-    data_preprocessor=preprocessor,
-    backbone=backbone,
-    neck=dict(in_channels=[40, 80, 160, 320]),
-    train_cfg=dict(
-        rpn=dict(sampler=dict(type='FirstSampler')),
-        rcnn=[dict(stage, sampler=dict(stage.sampler, **first)) for stage in stages],
-    ),
-)
-"""
 PLAIN = """
 _base_ = ['segmentor.py']
 custom_hooks = [dict(type='CheckWeightsHook'), dict(type='RunSummaryHook')]
-"""
-BOXES_ALONE = """
-model.update(roi_head=dict(mask_roi_extractor=None, mask_head=None))
 """
 
 
@@ -140,175 +86,81 @@ def folder(tmp_path_factory):
     """A folder with the drawn data and the configs."""
     folder = tmp_path_factory.mktemp('distributed')
     shapes = write_shapes(folder / 'shapes', num_train=16, num_val=7, size=64)
-    texts = {
-        'segmentor': SHARED + SEGMENTOR,
-        'fcos': SHARED + DETECTOR + FCOS,
-        'cascade': SHARED + DETECTOR + CASCADE,
-        'boxes': SHARED + DETECTOR + CASCADE + BOXES_ALONE,
-        'plain': PLAIN,
-    }
-    for name, text in texts.items():
+    for name, text in {'segmentor': SEGMENTOR, 'plain': PLAIN}.items():
         (folder / f'{name}.py').write_text(text.replace('{root}', str(ROOT)).replace('{shapes}', str(shapes)))
     return folder
 
 
-def run_beside(folder: Path, name: str, one: list, two: list) -> tuple[Path, Path]:
-    """Run jobs in one process and others in two, side by side; return the folders of both."""
-    folders, processes = (folder / f'{name}_one', folder / f'{name}_two'), []
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
-    for jobs, place, launcher in zip((one, two), folders, ([], TORCHRUN), strict=True):
+@pytest.fixture(scope='module')
+def segmentors(folder):
+    """The folders of a segmentor that one process trains and tests, and that two do beside it.
+
+    A step has four images in all. The two scale the lr by the option, the one has the scaled lr in its config.
+    """
+    config, folders = str(folder / 'segmentor.py'), (folder / 'one', folder / 'two')
+    scaled = {'optim_wrapper.optimizer.lr': 2.5e-4, 'param_scheduler.1.eta_min': 2.5e-6}
+    one = dict(config=config, cfg_options={'train_dataloader.batch_size': 4, **scaled}, work_dir='segmentor')
+    two = dict(one, cfg_options={'train_dataloader.batch_size': 2}, auto_scale_lr=True)
+    again = dict(two, resume='segmentor/iter_5.pth', work_dir='resumed')
+    test = dict(config=config, checkpoint=str(folders[1] / 'segmentor/iter_10.pth'), work_dir='test', out='maps')
+    jobs = ([['train', one], ['test', test]], [['train', two], ['train', again], ['test', test]])
+    environment, processes = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}, []
+    for place, launcher, todo in zip(folders, ([], TORCHRUN), jobs, strict=True):
         place.mkdir()
-        (place / 'jobs.json').write_text(json.dumps(jobs))
         with (place / 'output.txt').open('w') as output:
-            command = [sys.executable, *launcher, JOBS, place / 'jobs.json']
+            command = [sys.executable, *launcher, JOBS, json.dumps(todo)]
             processes.append(subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=output))
     try:
-        deadline = time.monotonic() + 300
-        while None in (codes := [process.poll() for process in processes]) and not any(codes):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        codes = [process.wait(300) for process in processes]
     finally:
         for process in processes:
             process.terminate()
             process.wait(60)
-    for process, place in zip(processes, folders, strict=True):
-        assert process.returncode == 0, (place / 'output.txt').read_text()[-5000:]
+    assert codes == [0, 0], [(place / 'output.txt').read_text()[-3000:] for place in folders]
     return folders
-
-
-def job_of_training(folder: Path, config: str, num_processes: int, **options) -> list:
-    """Return a job that trains with four images a step in all."""
-    batch = {'train_dataloader.batch_size': 4 // num_processes}
-    arguments = dict(config=str(folder / f'{config}.py'), work_dir=config, cfg_options=batch)
-    arguments['cfg_options'].update(options.pop('cfg_options', {}))
-    return ['train', {**arguments, **options}]
-
-
-def job_of_test(folder: Path, config: str, checkpoint: Path, out: str) -> list:
-    """Return a job that tests a checkpoint and writes the predictions."""
-    work_dir = f'{config}_test'
-    return ['test', dict(config=str(folder / f'{config}.py'), checkpoint=str(checkpoint), work_dir=work_dir, out=out)]
-
-
-@pytest.fixture(scope='module')
-def segmentors(folder):
-    """A segmentor, trained and tested by one process and by two.
-
-    The two scale its lr by the option, the one has the scaled lr in its config.
-    """
-    scaled = {'optim_wrapper.optimizer.lr': 2.5e-4, 'param_scheduler.1.eta_min': 2.5e-6}
-    test = job_of_test(folder, 'segmentor', folder / 'segmentors_two/segmentor/iter_10.pth', out='maps')
-    one = [job_of_training(folder, 'segmentor', 1, cfg_options=scaled), test]
-    first, second = {}, dict(resume='segmentor/iter_5.pth', work_dir='resumed')
-    two = [job_of_training(folder, 'segmentor', 2, auto_scale_lr=True, **again) for again in (first, second)]
-    return run_beside(folder, 'segmentors', one, [*two, test])
-
-
-@pytest.fixture(scope='module')
-def detectors(folder):
-    """Three detectors, trained by one process and by two; one of them is tested."""
-    test = job_of_test(folder, 'fcos', folder / 'detectors_two/fcos/iter_10.pth', out='boxes.pkl')
-    jobs = ([*(job_of_training(folder, name, n) for name in ('fcos', 'boxes', 'cascade')), test] for n in (1, 2))
-    return run_beside(folder, 'detectors', *jobs)
 
 
 def recorded(folder: Path, key: str) -> list[dict]:
     return [row for row in map(json.loads, folder.read_text().splitlines()) if key in row]
 
 
-def steps_of(folders: tuple[Path, Path], name: str) -> list[tuple[dict, dict, dict]]:
-    """Return the rows of each step: of the one process, of the first and of the second of the two."""
-    one, two = folders
+def rows_of(segmentors: tuple[Path, Path], name: str, key: str) -> list[tuple[dict, dict, dict]]:
+    """Return the rows of the one process beside those of the first and of the second of the two."""
+    one, two = segmentors
     files = (one / name / 'record_0.jsonl', two / name / 'record_0.jsonl', two / name / 'record_1.jsonl')
-    steps = list(zip(*(recorded(file, 'step') for file in files), strict=True))
-    assert [row['step'] for row, _, _ in steps] == list(range(1, STEPS + 1))
-    return steps
-
-
-def mean_losses(first: dict, second: dict) -> dict:
-    return {name: (value + second['losses'][name]) / 2 for name, value in first['losses'].items()}
-
-
-def check_same_training(folders: tuple[Path, Path], name: str) -> None:
-    for alone, first, second in steps_of(folders, name):
-        assert sorted(first['images'] + second['images']) == sorted(alone['images'])
-        assert not set(first['images']) & set(second['images'])
-        assert abs(first['losses']['loss'] - second['losses']['loss']) > 1e-3  # they see different images
-        assert mean_losses(first, second) == pytest.approx(alone['losses'], rel=ROUNDING)
-        assert first['rates'] == second['rates'] == pytest.approx(alone['rates'], rel=1e-12)
+    return list(zip(*(recorded(file, key) for file in files), strict=True))
 
 
 def test_segmentor_trains_alike(segmentors):
     """Its loss is a mean over pixels, of which each process has equally many."""
-    check_same_training(segmentors, 'segmentor')
+    steps = rows_of(segmentors, 'segmentor', 'step')
+    assert [row['step'] for row, _, _ in steps] == list(range(1, STEPS + 1))
+    for alone, first, second in steps:
+        assert sorted(first['images'] + second['images']) == sorted(alone['images'])
+        assert not set(first['images']) & set(second['images'])
+        assert abs(first['losses']['loss'] - second['losses']['loss']) > 1e-3  # they see different images
+        means = {name: (loss + second['losses'][name]) / 2 for name, loss in first['losses'].items()}
+        assert means == pytest.approx(alone['losses'], rel=ROUNDING)
+        assert first['rates'] == second['rates'] == pytest.approx(alone['rates'], rel=1e-12)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['fcos', 'boxes'])
-def test_detectors_train_alike(detectors, name):
-    """FCOS shares its normalisers; box losses of a cascade are means over a fixed number of samples, not drawn here."""
-    check_same_training(detectors, name)
-
-
-@pytest.mark.slow
-def test_mask_loss_is_a_mean_over_the_positives_of_a_process(detectors):
-    """Two processes weigh masks a little differently than one: each averages over its own number of objects."""
-    alone, first, second = steps_of(detectors, 'cascade')[0]
-    mean = mean_losses(first, second)
-    others = {name: value for name, value in alone['losses'].items() if name != 'loss' and 'mask' not in name}
-    assert {name: mean[name] for name in others} == pytest.approx(others, rel=ROUNDING)
-    assert mean['s0.loss_mask'] != pytest.approx(alone['losses']['s0.loss_mask'], rel=10 * ROUNDING)
-    for stage in range(3):
-        counts = [row['positives'][stage] for row in (first, second)]
-        losses = [row['losses'][f's{stage}.loss_mask'] for row in (first, second)]
-        assert sum(counts) == alone['positives'][stage]
-        assert np.average(losses, weights=counts) == pytest.approx(alone['losses'][f's{stage}.loss_mask'], rel=ROUNDING)
-
-
-def check_same_weights(folder: Path) -> None:
-    """The configs give each process a seed of its own: without synchronisation the weights would differ."""
-    first, second = (recorded(folder / f'record_{rank}.jsonl', 'weights') for rank in (0, 1))
+@pytest.mark.parametrize('name', ['segmentor', 'resumed'])
+def test_processes_have_the_same_weights(segmentors, name):
+    """The config gives each process a seed of its own: without synchronisation the weights would differ."""
+    first, second = (recorded(segmentors[1] / f'{name}/record_{rank}.jsonl', 'weights') for rank in (0, 1))
     assert first == second
     before, after = first
     assert before != after
 
 
-@pytest.mark.parametrize('name', ['segmentor', 'resumed'])
-def test_processes_have_the_same_weights(segmentors, name):
-    check_same_weights(segmentors[1] / name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['fcos', 'boxes', 'cascade'])
-def test_processes_have_the_same_detector(detectors, name):
-    check_same_weights(detectors[1] / name)
-
-
-def check_same_metrics(folders: tuple[Path, Path], name: str) -> None:
+def test_segmentor_is_tested_alike(segmentors):
     """Seven images by two processes: the image that fills up the eighth place does not count."""
-    one, two = (folder / f'{name}_test' for folder in folders)
-    files = (one / 'record_0.jsonl', two / 'record_0.jsonl', two / 'record_1.jsonl')
-    (alone,), (first,), (second,) = (recorded(file, 'metrics') for file in files)
+    ((alone, first, second),) = rows_of(segmentors, 'test', 'metrics')
     assert first == second == alone
     assert max(alone['metrics'].values()) > 0
-
-
-def test_segmentor_is_tested_alike(segmentors):
-    check_same_metrics(segmentors, 'segmentor')
     one, two = ({file.name: file.read_bytes() for file in (folder / 'maps').iterdir()} for folder in segmentors)
     assert one == two
     assert len(one) == 7
-
-
-@pytest.mark.slow
-def test_detector_is_tested_alike(detectors):
-    check_same_metrics(detectors, 'fcos')
-    one, two = (pickle.loads((folder / 'boxes.pkl').read_bytes()) for folder in detectors)
-    assert [sample['img_id'] for sample in two] == [sample['img_id'] for sample in one]
-    assert len(two) == 7
-    for sample, expected in zip(two, one, strict=True):
-        for key, value in expected['pred_instances'].items():
-            assert torch.equal(sample['pred_instances'][key], value)
 
 
 def test_two_processes_resume(segmentors):
@@ -321,10 +173,9 @@ def test_two_processes_resume(segmentors):
 
 def test_notes_of_two_processes(segmentors):
     output = (segmentors[1] / 'output.txt').read_text()
-    assert [line for line in output.splitlines() if line.startswith('note: ')] == [
-        'note: lr scaled by 0.25: 0.001 -> 0.00025 (total batch 4 = 2 processes x 2 images, recipe 16)',
-        'note: the lr is that of the checkpoint; --auto-scale-lr acts when a training starts',
-    ]
+    scaled, resumed = [line for line in output.splitlines() if line.startswith('note: ')]
+    assert 'scaled by 0.25: 0.001 -> 0.00025 (total batch 4 = processes 2 x images 2' in scaled
+    assert 'lr is that of the checkpoint' in resumed
     copy = Config.fromfile(segmentors[1] / 'segmentor/segmentor.py')
     assert copy.optim_wrapper.optimizer.lr == 2.5e-4
     assert copy.auto_scale_lr.to_dict() == dict(enable=False, base_batch_size=4)
@@ -333,20 +184,16 @@ def test_notes_of_two_processes(segmentors):
 # The launch scripts
 
 
+READ = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'PORT', 'OMP_NUM_THREADS', 'GPUS', 'GPUS_PER_NODE',
+        'CPUS_PER_TASK', 'SRUN_ARGS')  # fmt: skip
+
+
 def run_script(script: str, *arguments, cwd: Path, **variables) -> subprocess.CompletedProcess:
     """Run a launch script, with the variables that it reads and no others of them."""
-    known = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'PORT', 'OMP_NUM_THREADS')
-    of_slurm = ('GPUS', 'GPUS_PER_NODE', 'CPUS_PER_TASK', 'SRUN_ARGS')
-    environment = {name: value for name, value in os.environ.items() if name not in known + of_slurm}
-    return subprocess.run(
-        [ROOT / 'tools' / script, *map(str, arguments)],
-        cwd=cwd,
-        env={**environment, 'PYTHON': sys.executable, **variables},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    environment = {name: value for name, value in os.environ.items() if name not in READ}
+    environment.update({'PYTHON': sys.executable, **variables})
+    command = [ROOT / 'tools' / script, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture
@@ -359,7 +206,7 @@ def echo(tmp_path):
     return program
 
 
-ONE_MACHINE = ['--standalone', '--nproc-per-node', '2']
+ONE_MACHINE = '--standalone --nproc-per-node 2'
 
 
 @pytest.mark.parametrize(
@@ -367,36 +214,31 @@ ONE_MACHINE = ['--standalone', '--nproc-per-node', '2']
     [
         ({}, ONE_MACHINE),
         ({'NODE_RANK': '1', 'MASTER_ADDR': '10.0.0.1'}, ONE_MACHINE),  # of several machines alone
-        ({'PORT': '29700'}, ['--master-addr', '127.0.0.1', '--master-port', '29700', '--nproc-per-node', '2']),
+        ({'PORT': '29700'}, '--master-addr 127.0.0.1 --master-port 29700 --nproc-per-node 2'),
         (
             {'NNODES': '3', 'NODE_RANK': '2', 'MASTER_ADDR': 'node-0'},
-            ['--nnodes', '3', '--node-rank', '2', '--master-addr', 'node-0', '--master-port', '29500',
-             '--nproc-per-node', '2'],
+            '--nnodes 3 --node-rank 2 --master-addr node-0 --master-port 29500 --nproc-per-node 2',
         ),
         (
             {'NNODES': '2', 'NODE_RANK': '0', 'MASTER_ADDR': 'node-0', 'PORT': '1234'},
-            ['--nnodes', '2', '--node-rank', '0', '--master-addr', 'node-0', '--master-port', '1234',
-             '--nproc-per-node', '2'],
+            '--nnodes 2 --node-rank 0 --master-addr node-0 --master-port 1234 --nproc-per-node 2',
         ),
     ],
-)  # fmt: skip
-def test_what_dist_train_starts(echo, tmp_path, variables, expected):
-    result = run_script(
-        'dist_train.sh', 'a config.py', 2, '--cfg-options', 'a=b c', cwd=tmp_path, PYTHON=str(echo),
-        OMP_NUM_THREADS='3', **variables,
-    )  # fmt: skip
+)
+@pytest.mark.parametrize(
+    ('script', 'tool', 'rest', 'threads'),
+    [('dist_train.sh', 'train.py', ['a config.py'], '3'), ('dist_test.sh', 'test.py', ['config.py', 'a file.pth'], '')],
+)
+def test_what_dist_scripts_start(echo, tmp_path, script, tool, rest, threads, variables, expected):
+    variables = {'PYTHON': str(echo), 'OMP_NUM_THREADS': threads, **variables}
+    result = run_script(script, *rest, 2, '--cfg-options', 'a=b c', cwd=tmp_path, **variables)
     assert result.returncode == 0, result.stderr
-    torchrun, train = (str(ROOT / 'tools' / name) for name in ('torchrun.py', 'train.py'))
-    options = ['--cfg-options', 'a=b c', '--launcher', 'pytorch']
-    assert result.stdout.splitlines() == [torchrun, *expected, train, 'a config.py', *options, 'port= threads=3']
+    torchrun, tool = (str(ROOT / 'tools' / name) for name in ('torchrun.py', tool))
+    options = ['--cfg-options', 'a=b c', '--launcher', 'pytorch', f'port= threads={threads or 1}']
+    assert result.stdout.splitlines() == [torchrun, *expected.split(), tool, *rest, *options]
 
 
-def test_what_dist_test_starts(echo, tmp_path):
-    result = run_script('dist_test.sh', 'config.py', 'my file.pth', 1, '--tta', cwd=tmp_path, PYTHON=str(echo))
-    assert result.stdout.splitlines()[3:] == [
-        '1', str(ROOT / 'tools/test.py'), 'config.py', 'my file.pth', '--tta', '--launcher', 'pytorch',
-        'port= threads=1',
-    ]  # fmt: skip
+MANY = {'GPUS': '16', 'GPUS_PER_NODE': '4', 'CPUS_PER_TASK': '12', 'SRUN_ARGS': '--time 3-0 -x', 'PORT': '65535'}
 
 
 @pytest.mark.parametrize(
@@ -404,80 +246,57 @@ def test_what_dist_test_starts(echo, tmp_path):
     [
         ({}, '8', '8', '5', [], ''),
         ({'GPUS': '2', 'MASTER_PORT': '29501'}, '2', '2', '5', [], '29501'),
-        (
-            {'GPUS': '16', 'GPUS_PER_NODE': '4', 'CPUS_PER_TASK': '12', 'SRUN_ARGS': '--time 3-0 --exclusive',
-             'PORT': '65535'},
-            '16', '4', '12', ['--time', '3-0', '--exclusive'], '65535',
-        ),
+        (MANY, '16', '4', '12', ['--time', '3-0', '-x'], '65535'),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize(
     ('script', 'tool', 'rest'),
     [('slurm_train.sh', 'train.py', ['my config.py']), ('slurm_test.sh', 'test.py', ['my config.py', 'a.pth'])],
 )
 def test_what_slurm_scripts_start(echo, tmp_path, script, tool, rest, variables, gpus, per_node, cpus, words, port):
-    path = f'{echo.parent}:{os.environ["PATH"]}'
-    result = run_script(
-        script, 'long queue', 'job', *rest, '--work-dir', 'x y', cwd=tmp_path, PATH=path, OMP_NUM_THREADS='1',
-        **variables,
-    )  # fmt: skip
+    variables = {'PATH': f'{echo.parent}:{os.environ["PATH"]}', **variables}
+    result = run_script(script, 'long queue', 'job', *rest, '--work-dir', 'x y', cwd=tmp_path, **variables)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         '--partition', 'long queue', '--job-name', 'job', '--gres', f'gpu:{per_node}', '--ntasks', gpus,
         '--ntasks-per-node', per_node, '--cpus-per-task', cpus, '--kill-on-bad-exit=1', *words,
         sys.executable, '-u', str(ROOT / 'tools' / tool), *rest, '--work-dir', 'x y', '--launcher', 'slurm',
-        f'port={port} threads=1',
+        f'port={port} threads=',
     ]  # fmt: skip
+
+
+WITHOUT_SRUN = ':'.join(place for place in os.environ['PATH'].split(':') if not (Path(place) / 'srun').exists())
+ON_TWO = {'NNODES': '2', 'MASTER_ADDR': 'a'}
 
 
 @pytest.mark.parametrize(
     ('script', 'arguments', 'variables', 'message'),
     [
-        ('dist_train.sh', [], {}, '2 arguments are needed, 0 came.'),
-        ('dist_train.sh', ['c.py'], {}, '2 arguments are needed, 1 came.'),
-        ('dist_test.sh', ['c.py', '8'], {}, '3 arguments are needed, 2 came.'),
-        ('slurm_train.sh', ['p', 'j'], {}, '3 arguments are needed, 2 came.'),
-        ('slurm_test.sh', ['p', 'j', 'c.py'], {}, '4 arguments are needed, 3 came.'),
-        ('dist_train.sh', ['c.py', '0'], {}, "GPUS must be a whole number, 1 or more; got '0'."),
-        ('dist_train.sh', ['c.py', '-1'], {}, "GPUS must be a whole number, 1 or more; got '-1'."),
-        ('dist_train.sh', ['c.py', '08'], {}, "GPUS must be a whole number, 1 or more; got '08'."),
-        ('dist_train.sh', ['c.py', '--amp'], {}, "GPUS must be a whole number, 1 or more; got '--amp'."),
-        ('dist_test.sh', ['c.py', '2', 'a.pth'], {}, "GPUS must be a whole number, 1 or more; got 'a.pth'."),
-        ('dist_train.sh', ['c.py', '2', 'x'], {}, "options start with a dash; got 'x'."),
-        ('slurm_train.sh', ['p', 'j', 'c.py', 'work_dirs/x'], {}, "options start with a dash; got 'work_dirs/x'."),
-        ('dist_train.sh', ['c.py', '2'], {'NNODES': 'two'}, "NNODES must be a whole number, 1 or more; got 'two'."),
-        ('dist_train.sh', ['c.py', '2'], {'PORT': 'x'}, "PORT must be a whole number, 1 to 65535; got 'x'."),
-        ('dist_train.sh', ['c.py', '2'], {'PORT': '65536'}, "PORT must be a whole number, 1 to 65535; got '65536'."),
-        ('slurm_test.sh', list('pjcf'), {'PORT': '99999'}, "PORT must be a whole number, 1 to 65535; got '99999'."),
-        ('slurm_train.sh', ['p', 'j', 'c.py'], {'PORT': '0'}, "PORT must be a whole number, 1 to 65535; got '0'."),
-        ('dist_train.sh', ['c.py', '2'], {'NNODES': '2'}, 'NNODES=2 needs MASTER_ADDR, the address of the machine'),
-        (
-            'dist_train.sh', ['c.py', '2'], {'NNODES': '2', 'MASTER_ADDR': 'a'},
-            "NODE_RANK must be a whole number, 0 or more; got ''.",
-        ),
-        (
-            'dist_train.sh', ['c.py', '2'], {'NNODES': '2', 'MASTER_ADDR': 'a', 'NODE_RANK': '2'},
-            "NODE_RANK must be less than NNODES=2; got '2'.",
-        ),
-        ('dist_train.sh', ['c.py', '2'], {'PYTHON': 'nowhere/python'}, 'there is no nowhere/python; set PYTHON to an'),
-        ('slurm_train.sh', ['p', 'j', 'c.py'], {'GPUS': 'all'}, "GPUS must be a whole number, 1 or more; got 'all'."),
+        ('dist_train.sh', 'c.py', {}, '2 arguments are needed, 1 came'),
+        ('dist_test.sh', 'c.py 8', {}, '3 arguments are needed, 2 came'),
+        ('slurm_train.sh', 'p j', {}, '3 arguments are needed, 2 came'),
+        ('slurm_test.sh', 'p j c.py', {}, '4 arguments are needed, 3 came'),
+        *(('dist_train.sh', f'c.py {gpus}', {}, f"GPUS must .* got '{gpus}'") for gpus in ('0', '-1', '08', '--amp')),
+        ('dist_test.sh', 'c.py 2 a.pth', {}, "GPUS must .* got 'a.pth'"),
+        ('dist_train.sh', 'c.py 2 x', {}, "options start with a dash; got 'x'"),
+        ('slurm_train.sh', 'p j c.py work_dirs/x', {}, "options start with a dash; got 'work_dirs/x'"),
+        ('slurm_train.sh', 'p j c.py', {'GPUS': 'all'}, "GPUS must .* got 'all'"),
+        ('slurm_test.sh', 'p j c f', {'PORT': '99999'}, "PORT must .* 1 to 65535; got '99999'"),
+        ('dist_train.sh', 'c.py 2', {'PORT': '65536'}, "PORT must .* 1 to 65535; got '65536'"),
+        ('dist_train.sh', 'c.py 2', {'NNODES': 'two'}, "NNODES must .* got 'two'"),
+        ('dist_train.sh', 'c.py 2', {'NNODES': '2'}, 'NNODES=2 needs MASTER_ADDR'),
+        ('dist_train.sh', 'c.py 2', ON_TWO, "NODE_RANK must .* got ''"),
+        ('dist_train.sh', 'c.py 2', {**ON_TWO, 'NODE_RANK': '2'}, "NODE_RANK must be less than NNODES=2; got '2'"),
+        ('dist_train.sh', 'c.py 2', {'PYTHON': 'nowhere/python'}, 'no nowhere/python; set PYTHON'),
+        ('slurm_train.sh', 'p j c.py', {'PATH': WITHOUT_SRUN}, 'there is no srun here. .* tools/dist_train.sh'),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_get_the_usage(tmp_path, script, arguments, variables, message):
-    result = run_script(script, *arguments, cwd=tmp_path, **variables)
+    result = run_script(script, *arguments.split(), cwd=tmp_path, **variables)
     assert result.returncode == 2
-    assert result.stderr.startswith(f'error: {message}')
+    assert re.match(f'error: .*{message}', result.stderr)
     assert f'\nusage: tools/{script} ' in result.stderr
     assert result.stdout == ''
-
-
-def test_slurm_scripts_without_slurm(tmp_path):
-    path = os.pathsep.join(
-        place for place in os.environ['PATH'].split(os.pathsep) if not (Path(place) / 'srun').exists()
-    )
-    result = run_script('slurm_train.sh', 'p', 'j', 'c.py', cwd=tmp_path, PATH=path)
-    assert result.returncode == 2
-    assert result.stderr.startswith('error: there is no srun here. Without Slurm use tools/dist_train.sh')
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
@@ -488,18 +307,14 @@ def test_help(tmp_path, script):
 
 
 def test_scripts_find_the_python_of_the_clone(echo, tmp_path):
-    tools = tmp_path / 'my clone/tools'
+    tools, path = tmp_path / 'my clone/tools', f'{tmp_path}:{os.environ["PATH"]}'
     shutil.copytree(ROOT / 'tools', tools, ignore=shutil.ignore_patterns('__pycache__'))
-    path = f'{tmp_path}:{os.environ["PATH"]}'
-    shutil.copy(echo, tmp_path / 'python')
-    in_path = run_script(tools / 'dist_train.sh', 'c.py', 1, cwd=tmp_path, PYTHON='', PATH=path)
-    assert in_path.stdout.startswith(f'{tools}/torchrun.py\n')
-    (tmp_path / 'python').unlink()
-    venv_python = tmp_path / 'my clone/.venv/bin/python'
-    venv_python.parent.mkdir(parents=True)
-    shutil.copy(echo, venv_python)
-    in_venv = run_script(tools / 'dist_train.sh', 'c.py', 1, cwd=tmp_path, PYTHON='', PATH=path)
-    assert in_venv.stdout == in_path.stdout
+    for place in (tmp_path / 'python', tools.parent / '.venv/bin/python'):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(echo, place)
+        result = run_script(tools / 'dist_train.sh', 'c.py', 1, cwd=tmp_path, PYTHON='', PATH=path)
+        assert result.stdout.startswith(f'{tools}/torchrun.py\n')
+        place.unlink()
 
 
 def drawn_options(folder: Path) -> list[str]:
@@ -526,8 +341,7 @@ def ap_rows(text: str) -> list[list[str]]:
 def test_dist_train(dist_train, folder):
     assert dist_train.returncode == 0, dist_train.stderr[-3000:]
     assert 'Warning' not in dist_train.stderr
-    advice = 'note: lr kept at 0.001, for another batch size (total batch 4 = 2 processes x 2 images, recipe 8)'
-    assert dist_train.stderr.count('lr kept') == dist_train.stderr.count(advice) == 1
+    assert dist_train.stderr.count('lr kept at 0.001') == 1
     (scalars,) = folder.glob('run/*/vis_data/scalars.json')
     steps = [row['step'] for row in map(json.loads, scalars.read_text().splitlines()) if 'coco/bbox_mAP' in row]
     assert steps == [1, 2]
@@ -537,53 +351,14 @@ def test_dist_train(dist_train, folder):
 
 
 @pytest.mark.slow
-def test_dist_test(dist_train, folder):
-    checkpoint = folder / 'run/epoch_2.pth'
-    result = run_script('dist_test.sh', SHAPES_CONFIG, checkpoint, 2, '--work-dir', 'test', *drawn_options(folder),
-                        cwd=folder)  # fmt: skip
+@pytest.mark.parametrize('gpus', [1, 2])
+def test_dist_test(dist_train, folder, gpus):
+    """Seven images by two processes: the image that fills up the eighth place does not count."""
+    options = ('--work-dir', f'test_{gpus}', *drawn_options(folder))
+    result = run_script('dist_test.sh', SHAPES_CONFIG, folder / 'run/epoch_2.pth', gpus, *options, cwd=folder)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count('test finished') == 1
     assert ap_rows(result.stdout) == ap_rows(dist_train.stdout)
-
-
-@pytest.mark.slow
-def test_two_machines(folder, tmp_path):
-    """Two machines of one process each, both of them this one."""
-    work_dirs = [tmp_path / 'shared', tmp_path / 'shared']
-    results = run_two_machines(folder / 'plain.py', work_dirs, tmp_path, '--auto-scale-lr')
-    assert [code for code, _, _ in results] == [0, 0], results[0][2][-3000:]
-    assert 'lr scaled by 0.25: 0.001 -> 0.00025 (total batch 4 = 2 processes x 2 images, recipe 16)' in results[0][2]
-    assert 'note: ' not in results[1][2]
-    assert [out.count('training finished') for _, out, _ in results] == [1, 0]
-
-    results = run_two_machines(folder / 'plain.py', [tmp_path / 'shared', tmp_path / 'own'], tmp_path, '--resume')
-    assert [code for code, _, _ in results] == [2, 2]
-    assert 'error: The processes find different checkpoints to resume from (process 0: iter_10.pth, process 1: none). '\
-        'Put the work dir on a disk that all machines share' in results[0][2]  # fmt: skip
-
-
-def run_two_machines(config: Path, work_dirs: list[Path], cwd: Path, *options) -> list[tuple[int, str, str]]:
-    """Return (exit code, standard output, standard error) of both."""
-    shared = {**os.environ, 'PYTHON': sys.executable, 'NNODES': '2', 'MASTER_ADDR': '127.0.0.1', 'PORT': free_port()}
-    machines = [
-        subprocess.Popen(
-            [ROOT / 'tools/dist_train.sh', config, '1', '--work-dir', work_dir, *options],
-            cwd=cwd, env={**shared, 'NODE_RANK': str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank, work_dir in enumerate(work_dirs)
-    ]  # fmt: skip
-    try:
-        texts = [machine.communicate(timeout=300) for machine in machines]
-    finally:
-        for machine in machines:
-            machine.terminate()
-    return [(machine.returncode, *text) for machine, text in zip(machines, texts, strict=True)]
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return str(s.getsockname()[1])
 
 
 # Mistakes
@@ -599,7 +374,6 @@ def test_mistake_of_all_processes_is_told_once(tmp_path):
     ('options', 'message'),
     [
         (['--nproc-per-node', '1', '--master-port', '99999'], "9999' must be an integer between 0 and 65536."),
-        (['--nproc-per-node', 'some', '--standalone'], 'Unsupported nproc_per_node value: some'),
         (['--nproc-per-node', '0', '--standalone'], 'an option is out of range'),
     ],
 )
@@ -693,25 +467,12 @@ def test_lost_connection_is_no_mistake_in_the_config():
         raise RuntimeError('[gloo/transport/tcp/pair.cc:561] Connection closed by peer')
 
 
-@pytest.fixture
-def slate(monkeypatch, tmp_path):
-    """The folder by which torchrun lets its processes tell what went wrong."""
-    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / '0/error.json'))
-
-
-def test_a_mistake_of_several_processes_is_told_by_the_first_that_finds_it(slate, capsys):
-    for _ in range(3):
-        with pytest.raises(SystemExit), command_line.user_errors():
-            raise UserError('wrong')
-        assert launch.was_said()
-    assert capsys.readouterr().err == 'error: wrong\n'
-
-
 @pytest.mark.parametrize('is_known', [True, False])
-def test_a_lost_connection_is_no_news_where_the_reason_was_told(slate, capsys, is_known):
+def test_a_lost_connection_is_no_news_where_the_reason_was_told(is_known, monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / '0/error.json'))
     if is_known:
         launch.say_once('error: wrong')
-    with pytest.raises(SystemExit if is_known else RuntimeError), command_line.user_errors():
+    with pytest.raises(SystemExit if is_known else RuntimeError), cli.user_errors():
         raise RuntimeError('[gloo/transport/tcp/pair.cc:561] Connection closed by peer')
 
 
@@ -756,26 +517,15 @@ def test_rank_and_number_of_processes(monkeypatch, launcher, environment, rank, 
 
 
 def set_environment(monkeypatch, environment: dict) -> None:
-    for name in (
-        'RANK',
-        'WORLD_SIZE',
-        'LOCAL_RANK',
-        'LOCAL_WORLD_SIZE',
-        'SLURM_PROCID',
-        'SLURM_NTASKS',
-        'TORCHELASTIC_ERROR_FILE',
-        'TORCHELASTIC_RUN_ID',
-    ):
+    for name in ('RANK', 'WORLD_SIZE', 'SLURM_PROCID', 'SLURM_NTASKS'):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize(('names', 'is_same'), [(('a/epoch_3.pth', 'b/epoch_3.pth'), True), ((None, None), True),
-                                                (('a/epoch_3.pth', 'a/epoch_2.pth'), False),
-                                                ((None, 'a/epoch_2.pth'), False)])  # fmt: skip
-def test_processes_resume_from_the_same_checkpoint(monkeypatch, names, is_same):
-    monkeypatch.setattr(launch, 'all_gather_object', lambda _: list(names))
-    refusal = contextlib.nullcontext() if is_same else pytest.raises(UserError, match='find different checkpoints')
-    with refusal:
+@pytest.mark.parametrize('other', ['b/epoch_3.pth', 'a/epoch_2.pth', None])
+def test_processes_resume_from_the_same_checkpoint(monkeypatch, other):
+    monkeypatch.setattr(launch, 'all_gather_object', lambda file: [file, other])
+    is_same = other == 'b/epoch_3.pth'
+    with contextlib.nullcontext() if is_same else pytest.raises(UserError, match='find different checkpoints'):
         launch.check_same_checkpoint('a/epoch_3.pth')

@@ -16,41 +16,43 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from convnext_dense.train import screen
-from convnext_dense.train.screen import ConsoleHandler, ProgressBarHook, prints_in_log
-from convnext_dense.train.summary import (
-    describe_files,
-    draw_curves,
-    draw_predictions,
-    explain_no_metrics,
-    metric_table,
-    read_scalars,
+from convnext_dense.train.screen import ProgressBarHook, prints_in_log, tame_console
+from convnext_dense.train.summary import draw_curves, draw_predictions, metric_table, read_scalars
+
+
+@pytest.fixture
+def logger(tmp_path):
+    """A logger as a run has it: a tamed screen and a log file."""
+    logger = MMLogger('hooks', log_file=str(tmp_path / 'log'))
+    tame_console(logger)
+    yield logger
+    logger.handlers[1].close()
+
+
+@pytest.mark.parametrize(
+    ('message', 'level', 'is_ours', 'is_shown'),
+    [
+        ('one line', logging.INFO, False, True),
+        ('Config:\nmodel = dict(\n', logging.INFO, False, False),
+        ('Exp name: x', logging.INFO, False, False),
+        ('two\nlines', logging.WARNING, False, True),
+        ('a table\nof two lines', logging.INFO, True, True),
+    ],
 )
+def test_the_screen_shows_lines_and_the_log_everything(message, level, is_ours, is_shown, logger, tmp_path, capsys):
+    logger.handlers[0].stream.stream = sys.stdout
+    logger.handle(logger.makeRecord('name', level, screen.__file__ if is_ours else 'file', 1, message, (), None))
+    assert (message.strip() in capsys.readouterr().out) == is_shown
+    assert message.strip() in (tmp_path / 'log').read_text()
 
 
-def log_record(message, level=logging.INFO):
-    return logging.LogRecord('name', level, 'file', 1, message, None, None)
-
-
-def test_console_shows_lines_and_hides_blocks():
-    handler = ConsoleHandler()
-    assert handler.filter(log_record('one line'))
-    assert not handler.filter(log_record('Config:\nmodel = dict(\n'))
-    assert not handler.filter(log_record('Exp name: x'))
-    assert handler.filter(log_record('two\nlines', logging.WARNING))
-    own = log_record('a table\nof two lines')
-    own.pathname = screen.__file__
-    assert handler.filter(own)
-
-
-def test_prints_of_pycocotools_go_to_the_log_and_those_of_a_user_to_the_screen(tmp_path, capsys):
+def test_prints_of_pycocotools_go_to_the_log_and_those_of_a_user_to_the_screen(logger, tmp_path, capsys):
     from pycocotools.coco import COCO
 
-    logger = logging.getLogger('prints')
-    logger.addHandler(logging.FileHandler(tmp_path / 'log'))
-    annotations = dict(images=[], annotations=[], categories=[])
-    (tmp_path / 'coco.json').write_text(json.dumps(annotations))
+    (tmp_path / 'coco.json').write_text(json.dumps(dict(images=[], annotations=[], categories=[])))
     with prints_in_log(logger):
         COCO(str(tmp_path / 'coco.json'))
         print('of the user')
@@ -69,8 +71,6 @@ def run_with_a_bar() -> None:
         hook.after_train_iter(runner, i, outputs=dict(loss=1.5))
     hook.before_val_epoch(runner)
     hook.after_val_iter(runner, 0)
-    hook.after_val_epoch(runner)
-    hook.after_train(runner)
 
 
 def test_progress_bar_on_a_terminal(monkeypatch):
@@ -85,11 +85,8 @@ def test_progress_bar_on_a_terminal(monkeypatch):
         while chunk := os.read(ours, 65536):
             shown += chunk
     os.close(ours)
-    text = shown.decode()
-    assert '10/40' in text  # it starts where the run resumes
-    assert '<00:0' in text  # the time left
-    assert 'loss=1.500' in text
-    assert 'val' in text
+    for words in ('10/40', '<00:0', 'loss=1.500', 'val'):  # it starts where the run resumes; the time left
+        assert words in shown.decode()
 
 
 def test_no_progress_bar_in_a_file(capfd):
@@ -97,66 +94,38 @@ def test_no_progress_bar_in_a_file(capfd):
     assert capfd.readouterr().err == ''
 
 
-def test_metric_table_of_a_detector():
-    metrics = {
-        f'coco/{kind}_{name}': 0.25
-        for kind in ('bbox', 'segm')
-        for name in ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m')
-    }
-    metrics |= {'coco/bbox_mAP_l': -1.0, 'coco/segm_mAP_l': -1.0}
-    lines = metric_table(metrics)
-    assert lines[0].split() == ['box', 'mask']
-    assert lines[2].split() == ['AP50', '0.250', '0.250']
-    assert lines[6].split() == ['APl', '-', '-']  # no large object: COCO's -1
-
-
-def test_metric_table_of_a_segmentor():
-    assert [line.split() for line in metric_table({'mIoU': 45.5, 'aAcc': 80.0})] == [
-        ['mIoU', '45.500'],
-        ['aAcc', '80.000'],
-    ]
-
-
-def test_metric_table_of_a_choice_of_metrics():
-    lines = metric_table({'coco/bbox_mAP': 0.3, 'coco/AR@100': 0.4})
-    assert lines[1].split() == ['AP', '0.300']
-    assert lines[2].split() == ['AP50', '-']
-    assert lines[-1].split() == ['AR@100', '0.400']
-
-
 @pytest.mark.parametrize(
-    ('evaluator', 'reason'),
+    ('metrics', 'lines'),
     [
-        (None, 'no validation ran'),
-        (SimpleNamespace(metrics=[]), 'asks for none'),
-        (SimpleNamespace(metrics=[object()]), 'object gave none'),
+        (
+            {'coco/bbox_mAP': 0.25, 'coco/segm_mAP': 0.5, 'coco/bbox_mAP_50': 0.75, 'coco/segm_mAP_l': -1.0},
+            {0: 'box mask', 1: 'AP 0.250 0.500', 2: 'AP50 0.750 -', 6: 'APl - -'},  # COCO's -1: no large object
+        ),
+        ({'coco/bbox_mAP': 0.3, 'coco/AR@100': 0.4}, {0: 'box', 1: 'AP 0.300', 2: 'AP50 -', 7: 'AR@100 0.400'}),
+        ({'mIoU': 45.5, 'aAcc': 80.0}, {0: 'mIoU 45.500', 1: 'aAcc 80.000'}),
     ],
 )
-def test_missing_metrics_are_explained(evaluator, reason):
-    assert reason in explain_no_metrics(evaluator)
+def test_metric_table(metrics, lines):
+    table = [' '.join(line.split()) for line in metric_table(metrics)]
+    assert {place: table[place] for place in lines} == lines
+    assert len(table) == max(lines) + 1
 
 
-def test_only_written_files_are_named():
-    assert describe_files({'checkpoint': 'a.pth', 'predictions': None}) == ['checkpoint  a.pth']
-
-
-def test_curves(tmp_path):
-    log = tmp_path / 'scalars.json'
-    rows = [{'loss': 4.0 / i, 'step': i, 'epoch': 1} for i in range(1, 5)] + [{'coco/bbox_mAP': 0.3, 'step': 1}]
-    log.write_text('\n'.join(json.dumps(row) for row in rows))
-    read = read_scalars([log])
-    assert len(read) == 5
-    draw_curves(read, ['coco/bbox_mAP'], tmp_path / 'curves.png')
-    image = cv2.imread(str(tmp_path / 'curves.png'))
-    blue = (np.abs(image.astype(int) - (180, 119, 31)).max(axis=2) < 20).sum()  # matplotlib's first line colour, as BGR
-    assert blue > 100
+def test_missing_metrics_are_explained():
+    (line,) = metric_table({})
+    assert line.startswith('no metrics: ')
 
 
 def test_resumed_runs_join_into_one_curve(tmp_path):
     first, second = tmp_path / '1.json', tmp_path / '2.json'
     first.write_text('{"loss": 3, "step": 1}\n{"loss": 2, "step": 2}\n{"loss": 9, "step": 3}')
-    second.write_text('{"loss": 1, "step": 3}\n{"loss": 0.5, "st')  # the run was killed in the middle of a line
-    assert [row['loss'] for row in read_scalars([first, second])] == [3, 2, 1]
+    second.write_text('{"loss": 1, "step": 3}\n{"mIoU": 5, "step": 3}\n{"loss": 0.5, "st')  # killed in a line
+    rows = read_scalars([first, second])
+    assert [row.get('loss') for row in rows] == [3, 2, None, 1]
+    draw_curves(rows, ['mIoU'], tmp_path / 'curves.png')
+    image = cv2.imread(str(tmp_path / 'curves.png')).astype(int)
+    blue = (np.abs(image - (180, 119, 31)).max(axis=2) < 20).sum()  # matplotlib's first line colour, as BGR
+    assert blue > 100
 
 
 def test_ground_truth_stands_left_of_the_prediction(tmp_path):
@@ -164,14 +133,14 @@ def test_ground_truth_stands_left_of_the_prediction(tmp_path):
     from mmseg.structures import SegDataSample
     from mmseg.visualization import SegLocalVisualizer
 
-    cv2.imwrite(str(tmp_path / 'image.png'), np.full((320, 330, 3), 128, np.uint8))
+    cv2.imwrite(str(tmp_path / 'image.png'), np.full((160, 165, 3), 128, np.uint8))
     sample = SegDataSample(metainfo=dict(img_path=str(tmp_path / 'image.png')))
-    sample.gt_sem_seg = PixelData(data=torch.zeros(1, 320, 330, dtype=torch.long))
-    sample.pred_sem_seg = PixelData(data=torch.ones(1, 320, 330, dtype=torch.long))
+    sample.gt_sem_seg = PixelData(data=torch.zeros(1, 160, 165, dtype=torch.long))
+    sample.pred_sem_seg = PixelData(data=torch.ones(1, 160, 165, dtype=torch.long))
     visualizer = SegLocalVisualizer(alpha=1.0)
     visualizer.dataset_meta = dict(classes=('red', 'blue'), palette=[[255, 0, 0], [0, 0, 255]])
     draw_predictions(visualizer, [sample], tmp_path / 'grid.png')
     grid = cv2.imread(str(tmp_path / 'grid.png'))
-    assert grid.shape == (332, 672, 3)  # with two margins of 6
+    assert grid.shape == (326, 666, 3)  # two images side by side of twice their size, with margins of 6
     assert grid[10, 10].tolist() == [0, 0, 255]  # OpenCV's channels are blue, green, red
     assert grid[10, 650].tolist() == [255, 0, 0]

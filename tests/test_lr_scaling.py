@@ -1,4 +1,4 @@
-"""The lr for any number of processes: config and number go in, a scaled config and a note come out."""
+"""The lr is scaled with the batch size, for any number of processes, optimizers and schedules."""
 
 import copy
 import logging
@@ -13,7 +13,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
 from convnext_dense import ConvNeXt, UserError
-from convnext_dense.train import config as run_config
+from convnext_dense.train.config import fit_lr
 
 
 def recipe(**changes) -> Config:
@@ -34,58 +34,53 @@ def recipe(**changes) -> Config:
     return Config({**cfg, **changes})
 
 
-@pytest.mark.parametrize('num_processes', [1, 2, 8, 64])
-def test_lr_is_scaled_by_the_total_batch(num_processes):
+@pytest.mark.parametrize(
+    ('num_processes', 'steps', 'factor'), [(1, 1, 1 / 8), (2, 1, 1 / 4), (8, 1, 1), (64, 1, 8), (1, 4, 1 / 2)]
+)
+def test_lr_is_scaled_by_the_total_batch(num_processes, steps, factor):
+    cfg, batch = recipe(), 2 * num_processes * steps
+    cfg.optim_wrapper.accumulative_counts = steps
+    by_the_config = copy.deepcopy(cfg)
+    by_the_config.auto_scale_lr.enable = True
+    (note,) = fit_lr(cfg, num_processes, auto_scale_lr=True)
+    assert fit_lr(by_the_config, num_processes) == [note]
+    assert by_the_config.to_dict() == cfg.to_dict()
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(2e-4 * factor)
+    assert f'scaled by {factor:g}: 0.0002 -> {2e-4 * factor:g} (total batch {batch} = ' in note
+    assert cfg.auto_scale_lr.to_dict() == dict(enable=False, base_batch_size=batch)
+    lr = cfg.optim_wrapper.optimizer.lr
+    fit_lr(cfg, num_processes, auto_scale_lr=True)  # the copy in the work dir, run with the option again
+    assert cfg.optim_wrapper.optimizer.lr == lr
+
+
+def test_forgotten_scaling_is_noted():
     cfg = recipe()
-    run_config.enable_auto_scale_lr(cfg)
-    (note,) = run_config.fit_lr(cfg, num_processes)
-    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(2e-4 * num_processes * 2 / 16)
-    assert f'lr scaled by {num_processes / 8:g}: 0.0002 -> ' in note
-    assert f'(total batch {2 * num_processes} = {num_processes} process' in note
-
-
-def test_note_of_a_scaled_lr(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    cfg = recipe()
-    run_config.enable_auto_scale_lr(cfg)
-    assert run_config.fit_lr(cfg, 2) == [
-        'lr scaled by 0.25: 0.0002 -> 5e-05 (total batch 4 = 2 GPUs x 2 images, recipe 16)'
-    ]
-    assert cfg.auto_scale_lr.to_dict() == dict(enable=False, base_batch_size=4)
-    run_config.enable_auto_scale_lr(cfg)  # the copy in the work dir, run with the option again
-    assert run_config.fit_lr(cfg, 2) == ['lr scaled by 1: 5e-05 -> 5e-05 (total batch 4 = 2 GPUs x 2 images, recipe 4)']
-
-
-def test_forgotten_scaling_is_noted(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    cfg = recipe()
-    assert run_config.fit_lr(cfg, 1) == [
-        'lr kept at 0.0002, for another batch size (total batch 2 = 1 GPU x 2 images, recipe 16); '
-        '--auto-scale-lr scales it by 0.125'
-    ]
-    assert run_config.fit_lr(cfg, 8) == []
+    (note,) = fit_lr(cfg, 1)
+    for words in ('0.0002', 'total batch 2', 'recipe 16', '--auto-scale-lr', '0.125'):
+        assert words in note
     assert cfg.optim_wrapper.optimizer.lr == 2e-4
-    assert run_config.fit_lr(recipe(auto_scale_lr=None), 1) == []
-    assert run_config.fit_lr(recipe(optim_wrapper=dict(optimizer=dict(type='AdamW'))), 1) == []
-    assert run_config.fit_lr(recipe(optim_wrapper=dict(optimizer=dict(type='Adafactor', lr=None))), 1) == []
+    assert fit_lr(cfg, 8) == []
 
 
-def test_accumulated_steps_count():
-    cfg = recipe()
-    cfg.optim_wrapper.accumulative_counts = 4
-    assert run_config.fit_lr(cfg, 2) == []
-    run_config.enable_auto_scale_lr(cfg)
-    (note,) = run_config.fit_lr(cfg, 1)
-    assert 'by 0.5: 0.0002 -> 0.0001 (total batch 8 = 1 process x 2 images x 4 accumulated steps, recipe 16)' in note
+@pytest.mark.parametrize(
+    ('changes', 'missing'),
+    [
+        (dict(auto_scale_lr=None), r'auto_scale_lr\.base_batch_size'),
+        (dict(optim_wrapper=dict(optimizer=dict(type='AdamW'))), r'optim_wrapper\.optimizer\.lr'),
+        (dict(optim_wrapper=dict(optimizer=dict(type='Adafactor', lr=None))), r'optim_wrapper\.optimizer\.lr'),
+    ],
+)
+def test_scaling_needs_a_recipes_batch_size_and_an_lr(changes, missing):
+    assert fit_lr(recipe(**changes), 1) == []
+    with pytest.raises(UserError, match=f'--auto-scale-lr needs {missing} in the config'):
+        fit_lr(recipe(**changes), 1, auto_scale_lr=True)
 
 
 def test_scaling_before_a_resumed_training():
     cfg = recipe(resume=True)
-    assert run_config.fit_lr(cfg, 1) == []
-    run_config.enable_auto_scale_lr(cfg)
-    assert run_config.fit_lr(cfg, 1) == [
-        'the lr is that of the checkpoint; --auto-scale-lr acts when a training starts'
-    ]
+    assert fit_lr(cfg, 1) == []
+    (note,) = fit_lr(cfg, 1, auto_scale_lr=True)
+    assert 'lr is that of the checkpoint' in note
     assert cfg.optim_wrapper.optimizer.lr == 2e-4
     assert not cfg.auto_scale_lr.enable
 
@@ -98,50 +93,30 @@ def test_scaling_of_several_optimizers_and_schedules():
     )
     wrappers = dict(constructor='Own', a=dict(optimizer=optimizer), b=dict(optimizer=dict(optimizer, lr=0.2)))
     cfg = recipe(optim_wrapper=wrappers, param_scheduler=schedules)
-    run_config.enable_auto_scale_lr(cfg)
-    (note,) = run_config.fit_lr(cfg, 4)
+    (note,) = fit_lr(cfg, 4, auto_scale_lr=True)
     assert note.startswith('lr scaled by 0.5: 0.1, 0.2 -> 0.05, 0.1 (')
     assert (cfg.param_scheduler.a[0].eta_min, cfg.param_scheduler.b[0].eta_max) == (5e-5, 0.2)
     assert cfg.param_scheduler.b[1].eta_min == 0.8
 
 
-@pytest.mark.parametrize('size', [None, 0, -8, '16', 2.5])
-def test_scaling_needs_a_recipes_batch_size(size):
-    cfg = recipe(auto_scale_lr=dict(base_batch_size=size))
-    with pytest.raises(UserError, match='--auto-scale-lr needs the batch size for which the lr was chosen: set'):
-        run_config.enable_auto_scale_lr(cfg)
-    assert run_config.fit_lr(cfg, 1) == []
-
-
-def test_scaling_needs_an_lr():
-    cfg = recipe(optim_wrapper=dict(optimizer=dict(type='AdamW')))
-    with pytest.raises(UserError, match=r'--auto-scale-lr needs optim_wrapper\.optimizer\.lr in the config'):
-        run_config.enable_auto_scale_lr(cfg)
-
-
 @pytest.mark.parametrize(
-    ('changes', 'message'),
+    ('name', 'value', 'allowed'),
     [
-        (
-            {'train_dataloader.batch_size': 'abc'},
-            "train_dataloader.batch_size must be a whole number of 1 or more; got 'abc'.",
-        ),
-        ({'train_dataloader.batch_size': 0}, 'train_dataloader.batch_size must be a whole number of 1 or more; got 0.'),
-        (
-            {'optim_wrapper.accumulative_counts': 0},
-            'optim_wrapper.accumulative_counts must be a whole number of 1 or more; got 0.',
-        ),
-        ({'optim_wrapper.optimizer.lr': 'abc'}, "optim_wrapper.optimizer.lr must be a number; got 'abc'."),
-        ({'auto_scale_lr': 5}, 'auto_scale_lr must be a dict, such as dict(base_batch_size=16); got 5.'),
+        ('train_dataloader.batch_size', 'abc', 'a whole number of 1 or more'),
+        ('train_dataloader.batch_size', 0, 'a whole number of 1 or more'),
+        ('optim_wrapper.accumulative_counts', 0, 'a whole number of 1 or more'),
+        ('auto_scale_lr.base_batch_size', 2.5, 'a whole number of 1 or more'),
+        ('auto_scale_lr.base_batch_size', -8, 'a whole number of 1 or more'),
+        ('optim_wrapper.optimizer.lr', 'abc', 'a number'),
+        ('auto_scale_lr', 5, 'a dict'),
     ],
 )
-@pytest.mark.parametrize('scale', [run_config.enable_auto_scale_lr, lambda cfg: run_config.fit_lr(cfg, 2)])
-def test_numbers_that_are_none(changes, message, scale):
+@pytest.mark.parametrize('auto_scale_lr', [True, False])
+def test_numbers_that_are_none(name, value, allowed, auto_scale_lr):
     cfg = recipe()
-    cfg.merge_from_dict(changes)
-    with pytest.raises(UserError) as error:
-        scale(cfg)
-    assert str(error.value) == message
+    cfg.merge_from_dict({name: value})
+    with pytest.raises(UserError, match=f'^{name} must be {allowed}.* got {value!r}'):
+        fit_lr(cfg, 2, auto_scale_lr)
 
 
 @pytest.mark.parametrize('constructor', ['ConvNeXtLayerDecay', 'ConvNeXtStageDecay'])
@@ -152,8 +127,7 @@ def test_every_rate_of_the_schedule_is_scaled_alike(constructor, late):
     cfg.optim_wrapper.constructor = constructor
     cfg.param_scheduler[1] = dict(type=late, by_epoch=False, begin=5, end=15, eta_min=1e-6)
     before = schedule_of(cfg)
-    run_config.enable_auto_scale_lr(cfg)
-    run_config.fit_lr(cfg, 2)
+    fit_lr(cfg, 2, auto_scale_lr=True)
     after = schedule_of(cfg)
     assert before.shape == after.shape == (16, before.shape[1])
     assert before.shape[1] > 10
@@ -169,8 +143,7 @@ def test_rates_are_those_of_mmengines_scaling():
         _train_dataloader=dict(batch_size=2), world_size=2, logger=logging.getLogger('reference'), param_schedulers=None
     )
     Runner.scale_lr(runner, wrapper, dict(enable=True, base_batch_size=16))
-    run_config.enable_auto_scale_lr(cfg)
-    run_config.fit_lr(cfg, 2)
+    fit_lr(cfg, 2, auto_scale_lr=True)
     scaled = build_optim_wrapper(SmallModel(), cfg.optim_wrapper)
     expected = [group['lr'] for group in wrapper.optimizer.param_groups]
     assert [group['lr'] for group in scaled.optimizer.param_groups] == pytest.approx(expected)

@@ -4,26 +4,25 @@ After ``prepare()`` mmcv's compiled ops are served by torchvision, defects of th
 are read without running code. ``prepare()`` imports no library: each change waits for the import of its module.
 """
 
-from .broken import explained_import, log_problems
+from .broken import explained_import
 from .checkpoints import check_exists, read_checkpoint
 from .ext_finder import install_finder, ops_backend
-from .patches import Patch, PatchStatus, add_patch, apply_patches, patch_report, replace_function
+from .patches import PATCHES, Patch, add_patch, patch_report, replace_function
 from .unpickling import TRUST_VARIABLE, trust_checkpoints
-from .warnings import silence_warnings
+from .warnings import silence
 
 __all__ = [
     'TRUST_VARIABLE',
     'Patch',
-    'PatchStatus',
     'add_patch',
     'check_exists',
     'explained_import',
-    'log_problems',
     'ops_backend',
     'patch_report',
     'prepare',
     'read_checkpoint',
     'replace_function',
+    'silence',
     'trust_checkpoints',
 ]
 
@@ -31,5 +30,5 @@ __all__ = [
 def prepare() -> None:
     """Prepare the stack. Calling it again changes nothing."""
     install_finder()
-    apply_patches()
-    silence_warnings()
+    for patch in PATCHES:
+        add_patch(patch)

@@ -6,15 +6,12 @@ resumes from an older checkpoint. Here the text is parsed instead. Nothing in it
 
 import ast
 import functools
-import math
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from .errors import UserError
 from .module_view import ModuleView
 from .unpickling import TRUST_ADVICE, checkpoints_are_trusted
-
-NUMBERS = {'inf': math.inf, 'nan': math.nan}  # as MMEngine writes them
 
 
 def read_config(text: str, name: str = 'the checkpoint') -> dict:
@@ -31,9 +28,9 @@ def read_config(text: str, name: str = 'the checkpoint') -> dict:
     {'model': {'type': 'ConvNeXt', 'depths': [3, -1], 'test_cfg': {'a-b': None}}}
     """
     try:
-        return dict(_assigned(statement) for statement in ast.parse(text).body)
+        return dict(map(read_assignment, ast.parse(text).body))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = (str(error).splitlines() or [type(error).__name__])[0].partition(': <ast.')[0]
         raise UserError(
             f'The config inside of {name} is not read: {problem}. Only assignments of plain values and of dict(...) '
             "are, as in MMEngine's own checkpoints; anything else can run code on your machine. Give the config as a "
@@ -41,41 +38,29 @@ def read_config(text: str, name: str = 'the checkpoint') -> dict:
         ) from None
 
 
-def _assigned(statement: ast.stmt) -> tuple[str, Any]:
+def read_assignment(statement: ast.stmt) -> tuple[str, Any]:
+    """Return the name and the value of an assignment."""
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if name != '_base_':
-            return name, _value(value)
+            return name, ast.literal_eval(Literals().visit(value))
     raise ValueError(f'line {statement.lineno} is {ast.unparse(statement)[:60]!r}')
 
 
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.List(elts=items):
-            return [_value(item) for item in items]
-        case ast.Tuple(elts=items):
-            return tuple(_value(item) for item in items)
-        case ast.Dict(keys=keys, values=values) if None not in keys:
-            return dict(zip(map(_value, keys), map(_value, values), strict=True))
-        case ast.Call(func=ast.Name(id='dict'), args=[] | [ast.Dict()] as given, keywords=named):
-            return {**(_value(given[0]) if given else {}), **dict(map(_named, named))}
-        case ast.Name(id='inf' | 'nan' as name):
-            return NUMBERS[name]
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id='inf')):
-            return -math.inf
-    return _literal(node)
+class Literals(ast.NodeTransformer):
+    """Write ``dict(...)``, ``inf`` and ``nan``, as MMEngine writes them, as nodes that ``ast.literal_eval`` takes."""
 
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        """Write ``dict(a=1)`` and ``dict({'a': 1})`` as ``{'a': 1}``."""
+        match node:
+            case ast.Call(func=ast.Name(id='dict'), args=[], keywords=named) if all(each.arg for each in named):
+                node = ast.Dict([ast.Constant(each.arg) for each in named], [each.value for each in named])
+            case ast.Call(func=ast.Name(id='dict'), args=[ast.Dict() as given], keywords=[]):
+                node = given
+        return self.generic_visit(node)
 
-def _named(keyword: ast.keyword) -> tuple[str, Any]:
-    if keyword.arg is None:
-        raise ValueError(f'line {keyword.value.lineno} has **')
-    return keyword.arg, _value(keyword.value)
-
-
-def _literal(node: ast.expr) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        raise ValueError(f'line {node.lineno} has {ast.unparse(node)[:60]!r}') from None
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Write ``inf`` and ``nan`` as numbers."""
+        return ast.Constant(float(node.id)) if node.id in ('inf', 'nan') else node
 
 
 def infer_without_running_configs(module: ModuleType) -> None:

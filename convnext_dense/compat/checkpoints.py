@@ -5,7 +5,6 @@ A safetensors file holds nothing but tensors and text. It is known by its first 
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -22,28 +21,7 @@ from packaging.version import Version
 
 from .errors import UserError
 from .module_view import ModuleView
-from .unpickling import (
-    TRUST_ADVICE,
-    allowed_types,
-    checkpoints_are_trusted,
-    explained_errors,
-    first_line,
-    refuse_tar,
-    trust_checkpoints,
-)
-
-__all__ = [
-    'CHECKPOINT_SUFFIXES',
-    'META_KEY',
-    'check_exists',
-    'checkpoints_are_trusted',
-    'first_on_this_machine',
-    'is_safetensors',
-    'read_checkpoint',
-    'read_checkpoint_from_url',
-    'trust_checkpoints',
-    'warn_of_old_torch',
-]
+from .unpickling import TRUST_ADVICE, allowed_types, checkpoints_are_trusted, explained_errors, first_line, refuse_tar
 
 META_KEY = 'convnext_dense'  # where a safetensors file carries what a checkpoint holds besides tensors
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
@@ -54,8 +32,8 @@ HASH_IN_NAME = re.compile(r'-(?!(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3
 SAFE_TORCH = '2.10'
 
 # The largest model's checkpoint, with its optimizer, its config and the log of a million steps, stays below these.
-# torch.save compresses nothing, and one byte of a pickle can take a hundred bytes of memory, so that less is read of a
-# pickle that somebody compressed.
+# torch.save compresses nothing, and one byte of a pickle can take a hundred bytes of memory, so that less is read of an
+# archive that somebody compressed.
 MOST_PICKLE_BYTES = 2**31
 MOST_COMPRESSED_PICKLE_BYTES = 2**24
 MOST_EXPANSION = 10
@@ -84,9 +62,9 @@ def read_checkpoint(
         if is_safetensors(file):
             return read_safetensors(file, map_location)
         mmap = can_be_mapped(file) and mmap
-    if not checkpoints_are_trusted():
-        refuse_tar(file)
     torch_options['weights_only'] = not checkpoints_are_trusted()
+    if torch_options['weights_only']:
+        refuse_tar(file)
     with explained_errors(file), allowed_types():
         return torch.load(file, map_location=map_location, mmap=mmap, **torch_options)
 
@@ -119,14 +97,8 @@ def check_exists(path: Path) -> None:
     if not folder.is_dir():
         raise UserError(f'Checkpoint {path} {problem}, and neither does the folder {folder}. Correct the path.')
     names = sorted(file.name for file in folder.iterdir() if file.suffix in CHECKPOINT_SUFFIXES)
-    if not names:
-        kinds = ' or '.join((', '.join(CHECKPOINT_SUFFIXES[:-1]), CHECKPOINT_SUFFIXES[-1]))
-        raise UserError(f'Checkpoint {path} {problem}, and there is no {kinds} file in {folder}. Correct the path.')
     shown = ', '.join(names[:10]) + (f' and {len(names) - 10} more' if len(names) > 10 else '')
-    raise UserError(f'Checkpoint {path} {problem}. The checkpoints in {folder} are: {shown}. Name one of them.')
-
-
-# Safetensors files hold nothing but tensors and text.
+    raise UserError(f'Checkpoint {path} {problem}. The checkpoints in {folder} are: {shown or "none"}.')
 
 
 def is_safetensors(file: str | os.PathLike) -> bool:
@@ -147,7 +119,7 @@ def read_safetensors(file: str | os.PathLike, map_location: Any = None) -> dict:
         with safe_open(file, framework='pt') as opened:
             keys = opened.keys()
             if len(keys) > MOST_ENTRIES:
-                raise UserError(_refusal(file, f'it holds {len(keys):,} tensors'))
+                raise excess(file, f'it holds {len(keys):,} tensors')
             tensors = {key: opened.get_tensor(key) for key in keys}
             meta = json.loads((opened.metadata() or {}).get(META_KEY, 'null'), object_hook=_with_colours)
     except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
@@ -161,13 +133,10 @@ def read_safetensors(file: str | os.PathLike, map_location: Any = None) -> dict:
 
 
 def _with_colours(entry: dict) -> dict:
-    """Make the colours of a palette tuples again, as which MMDetection tells a colour from a list of colours."""
+    """Make the colours of a palette tuples again: JSON knows lists only, which MMDetection takes for many colours."""
     if isinstance(entry.get('palette'), list):
         entry['palette'] = [tuple(colour) if isinstance(colour, list) else colour for colour in entry['palette']]
     return entry
-
-
-# Archives that would fill the memory
 
 
 def can_be_mapped(file: str | os.PathLike) -> bool:
@@ -181,34 +150,31 @@ def can_be_mapped(file: str | os.PathLike) -> bool:
             parts = archive.infolist()
     except Exception:  # a damaged archive can fail in many ways; PyTorch meets the damage too
         return False
-    excess = _excess(parts, os.path.getsize(file))
-    if excess and not checkpoints_are_trusted():
-        raise UserError(_refusal(file, excess))
-    return all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+    is_plain = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+    if not checkpoints_are_trusted():
+        refuse_excess(file, parts, is_plain)
+    return is_plain
 
 
-def _excess(parts: list[zipfile.ZipInfo], size: int) -> str:
-    """Say what an archive of this size in bytes holds too much of; nothing if it is in order."""
-    packed = min(size, sum(part.compress_size for part in parts))  # entries may overlap
-    unpacked = sum(part.file_size for part in parts)
-    pickles = [part for part in parts if part.filename.endswith('.pkl')]
-    settings = sum(part.file_size for part in pickles)
-    compressed = any(part.compress_type != zipfile.ZIP_STORED for part in pickles)
+def refuse_excess(file: str | os.PathLike, parts: list[zipfile.ZipInfo], is_plain: bool) -> None:
+    """Raise a ``UserError`` if the entries of an archive would fill the memory."""
+    packed, unpacked = os.path.getsize(file), sum(part.file_size for part in parts)
+    pickled = sum(part.file_size for part in parts if part.filename.endswith('.pkl'))
+    most, how = (MOST_PICKLE_BYTES, '') if is_plain else (MOST_COMPRESSED_PICKLE_BYTES, ', compressed')
     if unpacked > MOST_EXPANSION * max(packed, 2**20):
-        return f'its {packed:,} bytes expand to {unpacked:,}'
-    if settings > (MOST_COMPRESSED_PICKLE_BYTES if compressed else MOST_PICKLE_BYTES):
-        return f'it holds {settings:,} bytes of names and settings' + (', compressed' if compressed else '')
-    return f'it holds {len(parts):,} entries' if len(parts) > MOST_ENTRIES else ''
+        raise excess(file, f'its {packed:,} bytes expand to {unpacked:,}')
+    if pickled > most:
+        raise excess(file, f'it holds {pickled:,} bytes of names and settings{how}')
+    if len(parts) > MOST_ENTRIES:
+        raise excess(file, f'it holds {len(parts):,} entries')
 
 
-def _refusal(file: str | os.PathLike, excess: str) -> str:
-    return (
-        f'The checkpoint {file} is not read: {excess}. No checkpoint of a model does, and it could fill the memory. '
+def excess(file: str | os.PathLike, problem: str) -> UserError:
+    """Return the error for a file that holds too much."""
+    return UserError(
+        f'The checkpoint {file} is not read: {problem}. No checkpoint of a model does, and it could fill the memory. '
         f'{TRUST_ADVICE}'
     )
-
-
-# Downloads
 
 
 def read_checkpoint_from_url(
@@ -221,8 +187,7 @@ def read_checkpoint_from_url(
     """Download the checkpoint unless it is in the cache, and read it safely.
 
     Args:
-        url: Where the file is. A name that ends in a hash, as in ``NAME-1a2b3c4d.pth``, is checked: the file's SHA-256
-            must begin so.
+        url: Where the file is. If its name ends in a hash, as in ``NAME-1a2b3c4d.pth``, its SHA-256 must begin so.
         model_dir: Folder of the cache; torch's own, ``~/.cache/torch/hub/checkpoints``, if None.
         map_location: As for ``torch.load``.
         file_name: Name in the cache; the URL's last part if None, in a folder of its own where that has no hash.
@@ -239,11 +204,14 @@ def read_checkpoint_from_url(
     found = HASH_IN_NAME.search(name)
     if not found and not file_name:  # the same name at two addresses may be two files
         folder /= hashlib.sha256(url.encode()).hexdigest()[:8]
-    cached = folder / name
-    if cached.is_file():
-        _check_hash(cached, found and found[1], url)
-    else:
-        _download(url, cached, found and found[1], progress)
+    digest, cached = found and found[1], folder / name
+    if not cached.is_file():
+        download(url, cached, digest, progress)
+    elif digest and not sha256(cached).startswith(digest):
+        raise UserError(
+            f'The file {cached} is not the one of that name: its SHA-256 does not begin with {digest}. Delete it to '
+            f'download it again from {url}.'
+        )
     warn_of_old_torch(cached)
     try:
         return read_checkpoint(cached, map_location, mmap=True)
@@ -251,7 +219,8 @@ def read_checkpoint_from_url(
         raise UserError(f'{error} The file was downloaded from {url}; delete it to download it again.') from error
 
 
-def _download(url: str, file: Path, digest: str | None, progress: bool) -> None:
+def download(url: str, file: Path, digest: str | None, progress: bool) -> None:
+    """Download a file, whose SHA-256 must begin with ``digest``."""
     import torch
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -266,17 +235,8 @@ def _download(url: str, file: Path, digest: str | None, progress: bool) -> None:
         ) from error
 
 
-def _check_hash(file: Path, digest: str | None, url: str) -> None:
-    if digest and not _sha256(file, file.stat().st_mtime_ns).startswith(digest):
-        raise UserError(
-            f'The file {file} is not the one of that name: its SHA-256 does not begin with {digest}. Delete it to '
-            f'download it again from {url}.'
-        )
-
-
-@functools.cache
-def _sha256(file: Path, changed: int) -> str:
-    """Return a file's SHA-256, computed once in a process for each time it ``changed``: a gigabyte takes seconds."""
+def sha256(file: Path) -> str:
+    """Return a file's SHA-256."""
     digest = hashlib.sha256()
     with open(file, 'rb') as opened:
         while chunk := opened.read(2**20):
@@ -302,14 +262,13 @@ def first_on_this_machine() -> Iterator[None]:
 
     Where it fails the others try and fail too; MMEngine's own loader leaves them waiting for ever.
     """
-    import torch
+    from mmengine.dist import barrier  # which does nothing outside of a process group
 
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     is_first = int(os.environ.get('LOCAL_RANK', 0)) == 0
-    if is_distributed and not is_first:
-        torch.distributed.barrier()
+    if not is_first:
+        barrier()
     try:
         yield
     finally:
-        if is_distributed and is_first:
-            torch.distributed.barrier()
+        if is_first:
+            barrier()

@@ -1,15 +1,12 @@
-"""Serve ``mmcv._ext``, the module of mmcv's compiled ops, where no compiled one is installed.
-
-The attributes of the served module are the ops of ``ops.OPS``.
-"""
+"""Serve ``mmcv._ext``, the module of mmcv's compiled ops, where no compiled one is installed."""
 
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from . import ops
 
@@ -19,37 +16,34 @@ MODULE = 'mmcv._ext'
 class TorchvisionOpsFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Answer for ``mmcv._ext`` alone. It stands last in ``sys.meta_path``, so that a compiled module is found first."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         """Return a spec for ``mmcv._ext``, else None."""
         if fullname != MODULE:
             return None
         return importlib.util.spec_from_loader(fullname, self, origin=ops.__file__)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its ops, each looked up at its first use."""
+        """Give the module the ops of ``ops.OPS``, each looked up at its first use."""
+
+        def get_op(name: str) -> Callable:
+            # inspect, pickle and doctest probe modules for underscore names, and must hear that there are none.
+            if name.startswith('_'):
+                raise AttributeError(f'module {MODULE!r} has no attribute {name!r}')
+            setattr(module, name, ops.find_op(name))
+            return module.__dict__[name]
+
         module.__doc__ = ops.__doc__
-        module.__getattr__ = _op_getter(module)
+        module.__getattr__ = get_op
         module.__dir__ = lambda: sorted({*module.__dict__, *ops.OPS})
 
 
-def _op_getter(module: ModuleType) -> Callable[[str], Callable]:
-    def get_op(name: str) -> Callable:
-        # inspect, pickle and doctest probe modules for underscore names, and must hear that there are none.
-        if name.startswith('_'):
-            raise AttributeError(f'module {MODULE!r} has no attribute {name!r}')
-        op = ops.find_op(name)
-        setattr(module, name, op)
-        return op
-
-    return get_op
+FINDER = TorchvisionOpsFinder()
 
 
 def install_finder() -> None:
     """Append the finder to ``sys.meta_path``, once."""
-    if not any(isinstance(finder, TorchvisionOpsFinder) for finder in sys.meta_path):
-        sys.meta_path.append(TorchvisionOpsFinder())
+    if FINDER not in sys.meta_path:
+        sys.meta_path.append(FINDER)
 
 
 def ops_backend() -> Literal['compiled', 'torchvision'] | None:
@@ -60,9 +54,4 @@ def ops_backend() -> Literal['compiled', 'torchvision'] | None:
     mmcv = importlib.util.find_spec('mmcv')
     if mmcv is None:
         return None
-    for finder in sys.meta_path:
-        if isinstance(finder, TorchvisionOpsFinder):
-            continue
-        if finder.find_spec(MODULE, mmcv.submodule_search_locations):
-            return 'compiled'
-    return 'torchvision'
+    return 'compiled' if PathFinder.find_spec(MODULE, mmcv.submodule_search_locations) else 'torchvision'

@@ -5,12 +5,7 @@ from typing import Any
 
 
 class ModuleView:
-    """Stands in for a module: the given attributes are replaced, all others are the module's own.
-
-    Args:
-        module: The module, or another view of it.
-        **replaced: Attributes by name.
-    """
+    """Stands in for a module, or for another view of it: the given attributes replace the module's own."""
 
     def __init__(self, module: ModuleType, **replaced: Any) -> None:
         self.__dict__.update(replaced, _module=module)

@@ -12,13 +12,13 @@ import pickle
 import re
 import tarfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from pathlib import Path
 from typing import IO, Any
 
 from .errors import UserError
+
+File = str | os.PathLike | IO[bytes]
 
 TRUST_VARIABLE = 'CONVNEXT_DENSE_TRUST_CHECKPOINT'
 TRUST_ADVICE = (
@@ -39,17 +39,18 @@ REFUSED = re.compile(
     r"(?i:unsupported (?:global: )?GLOBAL) (?P<a>getattr\(.*\)|\S+)|but got <class '(?P<b>[^']+)'>"
     r'|unrecognized function (?P<c>.+)'
 )
-ARCHIVE = 'it is an archive of other files. Unpack it and name the checkpoint inside'
+WEB_PAGE = 'it is a web page, so the download was answered by a login or error page. Download it again in a browser'
 DAMAGED = 'it begins like a checkpoint but is cut short or damaged. Copy or download it again'
 # The first bytes of a file, in lower case -> what the file is and what to do
 BEGINNINGS = {
-    (b'<!doctype', b'<html', b'<?xml'): 'it is a web page, so the download was answered by a login or error page. '
-    'Download it again in a browser',
-    (b'version https://git-lfs',): 'it is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`',
-    (b'\x1f\x8b',): ARCHIVE,
-    # a zip archive, and what torch.save wrote before PyTorch 1.6
-    (b'pk\3\4', b'\x80\2\x8a\nl\xfc\x9cf\xf9 j\xa8p\x19'): DAMAGED,
-    (b'\x80',): 'it is a Python pickle that torch.save did not write. Convert it to a file that torch.save writes',
+    b'<!doctype': WEB_PAGE,
+    b'<html': WEB_PAGE,
+    b'<?xml': WEB_PAGE,
+    b'version https://git-lfs': 'it is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`',
+    b'\x1f\x8b': 'it is an archive of other files. Unpack it and name the checkpoint inside',
+    b'pk\3\4': DAMAGED + '; if it is a TorchScript program or an archive of other files, name what torch.save wrote',
+    b'\x80\2\x8a\nl\xfc\x9cf\xf9 j\xa8p\x19': DAMAGED,  # what torch.save wrote before PyTorch 1.6
+    b'\x80': 'it is a Python pickle that torch.save did not write. Convert it to a file that torch.save writes',
 }
 
 
@@ -68,19 +69,24 @@ def checkpoints_are_trusted() -> bool:
     return _trusted.get() or os.environ.get(TRUST_VARIABLE) == '1'
 
 
-def refuse_tar(file: str | os.PathLike | IO[bytes]) -> None:
+def opened(file: File) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """Return the file, opened for reading bytes; one that was open stays open."""
+    return contextlib.nullcontext(file) if hasattr(file, 'read') else open(file, 'rb')
+
+
+def refuse_tar(file: File) -> None:
     """Raise a :class:`UserError` for a tar archive: PyTorch < 2.6 runs code from one whatever it is told.
 
     That is CVE-2025-32434.
     """
-    with contextlib.nullcontext(file) if hasattr(file, 'read') else open(file, 'rb') as opened:
-        start = opened.tell()
+    with opened(file) as stream:
+        start = stream.tell()
         try:
-            with tarfile.open(fileobj=opened, mode='r:') as archive:  # as PyTorch opens it
+            with tarfile.open(fileobj=stream, mode='r:') as archive:  # as PyTorch opens it
                 is_tar = archive.next() is not None
         except Exception:  # PyTorch meets the same one, and reads the file in another way or gives up
             is_tar = False
-        opened.seek(start)
+        stream.seek(start)
     if is_tar:
         raise UserError(
             f'The checkpoint {name_of(file)} is not read: it is a tar archive. PyTorch wrote such checkpoints in its '
@@ -99,7 +105,7 @@ def allowed_types() -> Iterator[None]:
 
     with _types_lock:
         before = list(get_safe_globals())
-        add_safe_globals(_mmengine_types())
+        add_safe_globals(mmengine_types())
         try:
             yield
         finally:
@@ -108,7 +114,7 @@ def allowed_types() -> Iterator[None]:
 
 
 @functools.cache
-def _mmengine_types() -> list[Callable]:
+def mmengine_types() -> list[Callable]:
     """Return the types and functions in MMEngine's checkpoints, functions under the name that a pickle has for them."""
     import numpy as np
     from mmengine.logging import HistoryBuffer
@@ -127,97 +133,78 @@ def _mmengine_types() -> list[Callable]:
 
     # Protocol 2, which torch.save uses, refers to these two functions, by the name that NumPy 1 or NumPy 2 gives them.
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
-    return [
-        HistoryBuffer,
-        OneCycleParamScheduler,
-        np.ndarray,
-        np.dtype,
-        *{type(np.dtype(code)) for code in NUMPY_TYPE_CODES},
-        _named(get_listed_attribute, 'builtins', 'getattr'),
+    functions = {
+        'builtins.getattr': get_listed_attribute,
         # The bytes of an array, in protocol 2; PyTorch 2.4 allows no bytes, and later versions not the empty ones.
-        _named(encode_latin1, '_codecs', 'encode'),
-        _named(lambda: b'', 'builtins', 'bytes'),
-        _named(scalar, 'numpy.core.multiarray', 'scalar'),
-        _named(scalar, 'numpy._core.multiarray', 'scalar'),
-        _named(reconstruct, 'numpy.core.multiarray', '_reconstruct'),
-        _named(reconstruct, 'numpy._core.multiarray', '_reconstruct'),
-    ]
+        '_codecs.encode': encode_latin1,
+        'builtins.bytes': lambda: b'',
+        'numpy.core.multiarray.scalar': scalar,
+        'numpy._core.multiarray.scalar': scalar,
+        'numpy.core.multiarray._reconstruct': reconstruct,
+        'numpy._core.multiarray._reconstruct': reconstruct,
+    }
+    number_types = {type(np.dtype(code)) for code in NUMPY_TYPE_CODES}
+    renamed = itertools.starmap(rename, functions.items())
+    return [HistoryBuffer, OneCycleParamScheduler, np.ndarray, np.dtype, *number_types, *renamed]
 
 
-def _named(function: Callable, module: str, name: str) -> Callable:
+def rename(path: str, function: Callable) -> Callable:
     """Return the function under the name by which a pickle asks for it; torch compares names."""
 
     def renamed(*args: Any) -> Any:
         return function(*args)
 
-    renamed.__module__, renamed.__name__, renamed.__qualname__ = module, name, name
+    renamed.__module__, _, renamed.__qualname__ = path.rpartition('.')
+    renamed.__name__ = renamed.__qualname__
     return renamed
 
 
 @contextlib.contextmanager
-def explained_errors(file: str | os.PathLike | IO[bytes]) -> Iterator[None]:
+def explained_errors(file: File) -> Iterator[None]:
     """Turn the many errors of unreadable files into a ``UserError`` that says what the file is."""
     try:
         yield
     except ImportError:  # it names the missing module
         raise
-    except MemoryError:
-        raise UserError(
-            f'Cannot read the checkpoint {name_of(file)}: it asks for more memory than there is. A damaged file, or '
-            'one made to do harm, does that too.'
-        ) from None
     except Exception as error:  # broken bytes can fail at any point of the unpickler, in a dozen ways
         # A sound file, whose device is not here or too small: torch says what to do.
-        if any(hint in str(error) for hint in ('deserialize object on', 'out of memory')):
+        is_sound = any(hint in str(error) for hint in ('deserialize object on', 'out of memory'))
+        # A trusted one may need a type that its module no longer has.
+        if is_sound or (isinstance(error, AttributeError) and checkpoints_are_trusted()):
             raise
-        if isinstance(error, AttributeError) and checkpoints_are_trusted():  # a type that its module no longer has
-            raise
-        raise UserError(_explain(file, error)) from None  # torch's text says how to switch safety off
+        raise UserError(explain(file, error)) from None  # torch's text says how to switch safety off
 
 
-def _explain(file: str | os.PathLike | IO[bytes], error: Exception) -> str:
+def explain(file: File, error: Exception) -> str:
+    """Say why a file is not read."""
     refused = REFUSED.search(str(error))
-    if not refused:
-        return f'Cannot read the checkpoint {name_of(file)}: {_appearance(file)}. (PyTorch says: {first_line(error)})'
-    return (
-        f'The checkpoint {name_of(file)} is not read: besides tensors and plain data it needs '
-        f'{refused[refused.lastgroup]}, and a file that may name such types can run any code on your machine. The '
-        'checkpoints of this package, MMEngine, MMDetection and MMSegmentation need none. ' + TRUST_ADVICE
-    )
+    if refused:
+        return (
+            f'The checkpoint {name_of(file)} is not read: besides tensors and plain data it needs '
+            f'{refused[refused.lastgroup]}, and a file that may name such types can run any code on your machine. The '
+            'checkpoints of this package, MMEngine, MMDetection and MMSegmentation need none. ' + TRUST_ADVICE
+        )
+    return f'Cannot read the checkpoint {name_of(file)}: {describe(file, error)}. (PyTorch says: {first_line(error)})'
 
 
-def name_of(file: str | os.PathLike | IO[bytes]) -> str:
-    """Return what a message calls a file."""
-    return getattr(file, 'name', 'the downloaded data') if hasattr(file, 'read') else str(file)
-
-
-def _appearance(file: str | os.PathLike | IO[bytes]) -> str:
+def describe(file: File, error: Exception) -> str:
     """Say what a file that is no sound checkpoint is, by its first bytes, and what to do."""
-    if not hasattr(file, 'read'):
-        with open(file, 'rb') as opened:
-            return _appearance(opened)
-    file.seek(0)
-    head = file.read(512)
-    parts = _zip_parts(file)
+    if isinstance(error, MemoryError):
+        return 'it asks for more memory than there is, as a damaged file does, or one made to do harm'
+    with opened(file) as stream:
+        stream.seek(0)
+        head = stream.read(512)
     if not head:
         return 'the file is empty. Copy or download it again, and check that the disk is not full'
-    if head[6:9] == b'\0\0{':
-        return 'it is a safetensors file, which is read by its path only'
-    if 'constants.pkl' in parts:
-        return 'it is a TorchScript program, not a checkpoint. Save the state_dict() of its model with torch.save'
-    if parts and 'data.pkl' not in parts:
-        return ARCHIVE
-    unknown = f'it begins with {head[:16]!r}, which no PyTorch checkpoint does. Name a file that torch.save wrote'
-    text = head.lstrip().lower()
-    return next((kind for beginnings, kind in BEGINNINGS.items() if text.startswith(beginnings)), unknown)
+    for beginning, kind in BEGINNINGS.items():
+        if head.lstrip().lower().startswith(beginning):
+            return kind
+    return f'it begins with {head[:16]!r}, which no PyTorch checkpoint does. Name a file that torch.save wrote'
 
 
-def _zip_parts(file: IO[bytes]) -> set[str]:
-    """Return the names in the archive without their folder; none if it is no sound archive."""
-    try:
-        return {Path(name).name for name in zipfile.ZipFile(file).namelist()}
-    except Exception:  # as in can_be_mapped
-        return set()
+def name_of(file: File) -> str:
+    """Return what a message calls a file."""
+    return getattr(file, 'name', 'the downloaded data') if hasattr(file, 'read') else str(file)
 
 
 def first_line(error: Exception) -> str:

@@ -44,7 +44,7 @@ def touches(boxes: Tensor, height: int, width: int) -> bool:
 
 
 def take_maps_of_any_layout(module: ModuleType) -> None:
-    """Let DMNet's dynamic convolution take channels-last maps, whose memory it views as channels-first."""
+    """Let DMNet's dynamic convolution take channels-last maps."""
     forward = module.DCM.forward
 
     @functools.wraps(forward)

@@ -1,9 +1,8 @@
 """The config of a run: what a config file and the command-line options say, made to fit this machine.
 
-:func:`for_training` and :func:`for_testing` return a new config. The functions that they call change the copy.
+The functions change the config that they get. Many return notes of what was changed, for the user.
 """
 
-import copy
 import os
 from collections.abc import Mapping
 
@@ -13,91 +12,24 @@ from mmengine.config import Config, ConfigDict
 from convnext_dense.compat.errors import UserError
 from convnext_dense.configs import CLASS_AGNOSTIC, SPLITS, walk
 from convnext_dense.data import open_wrappers, read_classes
-from convnext_dense.train.launch import num_processes
 
 RUN_HOOKS = ('CheckWeightsHook', 'ProgressBarHook', 'RunSummaryHook')  # of every run of the tools
 ABSOLUTE_RATES = {'eta_min', 'eta_max'}  # of a schedule; all else in it is relative to the optimizer's lr
+TRAINING_KEYS = (
+    'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'val_dataloader', 'val_cfg', 'val_evaluator',
+)  # fmt: skip
 
 
-def for_training(
-    given: Config, work_dir: str, launcher: str, checkpoint: str | None, amp: bool = False, auto_scale_lr: bool = False
-) -> tuple[Config, list[str]]:
-    """Return the config of a training and what the user should know about it; the given config stays as it is.
-
-    Args:
-        given: A config as its file and the options of the command line say.
-        work_dir: Where logs and checkpoints go.
-        launcher: 'none', 'pytorch' or 'slurm'.
-        checkpoint: The run to continue; None to start one.
-        amp: Train in mixed precision.
-        auto_scale_lr: Scale the lr with the total batch size.
-
-    Raises:
-        UserError: An option does not fit the config, or a number of the config is out of range.
-    """
-    cfg = copy.deepcopy(given)
-    if amp:
-        enable_amp(cfg)
-    if auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable'):
-        enable_auto_scale_lr(cfg)
-    notes = settle(cfg, work_dir, launcher)
-    cfg.resume = checkpoint is not None
-    if checkpoint is not None:
-        cfg.load_from = checkpoint
-    return cfg, notes + fit_lr(cfg, num_processes(launcher))
-
-
-def for_testing(
-    given: Config,
-    work_dir: str,
-    launcher: str,
-    checkpoint: str,
-    pictures: tuple[bool, str | None, float] | None = None,
-    tta: bool = False,
-    out: str | None = None,
-) -> tuple[Config, list[str]]:
-    """Return the config of a test and what the user should know about it; the given config stays as it is.
-
-    Args:
-        given: A config as its file and the options of the command line say.
-        work_dir: Where the log goes.
-        launcher: 'none', 'pytorch' or 'slurm'.
-        checkpoint: The weights of the whole model.
-        pictures: Whether to show each prediction, the folder to save it in, and the seconds that a window stays.
-        tta: Augment the images of the test.
-        out: Where to write the raw predictions.
-
-    Raises:
-        UserError: An option does not fit the config.
-    """
-    cfg = copy.deepcopy(given)
-    cfg.load_from = checkpoint
-    if pictures:
-        enable_pictures(cfg, *pictures)
-    notes = enable_tta(cfg) if tta else []
-    if out is not None:
-        dump_predictions(cfg, out)
-    drop_training(cfg)
-    return cfg, notes + settle(cfg, work_dir, launcher)
-
-
-def settle(cfg: Config, work_dir: str, launcher: str) -> list[str]:
-    """Fit a config to its place, its data and this machine; return what was changed, a note each."""
-    cfg.work_dir, cfg.launcher = work_dir, launcher
+def settle(cfg: Config) -> list[str]:
+    """Fit a config to our runner, its data and this machine; return what was changed, a note each."""
     if cfg.setdefault('runner_type', 'OneLineRunner') == 'OneLineRunner':
-        watch_run(cfg)
+        hooks, processor = cfg.get('custom_hooks') or [], cfg.get('log_processor') or {}
+        present = {hook.get('type') for hook in hooks}
+        cfg.custom_hooks = [*hooks, *(dict(type=name) for name in RUN_HOOKS if name not in present)]
+        if processor.get('type') in (None, 'LogProcessor'):
+            cfg.log_processor = {**processor, 'type': 'OneLineLogProcessor'}
     notes = fit_classes(cfg)
     return notes if torch.cuda.is_available() else notes + fit_to_cpu(cfg)
-
-
-def watch_run(cfg: Config) -> None:
-    """Give a config of any origin the hooks and the log lines of this package."""
-    hooks = cfg.get('custom_hooks') or []
-    present = {hook.get('type') for hook in hooks}
-    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in RUN_HOOKS if name not in present)]
-    processor = cfg.get('log_processor') or {}
-    if processor.get('type') in (None, 'LogProcessor'):
-        cfg.log_processor = {**processor, 'type': 'OneLineLogProcessor'}
 
 
 def enable_amp(cfg: Config) -> None:
@@ -109,100 +41,82 @@ def enable_amp(cfg: Config) -> None:
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def enable_auto_scale_lr(cfg: Config) -> None:
-    """Ask for an lr scaled by the total batch size over ``auto_scale_lr.base_batch_size``; :func:`fit_lr` scales it.
-
-    Raises:
-        UserError: The config does not say for which batch size its lr is, or has no lr.
-    """
-    check_step(cfg)
-    if not recipe_batch(cfg):
-        raise UserError(
-            '--auto-scale-lr needs the batch size for which the lr was chosen: set '
-            'auto_scale_lr = dict(base_batch_size=16) (8 GPUs x 2 images) in the config.'
-        )
-    if not optimizers(cfg):
-        raise UserError('--auto-scale-lr needs optim_wrapper.optimizer.lr in the config, and there is none.')
-    cfg.auto_scale_lr.enable = True
-
-
-def fit_lr(cfg: Config, num_processes: int) -> list[str]:
-    """Scale the lr where ``auto_scale_lr.enable`` asks for it; return a note of what was done, or may be forgotten.
+def fit_lr(cfg: Config, num_processes: int, auto_scale_lr: bool = False) -> list[str]:
+    """Scale the lr where the option or ``auto_scale_lr.enable`` asks for it; note what was done, or may be forgotten.
 
     The rates change in the config, before anything is built from it, so that every optimizer group, the base rate in
     the log and the lowest rate of a schedule follow. The config then names the batch size that it is for: its copy in
     the work dir is not scaled twice. MMEngine's own scaling is switched off; it knows no accumulated steps, and leaves
     out the base rate and the lowest one.
-
-    Raises:
-        UserError: A number of the training step is out of range; see :func:`check_step`.
     """
     check_step(cfg)
-    if not recipe_batch(cfg) or not optimizers(cfg):
+    settings = cfg.get('auto_scale_lr') or {}
+    recipe, is_wanted = settings.get('base_batch_size'), auto_scale_lr or settings.get('enable', False)
+    needed = {'optim_wrapper.optimizer.lr': optimizers(cfg), 'auto_scale_lr.base_batch_size': recipe}
+    missing = ' and '.join(name for name, value in needed.items() if not value)
+    if missing and is_wanted:
+        raise UserError(
+            f'--auto-scale-lr needs {missing} in the config: the lr, and the images of the step for which it was '
+            'chosen, such as auto_scale_lr = dict(base_batch_size=16) for 8 GPUs x 2 images.'
+        )
+    if missing:
         return []
-    is_wanted = cfg.auto_scale_lr.get('enable', False)
-    cfg.auto_scale_lr.enable = False
+    settings['enable'] = False
     if cfg.get('resume'):
         return ['the lr is that of the checkpoint; --auto-scale-lr acts when a training starts'] if is_wanted else []
-    batch, product = total_batch(cfg, num_processes)
-    factor = batch / recipe_batch(cfg)
-    before, batches = lr_text(cfg), f'total batch {batch} = {product}, recipe {recipe_batch(cfg)}'
-    if not is_wanted:
-        advice = f'lr kept at {before}, for another batch size ({batches}); --auto-scale-lr scales it by {factor:g}'
-        return [] if factor == 1 else [advice]
-    for optimizer in optimizers(cfg):
-        optimizer['lr'] *= factor
-    for schedule in walk(cfg.get('param_scheduler')):
-        for key in ABSOLUTE_RATES & schedule.keys():
-            schedule[key] *= factor if 'LR' in str(schedule.get('type')) else 1  # momentum has schedules as well
-    cfg.auto_scale_lr.base_batch_size = batch
-    return [f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})']
+    images, steps = cfg.train_dataloader.get('batch_size', 1), cfg.optim_wrapper.get('accumulative_counts', 1)
+    batch = num_processes * images * steps
+    batches = f'total batch {batch} = processes {num_processes} x images {images} x steps {steps}, recipe {recipe}'
+    return scale_lr(cfg, batch, batches) if is_wanted else note_scaling(cfg, batch, batches)
 
 
 def check_step(cfg: Config) -> None:
-    """Check the numbers of a training step.
-
-    Raises:
-        UserError: The lr is not a number, the images or the accumulated steps are not a whole number of 1 or more, or
-            ``auto_scale_lr`` is not a dict.
-    """
-    if not isinstance(cfg.get('auto_scale_lr') or {}, Mapping):
-        raise UserError(f'auto_scale_lr must be a dict, such as dict(base_batch_size=16); got {cfg.auto_scale_lr!r}.')
+    """Raise a :class:`UserError` where a value of the training step has the wrong type or is out of range."""
+    settings = cfg.get('auto_scale_lr') or {}
+    if not isinstance(settings, Mapping):
+        raise UserError(f'auto_scale_lr must be a dict, such as dict(base_batch_size=16); got {settings!r}.')
     counts = {
         'train_dataloader.batch_size': cfg.train_dataloader.get('batch_size', 1),
         'optim_wrapper.accumulative_counts': (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1),
+        'auto_scale_lr.base_batch_size': settings.get('base_batch_size', 1),
     }
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if not isinstance(count, int) or count < 1:
             raise UserError(f'{name} must be a whole number of 1 or more; got {count!r}.')
     for optimizer in optimizers(cfg):
-        if isinstance(optimizer['lr'], bool) or not isinstance(optimizer['lr'], (int, float)):
+        if not isinstance(optimizer['lr'], (int, float)):
             raise UserError(f'optim_wrapper.optimizer.lr must be a number; got {optimizer["lr"]!r}.')
 
 
-def recipe_batch(cfg: Config) -> int | None:
-    """Return the total batch size for which the lr was chosen; None where the config does not say it."""
-    size = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
-    return size if isinstance(size, int) and size > 0 else None
+def note_scaling(cfg: Config, batch: int, batches: str) -> list[str]:
+    """Return a note where the lr is for another batch size."""
+    factor = batch / cfg.auto_scale_lr.base_batch_size
+    if factor == 1:
+        return []
+    return [f'lr kept at {lr_text(cfg)}, for another batch size ({batches}); --auto-scale-lr scales it by {factor:g}']
 
 
-def total_batch(cfg: Config, num_processes: int) -> tuple[int, str]:
-    """Return the images of an optimizer step on all processes, and the product that gives them in words."""
-    images, steps = cfg.train_dataloader.get('batch_size', 1), cfg.optim_wrapper.get('accumulative_counts', 1)
-    one, many = ('GPU', 'GPUs') if torch.cuda.is_available() else ('process', 'processes')
-    words = f'{num_processes} {one if num_processes == 1 else many} x {images} images'
-    return num_processes * images * steps, words + (f' x {steps} accumulated steps' if steps > 1 else '')
-
-
-def lr_text(cfg: Config) -> str:
-    """Return the lr as a user would write it; several optimizers have several."""
-    return ', '.join(f'{optimizer["lr"]:g}' for optimizer in optimizers(cfg))
+def scale_lr(cfg: Config, batch: int, batches: str) -> list[str]:
+    """Scale the lr of each optimizer and the absolute rates of each schedule of the lr; return a note of it."""
+    factor, before = batch / cfg.auto_scale_lr.base_batch_size, lr_text(cfg)
+    for optimizer in optimizers(cfg):
+        optimizer['lr'] *= factor
+    for schedule in walk(cfg.get('param_scheduler')):
+        if 'LR' in str(schedule.get('type')):  # momentum has schedules as well
+            schedule.update({key: factor * schedule[key] for key in ABSOLUTE_RATES & schedule.keys()})
+    cfg.auto_scale_lr.base_batch_size = batch
+    return [f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})']
 
 
 def optimizers(cfg: Config) -> list[dict]:
     """Return the optimizers' settings that have an lr; Adafactor's may be None."""
     given = [wrapper.get('optimizer') or {} for wrapper in walk(cfg.get('optim_wrapper'))]
     return [optimizer for optimizer in given if optimizer.get('lr') is not None]
+
+
+def lr_text(cfg: Config) -> str:
+    """Return the lr as a user would write it; several optimizers have several."""
+    return ', '.join(f'{optimizer["lr"]:g}' for optimizer in optimizers(cfg))
 
 
 def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
@@ -214,8 +128,7 @@ def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: fl
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise UserError('--show and --show-dir need default_hooks.visualization in the config.')
-    hook['draw'] = True
-    hook['show'], hook['wait_time'] = show, wait_time
+    hook.update(draw=True, show=show, wait_time=wait_time, interval=1)
     if 'Det' in hook['type']:
         hook['test_out_dir'] = show_dir
     elif show_dir:
@@ -223,38 +136,32 @@ def enable_pictures(cfg: Config, show: bool, show_dir: str | None, wait_time: fl
         # relative to the backend's own folder, vis_data
         local = dict(type='LocalVisBackend', img_save_dir=os.path.join('..', show_dir))
         cfg.visualizer['vis_backends'] = [local, *others]
-    hook['interval'] = 1
 
 
 def enable_tta(cfg: Config) -> list[str]:
-    """Wrap the model and exchange the test pipeline for test-time augmentation; note sizes that differ from the test's.
-
-    Raises:
-        UserError: The config has no ``tta_model``, no ``tta_pipeline``, or no ``TestTimeAug`` in it.
-    """
+    """Wrap the model and exchange the test pipeline for test-time augmentation; note sizes other than the test's."""
     for key in ('tta_model', 'tta_pipeline'):
         if not cfg.get(key):
-            raise UserError(
-                f'--tta needs {key} in the config; this one has none. convnext_dense/tta.py tells how to write both.'
-            )
+            raise UserError(f'--tta needs {key} in the config; this one has none. convnext_dense/tta.py tells how.')
     if not any(step.get('type') == 'TestTimeAug' for step in cfg.tta_pipeline):
         steps = ', '.join(str(step.get('type')) for step in cfg.tta_pipeline)
         raise UserError(f'--tta needs a TestTimeAug in tta_pipeline, which makes the views; this one has {steps}.')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    notes, views = [], [node for node in walk(cfg.tta_pipeline) if node.get('type') == 'Resize']
+    notes, views = [], resize_sizes(cfg.tta_pipeline)
     for _, dataset in open_wrappers(cfg.test_dataloader.dataset):
-        plain = [node for node in walk(dataset.get('pipeline')) if node.get('type') == 'Resize']
-        if plain and views and not any(size_of(view) == size_of(plain[0]) for view in views):
-            sizes = ', '.join(str(size_of(view)) for view in views)
-            notes.append(f'--tta tests with sizes of its own, {sizes}; without it the size is {size_of(plain[0])}')
+        plain = resize_sizes(dataset.get('pipeline'))[:1]
+        if plain and views and plain[0] not in views:
+            sizes = ', '.join(map(str, views))
+            notes.append(f'--tta tests with sizes of its own, {sizes}; without it the size is {plain[0]}')
         dataset['pipeline'] = cfg.tta_pipeline
     return list(dict.fromkeys(notes))
 
 
-def size_of(resize: Mapping) -> object:
-    """Return the size to which a ``Resize`` brings an image: pixels, in no order, or a factor."""
-    scale = resize.get('scale', resize.get('scale_factor'))
-    return tuple(sorted(scale)) if isinstance(scale, (list, tuple)) else scale
+def resize_sizes(pipeline: object) -> list[object]:
+    """Return the sizes to which the ``Resize`` steps bring an image: pixels, in no order, or factors."""
+    resizes = [node for node in walk(pipeline) if node.get('type') == 'Resize']
+    scales = [resize.get('scale', resize.get('scale_factor')) for resize in resizes]
+    return [tuple(sorted(scale)) if isinstance(scale, (list, tuple)) else scale for scale in scales]
 
 
 def dump_predictions(cfg: Config, out: str) -> None:
@@ -276,16 +183,15 @@ def fit_to_cpu(cfg: Config) -> list[str]:
     if wrapper.get('type') == 'AmpOptimWrapper':
         cfg.optim_wrapper = without_amp(wrapper)
         notes.append('no GPU: training in fp32 instead of mixed precision')
-    if cfg.launcher != 'none':  # a single process reverts SyncBN by itself
-        unused = cfg.get('find_unused_parameters', False)
-        wrapper = ConfigDict(broadcast_buffers=False, find_unused_parameters=unused)
-        cfg.setdefault('model_wrapper_cfg', wrapper)['device_ids'] = None
-        norms = [node for node in walk(cfg.model) if node.get('type') == 'SyncBN']
-        for node in norms:
-            node['type'] = 'BN'
-        if norms:
-            notes.append('no GPU: BN with per-process statistics instead of SyncBN')
-    return notes
+    if cfg.launcher == 'none':  # a single process reverts SyncBN by itself
+        return notes
+    unused = cfg.get('find_unused_parameters', False)
+    wrapper = ConfigDict(broadcast_buffers=False, find_unused_parameters=unused)
+    cfg.setdefault('model_wrapper_cfg', wrapper)['device_ids'] = None
+    norms = [node for node in walk(cfg.model) if node.get('type') == 'SyncBN']
+    for norm in norms:
+        norm['type'] = 'BN'
+    return [*notes, 'no GPU: BN with per-process statistics instead of SyncBN'] if norms else notes
 
 
 def without_amp(wrapper_cfg: Mapping) -> dict:
@@ -296,8 +202,7 @@ def without_amp(wrapper_cfg: Mapping) -> dict:
 
 def drop_training(cfg: Config) -> None:
     """Take training and validation out of a config, so that a test needs no training data."""
-    training = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
-    for key in (*training, 'val_dataloader', 'val_cfg', 'val_evaluator'):
+    for key in TRAINING_KEYS:
         cfg[key] = None
     drop_initial_weights(cfg.model)  # which the checkpoint replaces
 

@@ -1,27 +1,19 @@
-"""The processes of a run: who they are, what their launcher provides, how they end, and which of them speaks."""
+"""The processes of a run: who they are, what starts them, how they end, and which of them speaks."""
 
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from mmengine.dist import all_gather_object
+from mmengine.dist import is_distributed as is_in_group
 
 from convnext_dense.compat.errors import UserError
 
-
-class Launcher(NamedTuple):
-    """What starts several processes: the variable with their number, and the command that does it."""
-
-    size: str
-    command: str
-
-
-LAUNCHERS = {
-    'pytorch': Launcher('WORLD_SIZE', 'tools/dist_train.sh CONFIG GPUS'),
-    'slurm': Launcher('SLURM_NTASKS', 'tools/slurm_train.sh PARTITION JOB_NAME CONFIG'),
+LAUNCHERS = {  # launcher -> the variable with the number of processes, the command that starts them
+    'pytorch': ('WORLD_SIZE', 'tools/dist_train.sh CONFIG GPUS'),
+    'slurm': ('SLURM_NTASKS', 'tools/slurm_train.sh PARTITION JOB_NAME CONFIG'),
 }
 
 
@@ -32,7 +24,7 @@ def process_rank() -> int:
 
 def num_processes(launcher: str) -> int:
     """Return how many processes the run has on all machines; it is known before torch.distributed is up."""
-    return int(os.environ[LAUNCHERS[launcher].size]) if launcher in LAUNCHERS else 1
+    return int(os.environ[LAUNCHERS[launcher][0]]) if launcher in LAUNCHERS else 1
 
 
 def device_type() -> str:
@@ -43,8 +35,7 @@ def device_type() -> str:
 def check_launcher(launcher: str) -> str:
     """Return the launcher that started this process: 'none' means 'pytorch' where torchrun started it.
 
-    Raises:
-        UserError: The launcher did not start this process, or there are fewer GPUs than processes.
+    A :class:`UserError` says what is wrong where it did not start this process, or where there are too few GPUs.
     """
     if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ:
         launcher = 'pytorch'
@@ -55,18 +46,12 @@ def check_launcher(launcher: str) -> str:
         raise UserError(f'--launcher {launcher} finds no {size} in the environment. Start the run with {command}.')
     num_gpus = torch.cuda.device_count()
     if launcher == 'slurm' and num_gpus == 0:
-        instead = LAUNCHERS['pytorch'].command
+        instead = LAUNCHERS['pytorch'][1]
         raise UserError(f'--launcher slurm needs a GPU for each process, and there is none here. Use {instead}.')
     local_size = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     if launcher == 'pytorch' and 0 < num_gpus < local_size:
         raise UserError(f'{local_size} processes were started for {num_gpus} GPUs on this machine. Start one for each.')
     return launcher
-
-
-def join_group(launcher: str) -> None:
-    """Join the process group where there is no GPU; MMEngine, which joins it otherwise, would ask for one."""
-    if launcher == 'pytorch' and device_type() == 'cpu' and not is_in_group():
-        torch.distributed.init_process_group('gloo')
 
 
 def leave_group() -> None:
@@ -76,16 +61,10 @@ def leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def is_in_group() -> bool:
-    """Tell whether this process has joined the others of its run."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def is_lost_connection(error: BaseException) -> bool:
     """Tell whether an error means that another process of the run has gone; gloo's errors have no class."""
-    if not torch.distributed.is_available():
-        return False
-    return isinstance(error, torch.distributed.DistBackendError) or 'gloo/transport' in str(error)
+    known = getattr(torch.distributed, 'DistBackendError', ())  # some builds of PyTorch have no distributed package
+    return isinstance(error, known) or 'gloo/transport' in str(error)
 
 
 def check_same_checkpoint(file: str | None) -> None:
@@ -103,13 +82,13 @@ def say_once(text: str) -> None:
     """Print a message on standard error unless another process of the run on this machine has already printed one.
 
     The processes share a file. The first process locks it, prints and marks it. The others wait for the lock and find
-    the mark: none of them ends, and makes the launcher end the rest, before the message is on the screen.
+    the mark. No process ends before the message is on the screen, because its launcher would then end the others.
     """
     slate = shared_file()
     if slate is None:
         print(text, file=sys.stderr, flush=True)
         return
-    import fcntl  # it exists on Unix alone, as do the launchers of several processes
+    import fcntl  # on Unix only, as the launchers of several processes are
 
     with slate.open('a') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -125,7 +104,7 @@ def was_said() -> bool:
 
 
 def shared_file() -> Path | None:
-    """Return a file that the processes of a run on one machine share; None for a process of its own.
+    """Return a file that the processes of a run on one machine share; None for a single process.
 
     Torchrun makes a folder for each start of its processes, tells them its place, and removes it in the end.
     """

@@ -1,4 +1,4 @@
-"""Training and testing as a config says; what the tools call.
+"""Training and testing as a config says; what the commands call.
 
 What a user can get wrong is looked at before the model is built, and answered with one message.
 """
@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, RUNNERS, init_default_scope
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, RUNNERS
 from mmengine.runner import Runner
 
 from convnext_dense import configs
@@ -22,11 +22,11 @@ from convnext_dense.lr_decay import LearningRateDecay
 from convnext_dense.train import config as run_config
 from convnext_dense.train import launch
 from convnext_dense.train.launch import device_type
-from convnext_dense.train.mistakes import BUILD_ERRORS, build_errors, run_errors
+from convnext_dense.train.mistakes import build_errors, run_errors
 from convnext_dense.train.own_data import prepare_data
 from convnext_dense.train.screen import prints_in_log, tame_console, tell, write_to_log
 
-__all__ = ['BUILD_ERRORS', 'OneLineRunner', 'build_errors', 'describe_rates', 'device_type', 'test', 'train']
+__all__ = ['OneLineRunner', 'describe_rates', 'device_type', 'test', 'train']
 
 
 @RUNNERS.register_module()
@@ -91,15 +91,13 @@ def train(
     if data is not None:
         work_dir = work_dir or os.path.join('work_dirs', f'{Path(config).stem}_{Path(data).stem}')
         config = prepare_data(config, data, Path(work_dir, 'data'), **data_options)
-    cfg = configs.load_config(config, cfg_options)
-    if cfg.get('train_dataloader') is None:
-        raise UserError(f'The config {config} has no train_dataloader: it cannot be trained, only tested.')
-    configs.require_library(cfg.get('default_scope'))
-    launcher = launch.check_launcher(launcher)
-    work_dir = str(choose_work_dir(cfg, config, work_dir))
-    checkpoint, notes = find_resumed(cfg, resume, Path(work_dir))
-    cfg, more = run_config.for_training(cfg, work_dir, launcher, checkpoint, amp, auto_scale_lr)
-    runner = build_runner(cfg, [*notes, *more], ('train', 'val'))
+    cfg = open_config(config, cfg_options, 'train', launcher, work_dir)
+    notes = resume_training(cfg, resume)
+    if amp:
+        run_config.enable_amp(cfg)
+    notes += run_config.settle(cfg)
+    notes += run_config.fit_lr(cfg, launch.num_processes(cfg.launcher), auto_scale_lr)
+    runner = build_runner(cfg, notes, ('train', 'val'))
     launch.check_same_checkpoint(cfg.load_from if cfg.resume else None)
     with prints_in_log(runner.logger):
         with build_errors():  # what MMEngine would build in train(), so that mistakes are answered the same way
@@ -142,16 +140,17 @@ def test(
     Raises:
         UserError: A mistake of the user.
     """
-    cfg = configs.load_config(config, cfg_options)
-    if cfg.get('test_dataloader') is None:
-        raise UserError(f'The config {config} has no test_dataloader: there is nothing to test on.')
     if '://' not in checkpoint:
         check_exists(Path(checkpoint))
-    configs.require_library(cfg.get('default_scope'))
-    launcher = launch.check_launcher(launcher)
-    work_dir = str(choose_work_dir(cfg, config, work_dir))
-    pictures = (show, show_dir, wait_time) if show or show_dir else None
-    cfg, notes = run_config.for_testing(cfg, work_dir, launcher, checkpoint, pictures, tta, out)
+    cfg = open_config(config, cfg_options, 'test', launcher, work_dir)
+    cfg.load_from = checkpoint
+    if show or show_dir:
+        run_config.enable_pictures(cfg, show, show_dir, wait_time)
+    notes = run_config.enable_tta(cfg) if tta else []
+    if out is not None:
+        run_config.dump_predictions(cfg, out)
+    run_config.drop_training(cfg)
+    notes += run_config.settle(cfg)
     runner = build_runner(cfg, notes, ('test',))
     with prints_in_log(runner.logger):
         with build_errors():
@@ -170,12 +169,9 @@ def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None
     """
     cfg = configs.load_config(config, cfg_options)
     configs.require_library(cfg.get('default_scope'))
-    if not cfg.get('model') or not cfg.get('optim_wrapper'):
-        raise UserError(f'The config {config} has no model or no optim_wrapper: there are no rates to show.')
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    wrapper_cfg = dict(cfg.optim_wrapper)
+    wrapper_cfg = dict(cfg.get('optim_wrapper') or {})
     name, paramwise_cfg = wrapper_cfg.pop('constructor', None), wrapper_cfg.pop('paramwise_cfg', None)
-    with build_errors():
+    with configs.model_scope(cfg), build_errors():
         constructor_class = OPTIM_WRAPPER_CONSTRUCTORS.get(name) if name else None
         if constructor_class is None or not issubclass(constructor_class, LearningRateDecay):
             raise UserError(
@@ -188,12 +184,15 @@ def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None
         return constructor.describe(constructor.group(model))
 
 
-def choose_work_dir(cfg: Config, config: str | os.PathLike, work_dir: str | None) -> Path:
-    """Return the folder of a run after making it and proving that it can be written.
-
-    Raises:
-        UserError: It cannot be written.
-    """
+def open_config(
+    config: str | os.PathLike, cfg_options: Mapping | None, split: str, launcher: str, work_dir: str | None
+) -> Config:
+    """Return the config of a run on a split of its data, with its launcher and its folder, which is made, in it."""
+    cfg = configs.load_config(config, cfg_options)
+    if cfg.get(f'{split}_dataloader') is None:
+        raise UserError(f'The config {config} has no {split}_dataloader: there is nothing to {split} on.')
+    configs.require_library(cfg.get('default_scope'))
+    cfg.launcher = launch.check_launcher(launcher)
     folder = Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(config).stem)
     probe = folder / f'.write_test_{launch.process_rank()}_{os.getpid()}'  # two machines may have the same id
     try:
@@ -204,25 +203,23 @@ def choose_work_dir(cfg: Config, config: str | os.PathLike, work_dir: str | None
         raise UserError(
             f'The work dir {folder} cannot be written ({error.strerror}). Give another one with --work-dir.'
         ) from error
-    return folder
+    cfg.work_dir = str(folder)
+    return cfg
 
 
-def find_resumed(cfg: Config, resume: str | None, work_dir: Path) -> tuple[str | None, list[str]]:
-    """Return the checkpoint from which a training continues, and what the user should know about it.
-
-    Raises:
-        UserError: The named checkpoint does not exist.
-    """
+def resume_training(cfg: Config, resume: str | None) -> list[str]:
+    """Let a training continue where the option or the config asks for it; return a note where there is nothing yet."""
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     elif resume not in (None, 'auto'):
         check_exists(Path(resume))
-    if resume != 'auto':
-        return resume, []
-    latest = latest_checkpoint(work_dir)
-    if latest is None:
-        return None, [f'nothing to resume in {work_dir}: training starts from the beginning']
-    return str(latest), []
+    checkpoint = latest_checkpoint(Path(cfg.work_dir)) if resume == 'auto' else resume
+    cfg.resume = checkpoint is not None
+    if cfg.resume:
+        cfg.load_from = str(checkpoint)
+    elif resume == 'auto':
+        return [f'nothing to resume in {cfg.work_dir}: training starts from the beginning']
+    return []
 
 
 def latest_checkpoint(work_dir: Path) -> Path | None:
@@ -236,16 +233,13 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
 
 
 def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...]) -> Runner:
-    """Check the data, show the notes, build the runner, and repeat the notes in its log file.
-
-    Raises:
-        UserError: The data or the config has a mistake.
-    """
+    """Check the data, show the notes, build the runner, and repeat the notes in its log file."""
     if launch.process_rank() == 0:
         for loader in [f'{split}_dataloader' for split in splits if cfg.get(f'{split}_dataloader')]:
             notes = [*notes, *check_dataset(cfg[loader]['dataset'], f'{loader}.dataset')]
     tell(*notes)
-    launch.join_group(cfg.launcher)
+    if cfg.launcher == 'pytorch' and device_type() == 'cpu' and not launch.is_in_group():
+        torch.distributed.init_process_group('gloo')  # MMEngine, which joins the group otherwise, would ask for a GPU
     with build_errors():
         runner = RUNNERS.build(cfg)
     for note in notes:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import io
 import logging
 import re
 import sys
@@ -10,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
+from typing import TextIO
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -37,39 +37,41 @@ PRINTERS = (
     'mmdet.datasets.api_wrappers.coco_api',
     'mmdet.datasets.api_wrappers.cocoeval_mp',
 )
+TRAINING_LINE = {
+    'loss': 'loss {loss:.4f}',
+    'base_lr': 'lr {base_lr:.2e} ({lr_min:.1e} to {lr_max:.1e})',
+    'time': '{time:.2f} s/iter',
+    'memory': '{memory} MB',
+    'eta': 'eta {eta}',
+}
 OURS = str(Path(__file__).parents[1])  # where the code lies whose records are shown however many lines they have
 
 
-class ConsoleHandler(logging.StreamHandler):
-    """Writes single-line records, warnings and tables to a stream, above a progress bar where there is one."""
+def is_for_the_screen(record: logging.LogRecord) -> bool:
+    """Tell whether a record is a warning, one of ours, or a single line that is no noise."""
+    if record.levelno >= logging.WARNING or record.pathname.startswith(OURS):
+        return True
+    message = record.getMessage()
+    return '\n' not in message.strip() and not message.startswith(NOISE)
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Keep out INFO records of other packages that are blocks of text or noise."""
-        if not super().filter(record):
-            return False
-        if record.levelno >= logging.WARNING or record.pathname.startswith(OURS):
-            return True
-        message = record.getMessage()
-        return '\n' not in message.strip() and not message.startswith(NOISE)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write the record through tqdm, which keeps a bar at the bottom in one piece."""
-        try:
-            tqdm.write(self.format(record), file=self.stream)
-            self.flush()
-        except Exception:
-            self.handleError(record)
+class AboveBar:
+    """A stream whose text is written above a progress bar, which stays in one piece at the bottom of the screen."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.flush = stream, stream.flush
+
+    def write(self, text: str) -> None:
+        """Write text."""
+        tqdm.write(text, file=self.stream, end='')
 
 
 def tame_console(logger: MMLogger) -> None:
-    """Replace the stream handlers of an MMEngine logger by a :class:`ConsoleHandler` of the same level and format."""
-    for i, handler in enumerate(logger.handlers):
+    """Let the stream handlers of an MMEngine logger show single lines above the progress bar."""
+    for handler in logger.handlers:
         if type(handler) is logging.StreamHandler:
-            console = ConsoleHandler(handler.stream)
-            console.setLevel(handler.level)
-            console.setFormatter(handler.formatter)
-            console.filters = handler.filters
-            logger.handlers[i] = console
+            handler.addFilter(is_for_the_screen)
+            handler.setStream(AboveBar(handler.stream))
 
 
 def write_to_log(logger: logging.Logger, text: str) -> None:
@@ -84,10 +86,8 @@ def write_to_log(logger: logging.Logger, text: str) -> None:
 def prints_in_log(logger: logging.Logger) -> Iterator[None]:
     """Write to the log file what the modules in ``PRINTERS`` print; anything else is printed as ever."""
 
-    def write(*values, sep: str | None = ' ', end: str | None = '\n', file=None, flush: bool = False) -> None:
-        text = io.StringIO()
-        print(*values, sep=sep, end=end, file=text)
-        write_to_log(logger, text.getvalue().rstrip())
+    def write(*values) -> None:
+        write_to_log(logger, ' '.join(map(str, values)))
 
     modules = [sys.modules[name] for name in PRINTERS if name in sys.modules]
     try:
@@ -114,29 +114,21 @@ class OneLineLogProcessor(LogProcessor):
             return values, text
         rates = [group['lr'] for group in runner.optim_wrapper.param_groups]
         values['lr_min'], values['lr_max'] = min(rates), max(rates)
-        base = values.get('base_lr', values['lr_max'])
         eta = datetime.timedelta(seconds=int(runner.message_hub.get_info('eta', 0)))
-        parts = [
-            shorten_head(text),
-            f'loss {values["loss"]:.4f}' if 'loss' in values else '',
-            f'lr {base:.2e} ({values["lr_min"]:.1e} to {values["lr_max"]:.1e})',
-            f'{values["time"]:.2f} s/iter' if 'time' in values else '',
-            f'{values["memory"]} MB' if 'memory' in values else '',
-            f'eta {eta}',
-        ]
-        return values, '  '.join(part for part in parts if part)
+        shown = {'base_lr': values['lr_max'], 'eta': eta, **values}
+        parts = [part.format(**shown) for name, part in TRAINING_LINE.items() if name in shown]
+        return values, '  '.join([shorten_head(text), *parts])
 
     def get_log_after_epoch(
         self, runner: Runner, batch_idx: int, mode: str, with_non_scalar: bool = False
     ) -> tuple[dict, str]:
         """Return (metrics for the JSON lines, text for the screen) of a validation or test."""
         values, text = super().get_log_after_epoch(runner, batch_idx, mode, with_non_scalar)
-        shown = {
-            name.split('/')[-1]: value
-            for name, value in values.items()
-            if isinstance(value, Real) and 'time' not in name and value >= 0
-        }
-        return values, '  '.join([shorten_head(text), *(f'{name} {value:.3f}' for name, value in shown.items())])
+        parts = [shorten_head(text)]
+        for name, value in values.items():
+            if isinstance(value, Real) and 'time' not in name and value >= 0:
+                parts.append(f'{name.split("/")[-1]} {value:.3f}')
+        return values, '  '.join(parts)
 
 
 def shorten_head(text: str) -> str:
@@ -184,34 +176,21 @@ class ProgressBarHook(Hook):
 
     def open(self, mode: str, total: int, initial: int = 0) -> None:
         """Start the bar of a loop; a bar left over from a loop that broke off is closed first."""
-        self.close(mode)
-        is_shown = is_main_process() and sys.stderr.isatty()
-        self.bars[mode] = tqdm(
-            total=total, initial=initial, desc=mode, unit='it', dynamic_ncols=True, leave=False, disable=not is_shown
-        )
-
-    def close(self, mode: str) -> None:
-        """Remove a bar from the screen."""
         if mode in self.bars:
-            self.bars.pop(mode).close()
+            self.bars[mode].close()
+        is_hidden = not (is_main_process() and sys.stderr.isatty())
+        options = dict(total=total, initial=initial, desc=mode, disable=is_hidden)
+        self.bars[mode] = tqdm(unit='it', dynamic_ncols=True, leave=False, **options)
 
     def before_train(self, runner: Runner) -> None:
         """Open the training bar at the iteration from which the run starts or resumes."""
         self.open('train', runner.max_iters, runner.iter)
 
-    def after_train(self, runner: Runner) -> None:
-        """Remove the training bar."""
-        self.close('train')
-
-    # MMEngine calls the following three for each epoch and iteration of training, validation and test.
+    # MMEngine calls the following two for each epoch and iteration of training, validation and test.
 
     def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
         if mode != 'train':
             self.open(mode, len(getattr(runner, f'{mode}_dataloader')))
-
-    def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
-        if mode != 'train':
-            self.close(mode)
 
     def _after_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
         bar = self.bars[mode]
@@ -219,3 +198,5 @@ class ProgressBarHook(Hook):
         is_drawn_anew = not bar.disable and self.every_n_inner_iters(batch_idx, 10)
         if mode == 'train' and is_drawn_anew and outputs and 'loss' in outputs:
             bar.set_postfix(loss=f'{float(outputs["loss"]):.3f}', refresh=False)
+        if bar.n == bar.total:
+            bar.close()

@@ -6,8 +6,8 @@ count, also frozen ones and those of an auxiliary head, which does not run. The 
 maps, each box head on the 1000 RoIs that ``test_cfg`` allows, each mask head on 100.
 
 The published counts come from ``get_flops.py`` of MMDetection 2 and MMSegmentation 0. They add biases of convolutions,
-ReLU, pooling, batch norm and ``nn.LayerNorm``, at most 0.2 % of a model. They leave out what is no module of a listed
-type, as do the counts here: GELU, GRN, layer scale, residual sums, interpolation, RoIAlign, NMS.
+ReLU, pooling and norms, at most 0.2 % of a model, and leave out, as the counts here do, GELU, GRN, layer scale,
+residual sums, interpolation, RoIAlign and NMS.
 """
 
 import copy
@@ -17,14 +17,11 @@ import json
 import math
 import multiprocessing
 import os
-import statistics
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,21 +36,25 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
 from convnext_dense.data import samples
 from convnext_dense.train import config as run_config
-from convnext_dense.train.run import BUILD_ERRORS, build_errors, device_type
+from convnext_dense.train.launch import device_type
+from convnext_dense.train.mistakes import BUILD_ERRORS, build_errors
 from convnext_dense.train.screen import quiet, tell
 
 STRIDE = 32  # of the last map, in pixels
 SIZES = {'mmdet': (1280, 800), 'mmseg': (2048, 512)}  # width and height where the config has none
-NUM_BOX_ROIS, NUM_MASK_ROIS = 1000, 100  # where test_cfg has no max_per_img
+SIZE_KEYS = {'Resize': 'scale', 'ShapesInstances': 'size', 'ShapesLabels': 'size'}  # of the test data, by type
+OPEN_SIDES = {1333, math.inf}  # papers count detectors that are tested at 1333x800 at 1280x800; inf is no size
+NUM_ROIS = {'bbox': ('rpn', 1000), 'mask': ('rcnn', 100)}  # stage whose max_per_img limits them, default
 ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
 LAYERS = (torch.ops.aten.linear, torch.ops.aten.convolution)
-WARMUP, TURNS, SECONDS = 1, 10, 10  # a measurement ends after so many turns or seconds
+SECONDS = 5  # a measurement takes at least so long
 COLUMNS = {
     'config': '', 'input': '', 'part': '', 'params (M)': '.2f', 'published params (M)': 'g', 'GFLOPs': '.2f',
     'published GFLOPs': 'g', 'difference (%)': '+.2f', 'activations (M)': '.2f', 'peak memory (MB)': '.0f',
@@ -70,19 +71,12 @@ class Counts(NamedTuple):
 
 
 class ModelStats(NamedTuple):
-    """What the model of a config costs.
+    """What the model of a config costs."""
 
-    Attributes:
-        size: Width and height of the image in pixels.
-        parts: The counts of backbone, neck, heads and of the whole model ('total').
-        published: What the metafile beside the config says of it; empty where there is no entry.
-        uncounted: Why there are parts of which only the parameters are known; empty where all is counted.
-    """
-
-    size: tuple[int, int]
-    parts: dict[str, Counts]
-    published: Mapping
-    uncounted: str
+    size: tuple[int, int]  # width and height of the image in pixels
+    parts: dict[str, Counts]  # of backbone, neck, heads and of the whole model ('total')
+    published: Mapping  # what the metafile beside the config says of it; empty where there is no entry
+    uncounted: str  # why there are parts of which only the parameters are known; empty where all is counted
 
 
 class LinspaceOnCPU(TorchFunctionMode):
@@ -122,8 +116,9 @@ def count_config(file: str | os.PathLike, size: Sequence[int] | None = None) -> 
     if not cfg.get('model'):
         raise UserError(f'The config {file} has no model. Name the config of a detector or a segmentor.')
     tell(*run_config.fit_classes(cfg))
-    published = read_published(Path(cfg.filename))
-    size = tuple(size or published.get('Image') or find_size(cfg))
+    published = read_published(Path(cfg.filename).resolve())
+    image = published.get('Image')
+    size = tuple(size or (map(int, image.split('x')) if image else find_size(cfg)))
     with configs.model_scope(cfg):
         parts, uncounted = count_model(build_on_meta(cfg.model), size)
     return ModelStats(size, parts, published, uncounted)
@@ -131,27 +126,22 @@ def count_config(file: str | os.PathLike, size: Sequence[int] | None = None) -> 
 
 def read_published(file: Path) -> dict:
     """Return the metadata of one of this package's configs in the metafile of its folder; empty for any other file."""
-    metafile = file.resolve().with_name('metafile.yml')
+    metafile = file.with_name('metafile.yml')
     if metafile.parents[1] != configs.config_folder().resolve() or not metafile.is_file():
         return {}
     models = {Path(model['Config']).name: model['Metadata'] for model in load(metafile)['Models']}
-    published = dict(models.get(file.name, {}))
-    if 'Image' in published:
-        published['Image'] = tuple(map(int, published['Image'].split('x')))
-    return published
+    return models.get(file.name, {})
 
 
 def find_size(cfg: Config) -> tuple[int, int]:
     """Return the width and height of a test image, or those at which papers count."""
     default = SIZES.get(cfg.get('default_scope'), SIZES['mmdet'])
-    for node in configs.walk(cfg.get('test_dataloader') or {}):
-        if node.get('type') == 'Resize' and 'scale' in node:
-            scale = node['scale'] if isinstance(node['scale'], Sequence) else (node['scale'],) * 2
+    for node in configs.walk(cfg.get('test_dataloader')):
+        key = SIZE_KEYS.get(node.get('type'))
+        if key in node:
+            scale = to_2tuple(node[key])
             longest_first = sorted(scale, reverse=True) if node.get('keep_ratio') else scale
-            # papers count detectors that are tested at 1333x800 at 1280x800; 'inf' leaves a side open
-            return default if {1333, math.inf} & set(scale) else tuple(map(round_up, longest_first))
-        if str(node.get('type')).startswith('Shapes') and 'size' in node:
-            return (round_up(node['size']),) * 2
+            return default if OPEN_SIDES & set(scale) else tuple(map(round_up, longest_first))
     return default
 
 
@@ -173,13 +163,10 @@ def build_on_meta(model_cfg: Mapping) -> nn.Module:
 
 
 def count_model(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Counts], str]:
-    """Count a detector or segmentor part by part.
+    """Return the counts of backbone, neck, heads and total for an image of (width, height) pixels.
 
-    It returns the counts of backbone, neck, heads and total for an image of (width, height) pixels, and the reason why
-    some have parameters alone: heads that read numbers out of tensors cannot run on the meta device.
-
-    Raises:
-        UserError: The model has no backbone, or one that does not run.
+    The second result is the reason why some have parameters alone; it is empty where all is counted. Heads that read
+    numbers out of tensors cannot run on the meta device.
     """
     name = type(model).__name__
     if not hasattr(model, 'backbone') or not hasattr(model, 'extract_feat'):
@@ -188,21 +175,22 @@ def count_model(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, Coun
     image = maps = torch.empty(1, 3, size[1], size[0], device='meta')
     neck = model.neck if model.with_neck else nn.Identity()
     run_heads = run_roi_heads if hasattr(model, 'roi_head') else run_dense_heads
-    parts = {'backbone': Counts(num_params(model.backbone)), 'neck': Counts(num_params(neck))}
-    parts['heads'] = Counts(num_params(model) - sum(counts.params for counts in parts.values()))
-    uncounted = ''
-    for part, call in zip(tuple(parts), (model.backbone, neck, partial(run_heads, model, image)), strict=True):
+    calls = {'backbone': model.backbone, 'neck': neck, 'heads': partial(run_heads, model, image)}
+    params = {'backbone': num_params(model.backbone), 'neck': num_params(neck)}
+    params['heads'] = num_params(model) - sum(params.values())
+    parts = {part: Counts(count) for part, count in params.items()}
+    for part, call in calls.items():
         try:
             maps, macs, activations = count_call(call, maps)
         except BUILD_ERRORS as error:
             what = f'{find_failing(model, error)} fails on the meta device ({type(error).__name__}: {error})'
             if part == 'backbone':
                 raise UserError(f'{name} cannot be counted: {what}') from error
-            uncounted = f'from the {part} of {name} on only the parameters are counted: {what}'
-            break
-        parts[part] = Counts(parts[part].params, macs, activations)
-    columns = zip(*parts.values(), strict=True)
-    return {**parts, 'total': Counts(*(None if None in column else sum(column) for column in columns))}, uncounted
+            parts['total'] = Counts(sum(params.values()))
+            return parts, f'from the {part} of {name} on only the parameters are counted: {what}'
+        parts[part] = Counts(params[part], macs, activations)
+    parts['total'] = Counts(*map(sum, zip(*parts.values(), strict=True)))
+    return parts, ''
 
 
 def find_failing(model: nn.Module, error: BaseException) -> str:
@@ -232,7 +220,7 @@ def run_roi_heads(model: nn.Module, image: Tensor, maps: Sequence[Tensor]) -> No
         raise TypeError(f'only {" and ".join(ROI_HEADS)} are counted; got {type(roi_head).__name__}')
     if model.with_rpn:
         model.rpn_head(maps)
-    for kind, stage, default in (('bbox', 'rpn', NUM_BOX_ROIS), ('mask', 'rcnn', NUM_MASK_ROIS)):
+    for kind, (stage, default) in NUM_ROIS.items():
         num_rois = (test_cfg.get(stage) or {}).get('max_per_img', default)
         heads, extractors = listed(roi_head, f'{kind}_head'), listed(roi_head, f'{kind}_roi_extractor')
         for head, extractor in zip(heads, extractors, strict=True):
@@ -251,20 +239,16 @@ def listed(parent: nn.Module, name: str) -> list[nn.Module]:
 
 def run_dense_heads(model: nn.Module, image: Tensor, maps: Sequence[Tensor]) -> None:
     """Run what follows backbone and neck in a model whose heads see the whole image."""
-    data = [samples.empty_sample(library_of(model), image.shape[-2:])]
-    if type(getattr(model, 'decode_head', None)).__name__ == 'Mask2FormerHead':
-        model.decode_head(maps, data)  # a segmentor's own forward does not hand on the samples
+    head = getattr(model, 'decode_head', None)  # a segmentor's
+    data = [samples.empty_sample('mmdet' if head is None else 'mmseg', image.shape[-2:])]
+    if type(head).__name__ == 'Mask2FormerHead':
+        head(maps, data)  # the model's own forward does not hand on the samples
         return
     model.extract_feat = lambda image: maps
     try:
         model._forward(image, data)
     finally:
         del model.extract_feat
-
-
-def library_of(model: nn.Module) -> str:
-    """Return the name of the library that a model is of, 'mmdet' or 'mmseg'."""
-    return 'mmseg' if hasattr(model, 'decode_head') else 'mmdet'
 
 
 def measure_config(file: str | os.PathLike, size: tuple[int, int], training: bool, amp: bool) -> dict[str, object]:
@@ -282,15 +266,8 @@ def measure(file: str | os.PathLike, size: tuple[int, int], training: bool, amp:
 
     The weights are random. The memory is what the model adds to the process: the peak of CUDA's allocator, or on a CPU
     the growth of resident memory. Mixed precision is fp16 on CUDA and bfloat16 on a CPU.
-
-    Raises:
-        UserError: The model cannot be built or run.
     """
-    prepare, memory_name, time_name = (
-        (prepare_step, 'training memory (MB)', 'step time (ms)')
-        if training
-        else (prepare_test, 'peak memory (MB)', 'time (ms)')
-    )
+    memory, duration = ('training memory (MB)', 'step time (ms)') if training else ('peak memory (MB)', 'time (ms)')
     cfg = configs.load_config(file)
     run_config.fit_classes(cfg)
     run_config.drop_initial_weights(cfg.model)
@@ -300,38 +277,26 @@ def measure(file: str | os.PathLike, size: tuple[int, int], training: bool, amp:
         before = resident_bytes('VmRSS')
         model = build(cfg.model).to(device_type())
         try:
-            work, images = prepare(cfg, model, size, amp)
-            seconds = time_turns(work)
+            work, images = (prepare_step if training else prepare_test)(cfg, model, size, amp)
+            timer = Timer('work()', globals={'work': work}, num_threads=torch.get_num_threads())
+            seconds = timer.blocked_autorange(min_run_time=SECONDS).median
         except BUILD_ERRORS as error:
             raise UserError(f'{file} does not run: {find_failing(model, error)}: {error}') from error
     place, peak = f'CPU, {torch.get_num_threads()} threads', resident_bytes('VmHWM') - before
     if torch.cuda.is_available():
         place, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
-    device = f'{place}, {"AMP" if amp else "fp32"}'
     return {
-        memory_name: None if math.isnan(peak) else round(peak / 1e6),
-        time_name: round(1000 * seconds, 1),
-        'device': device,
+        memory: None if math.isnan(peak) else round(peak / 1e6),
+        duration: round(1000 * seconds, 1),
+        'device': f'{place}, {"AMP" if amp else "fp32"}',
         **images,
     }
-
-
-def time_turns(work: Callable[[], object]) -> float:
-    """Return the median time of some work in seconds; the first turn does not count."""
-    seconds = []
-    while len(seconds) < WARMUP + TURNS and sum(seconds) < SECONDS:
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[WARMUP:] or seconds)
 
 
 def prepare_test(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> tuple[Callable, dict[str, str]]:
     """Return the whole test of one image of (width, height) pixels, NMS and sliding windows included."""
     image = torch.randint(0, 256, (3, size[1], size[0]), dtype=torch.uint8)
-    data = [samples.empty_sample(library_of(model), image.shape[1:])]
+    data = [samples.empty_sample(cfg.default_scope, image.shape[1:])]
     model.eval()
     for classifier in [getattr(module, 'fc_cls', None) for module in model.modules()]:
         if isinstance(classifier, nn.Linear):  # with all boxes of the first class, the mask heads get theirs
@@ -383,18 +348,11 @@ def describe_models(
     amp: bool = False,
     out: str | None = None,
 ) -> tuple[str, list[str]]:
-    """Return the table of configs beside their published figures, and write it to ``out`` as well.
+    """Return the table of configs, by default of this package's own, and what was wrong with those that it lacks.
 
-    Args:
-        configs: Config files; this package's own where there is none.
-        size: Width and height of the image in pixels; by default those of the published count, or of the test.
-        measure: Measure the time and memory of a test too.
-        train: Measure those of a training step too.
-        amp: Measure in mixed precision.
-        out: File for the table; its suffix is one of ``FORMATS``.
-
-    Returns:
-        The table, and what was wrong with the configs that it lacks.
+    The image has ``size`` (width, height) pixels, as in :func:`count_config`. ``measure`` adds the time and memory of a
+    test, ``train`` those of a training step, both with ``amp`` in mixed precision. ``out`` is a .md, .csv or .json
+    file for the table.
 
     Raises:
         UserError: No config can be counted, an option is wrong, or the file cannot be written.
@@ -412,7 +370,10 @@ def describe_models(
     if not rows:
         raise UserError('\n'.join(failures))
     if out is not None:
-        write_table(rows, Path(out))
+        try:
+            Path(out).write_text(FORMATS[Path(out).suffix](rows))
+        except OSError as error:
+            raise UserError(f'{out} cannot be written ({error.strerror}). Give another file with --out.') from error
     return format_text(rows), failures
 
 
@@ -430,7 +391,7 @@ def check_options(size: Sequence[int] | None, measured: bool, amp: bool, out: st
 def own_configs() -> list[Path]:
     """Return this package's configs, detectors first."""
     folder = Path(os.path.relpath(configs.config_folder()))
-    return [file for task in ('det', 'seg') for file in sorted((folder / task).glob('*.py'))]
+    return [file for task in configs.TASKS for file in sorted((folder / task).glob('*.py'))]
 
 
 def list_rows(config: str, stats: ModelStats) -> list[dict[str, object]]:
@@ -440,54 +401,46 @@ def list_rows(config: str, stats: ModelStats) -> list[dict[str, object]]:
     rows = []
     for part, counts in stats.parts.items():
         row = dict.fromkeys(COLUMNS) | {'config': config, 'input': '{}x{}'.format(*stats.size), 'part': part}
-        names = zip(('params (M)', 'GFLOPs', 'activations (M)'), counts, (1e6, 1e9, 1e6), strict=True)
-        rows.append(row | {name: round(count / unit, 2) for name, count, unit in names if count is not None})
-    total, gflops = rows[-1], stats.published.get('GFLOPs')
-    total['published params (M)'] = stats.published.get('Parameters (M)')
-    if gflops and stats.published['Image'] == stats.size:
-        total['published GFLOPs'] = gflops
-        total['difference (%)'] = round(100 * (stats.parts['total'].macs / 1e9 / gflops - 1), 2)
+        row['params (M)'] = round(counts.params / 1e6, 2)
+        if counts.macs is not None:
+            row |= {'GFLOPs': round(counts.macs / 1e9, 2), 'activations (M)': round(counts.activations / 1e6, 2)}
+        rows.append(row)
+    total, published = rows[-1], stats.published
+    total['published params (M)'] = published.get('Parameters (M)')
+    if published.get('Image') == total['input']:
+        total['published GFLOPs'] = published['GFLOPs']
+        total['difference (%)'] = round(100 * (stats.parts['total'].macs / 1e9 / published['GFLOPs'] - 1), 2)
     return rows
 
 
-def format_cells(rows: Sequence[Mapping[str, object]]) -> list[list[str]]:
+def format_cells(rows: Sequence[Mapping[str, object]], columns: Mapping[str, str] = COLUMNS) -> list[list[str]]:
     """Return head and rows of a table as text, without columns in which nothing stands."""
-    names = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
-    return [names, *(['' if row[name] is None else format(row[name], COLUMNS[name]) for name in names] for row in rows)]
+    names = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    table = [names]
+    for row in rows:
+        table.append(['' if row.get(name) is None else format(row[name], columns[name]) for name in names])
+    return table
 
 
 def format_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return a table for a terminal; only the first row of a config names it."""
+    """Return a table for a terminal."""
     table = format_cells(rows)
-    for above, row in reversed(list(pairwise(table))):
-        if row[0] == above[0]:
-            row[:2] = '', ''
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     aligned = ['>' if COLUMNS[name] else '<' for name in table[0]]
     return '\n'.join('  '.join(map('{:{}{}}'.format, row, aligned, widths)).rstrip() for row in table)
 
 
-def format_markdown(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return a table in Markdown."""
-    head, *cells = format_cells(rows)
+def format_markdown(rows: Sequence[Mapping[str, object]], columns: Mapping[str, str] = COLUMNS) -> str:
+    """Return a table in Markdown; ``columns`` are the names and the formats of what may stand in it."""
+    head, *cells = format_cells(rows, columns)
     return ''.join(f'| {" | ".join(row)} |\n' for row in (head, ['---'] * len(head), *cells))
 
 
 def format_csv(rows: Sequence[Mapping[str, object]]) -> str:
     """Return comma-separated values with a head."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(COLUMNS), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(stream, lineterminator='\n').writerows([list(COLUMNS), *(row.values() for row in rows)])
     return stream.getvalue()
 
 
 FORMATS = {'.md': format_markdown, '.csv': format_csv, '.json': partial(json.dumps, indent=1)}
-
-
-def write_table(rows: Sequence[Mapping[str, object]], file: Path) -> None:
-    """Write a table in the format of the file's suffix; raise a :class:`UserError` if the file cannot be written."""
-    try:
-        file.write_text(FORMATS[file.suffix](rows))
-    except OSError as error:
-        raise UserError(f'{file} cannot be written ({error.strerror}). Give another file with --out.') from error

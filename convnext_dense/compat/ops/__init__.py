@@ -50,21 +50,14 @@ def find_op(name: str) -> Callable:
     """
     if name in OPS:
         return getattr(importlib.import_module(f'{__name__}.{OPS[name]}'), name)
-    return _missing_op(name)
 
-
-def explain_missing(name: str) -> str:
-    """Return the text of the error of an op that is not implemented."""
-    return (
-        f"The mmcv op '{name}' is not implemented here. Implemented are the ops that MMDetection and MMSegmentation "
-        'call; convnext_dense.compat.ops.OPS lists them. Use a model without this op, or install an mmcv with compiled '
-        'ops (https://mmcv.readthedocs.io/en/2.x/get_started/installation.html), which are then used instead.'
-    )
-
-
-def _missing_op(name: str) -> Callable:
     def missing_op(*args: object, **kwargs: object) -> None:
-        raise NotImplementedError(explain_missing(name))
+        raise NotImplementedError(
+            f"The mmcv op '{name}' is not implemented here. Implemented are the ops that MMDetection and "
+            'MMSegmentation call; convnext_dense.compat.ops.OPS lists them. Use a model without this op, or install an '
+            'mmcv with compiled ops (https://mmcv.readthedocs.io/en/2.x/get_started/installation.html), which are then '
+            'used instead.'
+        )
 
     missing_op.__name__ = missing_op.__qualname__ = name
     return missing_op

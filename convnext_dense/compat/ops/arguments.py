@@ -9,14 +9,8 @@ from ..errors import UserError
 def as_computable(op: str, **tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the tensors in float64 where one of them is, else in float32; None stays None.
 
-    Half precision lacks kernels on the CPU, and as a coordinate it would be off by whole pixels anywhere.
-
-    Args:
-        op: Whom an error names.
-        **tensors: The op's tensors by the names of its arguments.
-
-    Raises:
-        UserError: They are on several devices, or one holds no floating-point numbers.
+    Half precision lacks kernels on the CPU, and as a coordinate it would be off by whole pixels anywhere. Tensors on
+    several devices, or without floating-point numbers, are refused.
     """
     check_one_device(op, **tensors)
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""What mmcv prints about the build of its ops. Out: strings for the environment report."""
+"""What mmcv's environment report says about the build of its ops."""
 
 import torch
 

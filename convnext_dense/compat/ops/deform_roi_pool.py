@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .arguments import as_computable, check_shape, numbers_at_once
-from .rois import check_pooling, check_rois, check_samples, count_samples
+from .arguments import as_computable, check_shape
+from .rois import check_pooling, check_rois, count_samples, group_by_samples
 
 OP = 'deform_roi_pool'
 MOST_SAMPLES = 2**22  # of one RoI; a RoI of 2048 x 2048 feature pixels has as many
@@ -31,26 +31,14 @@ def deform_roi_pool_forward(
 ) -> None:
     """Fill ``output`` ``(K, C, PH, PW)`` with the mean of the samples of each moved cell.
 
-    Args:
-        input: Feature maps ``(N, C, H, W)``.
-        rois: ``(K, 5)`` as ``(image index, x1, y1, x2, y2)`` in image pixels.
-        offset: ``(K, 2, PH, PW)`` as ``(x, y)``, or an empty tensor where nothing is moved.
-        output: Filled in place.
-        pooled_height: ``PH``, the cells per RoI.
-        pooled_width: ``PW``.
-        spatial_scale: From image pixels to feature pixels, 1 / stride.
-        sampling_ratio: Samples per cell and side; 0 takes about one per feature pixel.
-        gamma: Unit of the offsets, in widths and heights of the RoI.
-
-    Raises:
-        UserError: A RoI cannot be pooled, or the offsets have another shape.
+    ``offset`` ``(K, 2, PH, PW)`` moves the cells by ``(x, y)``, in widths and heights of the RoI times ``gamma``; an
+    empty tensor moves nothing. ``rois.py`` describes the other arguments.
     """
     features, rois, offset = as_computable(OP, input=input, rois=rois, offset=offset)
     cells = (pooled_height, pooled_width)
     scale = check_pooling(OP, features, rois, cells, spatial_scale, output=output)
-    for some, image, counts in _groups(features, rois, offset, cells, scale, sampling_ratio):
-        own_offset = offset[some] if offset.numel() else None
-        output[some] = _pool(features[image], rois[some], own_offset, cells, counts, scale, gamma).to(output.dtype)
+    for some, image, cell_offset, counts in _groups(features, rois, offset, cells, scale, sampling_ratio):
+        output[some] = _pool(features[image], rois[some], cell_offset, counts, scale, gamma).to(output.dtype)
 
 
 def deform_roi_pool_backward(
@@ -66,56 +54,39 @@ def deform_roi_pool_backward(
     sampling_ratio: int,
     gamma: float,
 ) -> None:
-    """Add to ``grad_input`` ``(N, C, H, W)`` and ``grad_offset`` ``(K, 2, PH, PW)``; arguments as in the forward op.
+    """Add to ``grad_input`` ``(N, C, H, W)`` and ``grad_offset`` ``(K, 2, PH, PW)``.
 
     The gradient of the offsets is the derivative. mmcv's is another one within a pixel of the feature map's border.
     """
     gradient, features, rois, offset = as_computable(OP, grad_output=grad_output, input=input, rois=rois, offset=offset)
     cells = (pooled_height, pooled_width)
     scale = check_pooling(OP, features, rois, cells, spatial_scale, grad_output=gradient)
-    for some, image, counts in _groups(features, rois, offset, cells, scale, sampling_ratio):
+    for some, image, cell_offset, counts in _groups(features, rois, offset, cells, scale, sampling_ratio):
+        inputs = [tensor.detach().requires_grad_() for tensor in (features[image], cell_offset)]
         with torch.enable_grad():
-            own_map = features[image].detach().requires_grad_()
-            own_offset = offset[some].detach().requires_grad_() if offset.numel() else None
-            pooled = _pool(own_map, rois[some], own_offset, cells, counts, scale, gamma)
-        inputs = [own_map] if own_offset is None else [own_map, own_offset]
-        found = torch.autograd.grad(pooled, inputs, gradient[some])
-        grad_input[image] += found[0]
-        if own_offset is not None:
-            grad_offset[some] += found[1].to(grad_offset.dtype)
+            pooled = _pool(inputs[0], rois[some], inputs[1], counts, scale, gamma)
+        grad_map, grad_cells = torch.autograd.grad(pooled, inputs, gradient[some])
+        grad_input[image] += grad_map
+        if offset.numel():
+            grad_offset[some] += grad_cells.to(grad_offset.dtype)
 
 
 def _pool(
-    features: Tensor,
-    rois: Tensor,
-    offset: Tensor | None,
-    cells: tuple[int, int],
-    counts: tuple[int, int],
-    scale: float,
-    gamma: float,
+    features: Tensor, rois: Tensor, offset: Tensor, counts: tuple[int, int], scale: float, gamma: float
 ) -> Tensor:
-    """Return ``(k, C, PH, PW)``, the means of the cells of RoIs of one map ``(C, H, W)``; differentiable.
+    """Return the means of the cells ``(k, C, PH, PW)`` of RoIs ``(k, 5)`` of one map ``(C, H, W)``; differentiable.
 
-    Args:
-        features: ``(C, H, W)``.
-        rois: ``(k, 5)``.
-        offset: ``(k, 2, PH, PW)`` or None.
-        cells: ``PH`` and ``PW``.
-        counts: Samples per cell along y and along x, 1 or more.
-        scale: From image pixels to feature pixels.
-        gamma: Unit of the offsets.
+    ``offset`` ``(k, 2, PH, PW)`` moves the cells, and ``counts`` are the samples of a cell along y and along x.
     """
     gamma = float(np.float32(gamma))  # mmcv takes it as a C float
+    cells = offset.shape[2:]
     axes = []
     for axis in range(2):  # y, then x
-        low, high = rois[:, 2 - axis] * scale - 0.5, rois[:, 4 - axis] * scale - 0.5
-        extent = (high - low)[:, None, None]
+        low, high = (rois[:, corner - axis, None, None] * scale - 0.5 for corner in (2, 4))
+        extent = high - low
         cell = torch.arange(cells[axis], device=rois.device).unsqueeze(1 - axis)  # (PH, 1) or (1, PW)
-        start = low[:, None, None].expand(-1, *cells)
-        if offset is not None:
-            start = start + gamma * extent * offset[:, 1 - axis]
-        start = start + cell * (extent / cells[axis])
         # The order of operations is mmcv's, so that samples are rounded to the same places.
+        start = low + gamma * extent * offset[:, 1 - axis] + cell * (extent / cells[axis])
         middle = (torch.arange(counts[axis], device=rois.device) + 0.5) * (extent / cells[axis]) / counts[axis]
         axes.append(start[..., None] + middle[:, :, None])  # (k, PH, PW, samples)
     y, x = torch.broadcast_tensors(axes[0][..., None], axes[1][..., None, :])
@@ -137,25 +108,15 @@ def _to_unit(position: Tensor, size: int) -> Tensor:
 
 def _groups(
     features: Tensor, rois: Tensor, offset: Tensor, cells: tuple[int, int], scale: float, sampling_ratio: int
-) -> Iterator[tuple[Tensor, int, tuple[int, int]]]:
-    """Yield indices of RoIs of the same image that have the same number of samples along y and x, and these."""
+) -> Iterator[tuple[Tensor, int, Tensor, tuple[int, int]]]:
+    """Yield indices of RoIs of one image with the same counts of samples, the image, the RoIs' offsets, the counts."""
     check_rois(OP, rois, len(features))
-    if offset.numel():
-        check_shape(OP, offset=(offset.shape, (len(rois), 2, *cells)))
-    if len(rois) == 0 or 0 in (features.shape[1], *cells):
+    if offset.numel() == 0:
+        offset = rois.new_zeros(len(rois), 2, *cells)
+    check_shape(OP, offset=(offset.shape, (len(rois), 2, *cells)))
+    numbers = features.shape[1] * cells[0] * cells[1]
+    if len(rois) == 0 or numbers == 0:
         return
-    image, x1, y1, x2, y2 = rois.unbind(dim=1)
-    sides = ((y1, y2, cells[0]), (x1, x2, cells[1]))
-    counts = [
-        count_samples((high * scale - 0.5) - (low * scale - 0.5), num_cells, sampling_ratio)
-        for low, high, num_cells in sides
-    ]
-    check_samples(OP, *counts, cells, MOST_SAMPLES)
-    kinds, kind_of_roi = torch.stack([image.long(), *counts]).unique(dim=1, return_inverse=True)
-    for kind, (own_image, count_y, count_x) in enumerate(kinds.T.tolist()):
-        if count_y == 0 or count_x == 0:  # a RoI without size has no samples; its cells stay 0
-            continue
-        numbers = count_y * count_x * cells[0] * cells[1] * features.shape[1]
-        step = max(1, 16 * numbers_at_once(rois.device) // numbers)
-        for some in (kind_of_roi == kind).nonzero().flatten().split(step):
-            yield some, own_image, (count_y, count_x)
+    counts = count_samples(OP, rois, cells, scale, sampling_ratio, MOST_SAMPLES)
+    for some, image, counts_of_cell in group_by_samples(rois, counts, numbers):
+        yield some, image, offset[some], counts_of_cell

@@ -4,104 +4,85 @@ The formulas and the smallest probability are those of mmcv. Half precision is c
 probability of a logit of 9 is 1, and the loss would be infinite.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from .arguments import as_computable, check_integers, check_one_device, check_shape
 
+OP = 'sigmoid_focal_loss'
 SMALLEST = torch.finfo(torch.float32).tiny  # of a probability before its logarithm, in float64 too
 
 
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Fill ``output`` ``(N, C)``.
+    """Fill ``output`` ``(N, C)``, given logits ``(N, C)``, right classes ``(N,)`` and class weights ``(C,)`` or none.
 
-    Args:
-        input: Logits ``(N, C)``.
-        target: ``(N,)``; ``C``, or a negative number, is background: no class is right.
-        weight: Of the classes ``(C,)``; empty for none.
-        output: Filled in place.
-        gamma: Exponent; 0 is cross entropy.
-        alpha: Share of the right class; a wrong class has 1 - alpha.
-
-    Raises:
-        UserError: A class is above ``C``, or has no weight.
+    A ``target`` of ``C`` or below 0 is background: no class is right. The right class has the share ``alpha``, a
+    wrong one ``1 - alpha``; a ``gamma`` of 0 makes it cross entropy.
     """
-    logits, weight = _checked('sigmoid_focal_loss', input, target, weight)
-    p = logits.sigmoid()
-    loss = _log(1 - p).mul_(p**gamma).mul_(alpha - 1)
-    right = _Right(target, p)
-    p = right.take(p)
-    right.put(loss, _log(p) * (1 - p) ** gamma * -alpha)
-    output.copy_(right.weighted(loss, weight))
+    logits, weight = _checked(input, target, weight)
+    loss = _by_class(
+        logits,
+        target,
+        wrong=lambda p: _log(1 - p).mul_(p**gamma).mul_(alpha - 1),
+        right=lambda p: _log(p) * (1 - p) ** gamma * -alpha,
+    )
+    output.copy_(loss.mul_(weight))
 
 
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Fill ``grad_input`` ``(N, C)``; the other arguments are those of the forward op."""
-    logits, weight = _checked('sigmoid_focal_loss', input, target, weight)
+    logits, weight = _checked(input, target, weight)
+    gradient = _by_class(
+        logits,
+        target,
+        wrong=lambda p: _log(1 - p).mul_(1 - p).mul_(gamma).sub_(p).mul_(p**gamma).mul_(alpha - 1),
+        right=lambda p: (1 - p) ** gamma * (1 - p - gamma * p * _log(p)) * -alpha,
+    )
+    grad_input.copy_(gradient.mul_(weight))
+
+
+def _by_class(logits: Tensor, target: Tensor, wrong: Callable, right: Callable) -> Tensor:
+    """Apply ``right`` to the probability of each row's right class and ``wrong`` to the others, ``(N, C)``.
+
+    It does not wait for an accelerator.
+    """
     p = logits.sigmoid()
-    q = 1 - p
-    gradient = _log(q).mul_(q).mul_(gamma).sub_(p).mul_(p**gamma).mul_(alpha - 1)
-    right = _Right(target, p)
-    p = right.take(p)
-    q = 1 - p
-    right.put(gradient, q**gamma * (q - gamma * p * _log(p)) * -alpha)
-    grad_input.copy_(right.weighted(gradient, weight))
+    values = wrong(p)
+    column = target.long().clamp(0, logits.shape[1] - 1)[:, None]
+    of_right = torch.where(column == target[:, None], right(p.gather(1, column)), values.gather(1, column))
+    return values.scatter_(1, column, of_right)
 
 
 def _log(probability: Tensor) -> Tensor:
     return probability.clamp(min=SMALLEST).log_()
 
 
-class _Right:
-    """The element of each row that stands for the right class. Nothing here waits for an accelerator."""
-
-    def __init__(self, target: Tensor, scores: Tensor):
-        num_classes = scores.shape[1]
-        self.exists = ((target >= 0) & (target < num_classes))[:, None]
-        self.column = target.long().clamp(0, num_classes - 1)[:, None]
-
-    def take(self, scores: Tensor) -> Tensor:
-        """Return ``(N, 1)`` of ``(N, C)``; where no class is right, that of some class."""
-        return scores.gather(1, self.column)
-
-    def put(self, scores: Tensor, values: Tensor) -> None:
-        """Write ``(N, 1)`` into ``(N, C)``, but not where no class is right."""
-        scores.scatter_(1, self.column, torch.where(self.exists, values, self.take(scores)))
-
-    def weighted(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Multiply each row of ``(N, ...)`` by the weight of its class."""
-        return values * weight[self.column] if weight.numel() else values
-
-
-def _checked(op: str, input: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``input`` and ``weight`` to compute with. The check of the classes waits for the device, as in mmcv."""
-    check_one_device(op, input=input, target=target, weight=weight)
-    input, weight = as_computable(op, input=input, weight=weight)
-    check_integers(op, target=target)
-    check_shape(
-        op, input=(input.shape, (*target.shape[:1], *input.shape[1:2])), target=(target.shape, target.shape[:1])
-    )
+def _checked(input: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Return the logits and the weight of each row ``(N, 1)``. The check of the classes waits, as in mmcv."""
+    check_one_device(OP, input=input, target=target, weight=weight)
+    input, weight = as_computable(OP, input=input, weight=weight)
+    check_integers(OP, target=target)
+    expected = (*target.shape[:1], *input.shape[1:2])
+    check_shape(OP, input=(input.shape, expected), target=(target.shape, expected[:1]))
     num_classes = input.shape[1]
-    if weight.numel() not in (0, num_classes):
-        raise UserError(f'{op} got {weight.numel()} class weights for {num_classes} classes.')
-    if num_classes == 0:
-        raise UserError(f'{op} needs numbers (N, C) of one class or more and got {tuple(input.shape)}.')
-    if target.numel() == 0:
-        return input, weight
-    lowest, largest = torch.stack(target.aminmax()).tolist()
-    if largest > num_classes:
+    if num_classes == 0 or weight.numel() not in (0, num_classes):
         raise UserError(
-            f'{op} got class {largest}; with {num_classes} classes the highest allowed is {num_classes}. Compare the '
-            "head's num_classes with the classes of the data set."
+            f'{OP} needs logits (N, C) of one class or more and a weight for each class or none, and got '
+            f'{tuple(input.shape)} and {weight.numel()} weights.'
         )
-    if weight.numel() and not 0 <= lowest <= largest < num_classes:
+    weighted = weight.numel() > 0
+    lowest, highest = torch.stack(target.aminmax()).tolist() if target.numel() else (0, 0)
+    if highest > num_classes or (weighted and not 0 <= lowest <= highest < num_classes):
         raise UserError(
-            f'{op} got weights for {num_classes} classes and targets from {lowest} to {largest}, among them '
-            'background, which has no weight. Leave those rows out, or pass no class weights.'
+            f'{OP} got classes from {lowest} to {highest}. Allowed are numbers up to {num_classes}: compare the '
+            "head's num_classes with the classes of the data set. With class weights, background "
+            f'({num_classes} or a negative number) is not allowed either: leave those rows out, or pass no weights.'
         )
-    return input, weight
+    return input, weight[target.long()][:, None] if weighted else 1.0

@@ -1,14 +1,12 @@
 """Multi-scale deformable attention (https://arxiv.org/abs/2010.04159), forward and backward.
 
-In: values ``(B, K, M, D)``, the pixels of all feature maps one after the other, for ``M`` heads; the maps' sizes
-``(L, 2)`` as ``(height, width)`` and first pixels ``(L,)``; sampling points ``(B, Q, M, L, P, 2)`` as ``(x, y)``, a map
-being 0 to 1 wide; the points' weights ``(B, Q, M, L, P)``.
-Out: for each query the weighted sum of its samples, ``(B, Q, M * D)``, or the gradients.
+``value`` ``(B, K, M, D)`` holds the pixels of all feature maps one after the other, for ``M`` heads. Each query samples
+them at points ``(B, Q, M, L, P, 2)`` as ``(x, y)``, a map being 0 to 1 wide, and sums the samples by their weights
+``(B, Q, M, L, P)``.
 
 A sample is a weighted sum of the four pixels around it, so an output is one of ``4 * L * P`` rows of ``D`` numbers: an
 embedding bag. PyTorch's kernels sum bags without holding their rows. The gradient of the values is a sum of bags too,
-one bag for each pixel, after a sort. Whatever the size of the images, about 100 bytes are held for each of
-``PIXELS_AT_ONCE`` pixels that are read, and in the backward op the numbers of some of them.
+one bag for each pixel, after a sort. About 100 bytes are held for each of ``PIXELS_AT_ONCE`` pixels that are read.
 """
 
 from collections.abc import Iterator
@@ -37,8 +35,8 @@ def ms_deform_attn_forward(
     attention = _prepare(value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights)
     output = attention.rows.new_empty(len(attention.points), value.shape[2], value.shape[3])
     for queries in attention.chunks():
-        pixels = attention.pixels(queries)
-        bags = F.embedding_bag(pixels.row, attention.rows, per_sample_weights=pixels.weight, mode='sum')
+        row, weight, _, _ = attention.pixels(queries)
+        bags = F.embedding_bag(row, attention.rows, per_sample_weights=weight, mode='sum')
         output[queries] = bags.view_as(output[queries])
     return output.view(*sampling_locations.shape[:2], value.shape[2] * value.shape[3]).to(value.dtype)
 
@@ -63,20 +61,20 @@ def ms_deform_attn_backward(
     grad_rows = torch.zeros_like(attention.rows)
     grad_points, grad_weights = torch.empty_like(attention.points), torch.empty_like(attention.weights)
     for queries in attention.chunks():
-        pixels = attention.pixels(queries)
+        row, weight, y, x = attention.pixels(queries)
         grad_bags = gradient[queries].flatten(0, 1)
-        grad_rows += _sum_by_row(pixels, grad_bags, num_rows=len(grad_rows))
+        grad_rows += _sum_by_row(row, weight, grad_bags, num_rows=len(grad_rows))
         # The gradient of the weight of each pixel, (q, M, 4, L * P)
-        grad_pixels = _dot(attention.rows, pixels.row, grad_bags)
+        grad_pixels = _dot(attention.rows, row, grad_bags)
         grad_pixels = grad_pixels.view(len(gradient[queries]), -1, 4, attention.num_samples)
         upper_left, upper_right, lower_left, lower_right = (corner.flatten(1) for corner in grad_pixels.unbind(2))
-        (upper, lower), (left, right) = pixels.y.share, pixels.x.share
+        (upper, lower), (left, right) = y.share, x.share
         by_y = upper_left * left + upper_right * right, lower_left * left + lower_right * right
         by_x = upper_left * upper + lower_left * lower, upper_right * upper + lower_right * lower
         grad_weights[queries] = by_y[0] * upper + by_y[1] * lower
         weights = attention.weights[queries]
-        grad_points[queries, :, 0] = pixels.x.slope(by_x) * weights * attention.width
-        grad_points[queries, :, 1] = pixels.y.slope(by_y) * weights * attention.height
+        grad_points[queries, :, 0] = x.slope(by_x) * weights * attention.width
+        grad_points[queries, :, 1] = y.slope(by_y) * weights * attention.height
     grad_value += grad_rows.view_as(grad_value)
     grad_sampling_loc.copy_(grad_points.view_as(grad_sampling_loc))
     grad_attn_weight.copy_(grad_weights.view_as(grad_attn_weight))
@@ -92,15 +90,6 @@ class _Neighbours(NamedTuple):
     def slope(self, gradients: tuple[Tensor, Tensor]) -> Tensor:
         """Return the gradient of the point's position, given those of the shares."""
         return gradients[1] * self.exists[1] - gradients[0] * self.exists[0]
-
-
-class _Pixels(NamedTuple):
-    """The four pixels around each sampling point; ``q`` queries, bags of ``E = 4 * L * P`` pixels."""
-
-    row: Tensor  # (q * M, E) into the values
-    weight: Tensor  # (q * M, E), 0 for a pixel that does not exist
-    y: _Neighbours
-    x: _Neighbours
 
 
 class _Attention(NamedTuple):
@@ -122,8 +111,12 @@ class _Attention(NamedTuple):
         for first in range(0, len(self.weights), step):
             yield slice(first, min(first + step, len(self.weights)))
 
-    def pixels(self, queries: slice) -> _Pixels:
-        """Find the pixels. As in mmcv, a point one pixel or more outside of its map has none, and so has NaN."""
+    def pixels(self, queries: slice) -> tuple[Tensor, Tensor, _Neighbours, _Neighbours]:
+        """Return the four pixels around each sampling point of ``q`` queries.
+
+        These are their rows in the values and their weights ``(q * M, 4 * L * P)``, and the neighbours along y and x.
+        As in mmcv, a point one pixel or more outside of its map has no pixels, and so has NaN; the weights are 0.
+        """
         x, y = (self.points[queries, :, axis] * size - 0.5 for axis, size in enumerate((self.width, self.height)))
         inside = (x > -1) & (y > -1) & (x < self.width) & (y < self.height)
         x, y = (_neighbours(axis, inside, size) for axis, size in ((x, self.width), (y, self.height)))
@@ -139,7 +132,7 @@ class _Attention(NamedTuple):
                 corner = 2 * half + side
                 row[:, :, corner] = (line + x.place[side] * num_heads).view(shape[0], num_heads, -1)
                 weight[:, :, corner] = (share * x.share[side]).view(shape[0], num_heads, -1)
-        return _Pixels(row.flatten(0, 1).flatten(1), weight.flatten(0, 1).flatten(1), y, x)
+        return row.flatten(0, 1).flatten(1), weight.flatten(0, 1).flatten(1), y, x
 
 
 def _neighbours(position: Tensor, inside: Tensor, size: Tensor) -> _Neighbours:
@@ -154,12 +147,12 @@ def _neighbours(position: Tensor, inside: Tensor, size: Tensor) -> _Neighbours:
     )
 
 
-def _sum_by_row(pixels: _Pixels, gradient: Tensor, num_rows: int) -> Tensor:
+def _sum_by_row(row: Tensor, weight: Tensor, gradient: Tensor, num_rows: int) -> Tensor:
     """Return the gradient of the values ``(num_rows, D)``, given that of the bags ``(q * M, D)``."""
-    row, order = pixels.row.flatten().sort()
-    starts = torch.searchsorted(row, torch.arange(num_rows, dtype=row.dtype, device=row.device))
-    bag = order.div(pixels.row.shape[1], rounding_mode='floor')
-    weight = pixels.weight.flatten().index_select(0, order)
+    sorted_rows, order = row.flatten().sort()
+    starts = torch.searchsorted(sorted_rows, torch.arange(num_rows, dtype=row.dtype, device=row.device))
+    bag = order.div(row.shape[1], rounding_mode='floor')
+    weight = weight.flatten().index_select(0, order)
     return F.embedding_bag(bag, gradient, starts, per_sample_weights=weight, mode='sum')
 
 
@@ -204,18 +197,16 @@ def _prepare(value: Tensor, sizes: Tensor, first_pixel: Tensor, points: Tensor, 
             f'{num_pixels} pixels of value.'
         )
     num_samples = num_levels * num_points
-
-    def by_sample(per_level: Tensor) -> Tensor:
-        return per_level[:, None].expand(-1, num_points).repeat(num_heads, 1).flatten()
-
+    levels = torch.cat([sizes, first_pixel[:, None]], dim=1).repeat_interleave(num_points, dim=0)
+    height, width, first_pixel = levels.repeat(num_heads, 1).unbind(dim=1)  # of each sample
     head = torch.arange(num_heads, device=value.device).repeat_interleave(num_samples)
     return _Attention(
         rows=value.reshape(-1, value.shape[3]),
         points=points.reshape(-1, num_heads * num_samples, 2),
         weights=weights.reshape(-1, num_heads * num_samples),
-        height=by_sample(sizes[:, 0]).to(value.dtype),
-        width=by_sample(sizes[:, 1]).to(value.dtype),
-        first_row=(by_sample(first_pixel) * num_heads + head).int(),
+        height=height.to(value.dtype),
+        width=width.to(value.dtype),
+        first_row=(first_pixel * num_heads + head).int(),
         num_samples=num_samples,
         rows_per_image=num_pixels * num_heads,
         num_queries=num_queries,

@@ -4,7 +4,6 @@ Every value is computed as mmcv's C++ does it, in float32 and in its order of op
 The width of a box is ``x2 - x1 + offset``; ``offset`` is 1 where coordinates name pixels, else 0.
 """
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -21,35 +20,30 @@ BLOCK = 256  # boxes that are compared with all others at a time
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Return the indices of the boxes to keep, best score first; a box goes if its IoU is above the threshold."""
     boxes, scores = _checked('nms', boxes, scores)
-    if len(boxes) == 0:
-        return boxes.new_empty(0, dtype=torch.long)
-    if offset == 0:
+    iou_threshold = _as_float32('nms', iou_threshold)
+    order = scores.argsort(descending=True)
+    if offset == 0 and len(boxes):
         import torchvision
 
         # torchvision takes equal scores by index, mmcv as torch's sort leaves them; sorted first, the order stays.
-        order = _best_first(scores)
-        return order[torchvision.ops.nms(boxes[order], scores[order], _as_float32('nms', iou_threshold))]
-    order = _best_first(scores)
-    owners = _find_owners(boxes[order], _as_float32('nms', iou_threshold), offset, reaches=torch.gt)
+        return order[torchvision.ops.nms(boxes[order], scores[order], iou_threshold)]
+    owners = _find_owners(boxes[order], iou_threshold, offset, reaches=torch.gt)
     return order[owners == torch.arange(len(owners), device=owners.device)]
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Return one group per kept box: its index, then those of the boxes it suppresses by score.
+    """Return one group per kept box of ``dets`` ``(N, 5)``: its index, then those of the boxes it suppresses by score.
 
-    Args:
-        dets: Boxes with their scores, ``(N, 5)``.
-        iou_threshold: A box joins a group if its IoU reaches this.
+    A box joins a group if its IoU reaches ``iou_threshold``.
     """
     (dets,) = as_computable('nms_match', dets=dets)
     check_shape('nms_match', dets=(dets.shape, (*dets.shape[:1], 5)))
-    order = _best_first(dets[:, 4])
+    order = dets[:, 4].argsort(descending=True)
     owners = _find_owners(dets[order, :4], _as_float32('nms_match', iou_threshold), offset=0, reaches=torch.ge)
-    # A group's boxes follow each other, by score; its owner is the best of them.
-    owners, grouped = owners.sort(stable=True)
-    members = order[grouped].tolist()
-    ends = [0, *owners.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()]
-    return [members[start:end] for start, end in itertools.pairwise(ends)]
+    groups = {}
+    for owner, box in zip(owners.tolist(), order.tolist(), strict=True):
+        groups.setdefault(owner, []).append(box)  # the owner is the first of its group, for it owns itself
+    return list(groups.values())
 
 
 def softnms(
@@ -64,18 +58,9 @@ def softnms(
 ) -> Tensor:
     """Lower the scores of overlapping boxes instead of dropping them (https://arxiv.org/abs/1704.04503).
 
-    Args:
-        boxes: ``(N, 4)``.
-        scores: ``(N,)``.
-        dets: Filled in place: the first ``M`` of its rows become the kept boxes with their new scores, ``(M, 5)``.
-        iou_threshold: Overlap from which the naive and the linear method act.
-        sigma: Width of the gaussian method.
-        min_score: A box whose lowered score is below this is dropped.
-        method: 0 naive, 1 linear, 2 gaussian.
-        offset: Added to widths and heights, 0 or 1.
-
-    Returns:
-        The indices of the ``M`` kept boxes, in the order of ``dets``.
+    ``method`` is 0 for naive and 1 for linear, which act from an overlap of ``iou_threshold`` on, or 2 for gaussian,
+    whose width is ``sigma``. A box whose score falls below ``min_score`` is dropped. The first ``M`` rows of ``dets``
+    ``(N, 5)`` become the kept boxes with their new scores. Their indices ``(M,)`` are returned.
     """
     boxes, scores = _checked('softnms', boxes, scores)
     check_choice('softnms', (NAIVE, LINEAR, GAUSSIAN), method=method)
@@ -117,56 +102,38 @@ def _as_float32(op: str, value: float) -> float:
     return float(np.float32(value))
 
 
-def _best_first(scores: Tensor) -> Tensor:
-    return scores.sort(dim=0, descending=True).indices
-
-
 def _find_owners(boxes: Tensor, iou_threshold: float, offset: int, reaches: Callable) -> Tensor:
-    """Return for each box the one that suppresses it, given boxes ``(N, 4)``, best first."""
-    x1, y1, x2, y2 = columns = boxes.T.contiguous()
-    areas = (x2 - x1 + offset) * (y2 - y1 + offset)
+    """Return for each box the one that suppresses it, or itself, given boxes ``(N, 4)``, best first.
 
-    def hits(rows: Tensor, others: Tensor) -> Tensor:
-        """Boxes with NaN, and two empty ones, have an IoU of NaN, which reaches nothing."""
-        a, b = columns[:, rows, None], columns[:, None, others]
-        common = torch.minimum(a[2], b[2]).sub_(torch.maximum(a[0], b[0])).add_(offset).clamp_(min=0)
-        common *= torch.minimum(a[3], b[3]).sub_(torch.maximum(a[1], b[1])).add_(offset).clamp_(min=0)
-        whole = (areas[rows, None] + areas[others]).sub_(common)
-        return reaches(common.div_(whole), iou_threshold)
-
-    return find_owners(len(boxes), hits, boxes.device)
-
-
-def find_owners(count: int, hits: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> Tensor:
-    """Return for each box the one that suppresses it, or itself where the box is kept, ``(N,)``.
-
-    Boxes are taken in blocks, best first, so that the pairs of all boxes are never held at once. All pairs of a block
-    are compared; the boxes of the block that are kept are then compared with all boxes that still wait.
-
-    Args:
-        count: ``N``, the number of boxes, which are sorted best first.
-        hits: Given indices ``(R,)`` and ``(C,)``, says ``(R, C)`` whether the first would suppress the second.
-        device: Where the indices are.
-
-    >>> find_owners(4, lambda rows, columns: (columns[None] - rows[:, None]).abs() == 1, torch.device('cpu'))
-    tensor([0, 0, 2, 2])
+    Boxes are taken in blocks, so that the pairs of all boxes are never held at once. All pairs of a block are compared;
+    the boxes of the block that are kept are then compared with all boxes that still wait.
     """
-    owners = torch.arange(count, device=device)
+    owners = torch.arange(len(boxes), device=boxes.device)
     waiting = owners.clone()
     while len(waiting):
         block, waiting = waiting[:BLOCK], waiting[BLOCK:]
-        inner = hits(block, block).triu(1)
-        kept = _first_of_chains(inner)
+        hits = reaches(_ious(boxes[block], boxes[block], offset), iou_threshold).triu(1)
+        kept = _first_of_chains(hits)
         leaders = block[kept]
-        owners[block] = torch.where(kept, block, leaders[_first_true(inner[kept])])
-        parts = []
-        for columns in waiting.split(max(1, numbers_at_once(device) // len(leaders))):
-            hit = hits(leaders, columns)
-            taken = hit.any(dim=0)
-            owners[columns[taken]] = leaders[_first_true(hit[:, taken])]
-            parts.append(columns[~taken])
-        waiting = torch.cat(parts)
+        owners[block] = torch.where(kept, block, leaders[_first_true(hits[kept])])
+        still_waiting = []
+        for others in waiting.split(max(1, numbers_at_once(boxes.device) // len(leaders))):
+            hits = reaches(_ious(boxes[leaders], boxes[others], offset), iou_threshold)
+            hit = hits.any(dim=0)
+            owners[others[hit]] = leaders[_first_true(hits[:, hit])]
+            still_waiting.append(others[~hit])
+        waiting = torch.cat(still_waiting)
     return owners
+
+
+def _ious(boxes: Tensor, others: Tensor, offset: int) -> Tensor:
+    """Return the IoU of all pairs ``(R, C)``. Boxes with NaN, and two empty ones, have NaN, which reaches nothing."""
+    a, b = boxes.T[:, :, None], others.T[:, None].contiguous()
+    common = torch.minimum(a[2], b[2]).sub_(torch.maximum(a[0], b[0])).add_(offset).clamp_(min=0)
+    common *= torch.minimum(a[3], b[3]).sub_(torch.maximum(a[1], b[1])).add_(offset).clamp_(min=0)
+    area, other_area = ((box[2] - box[0] + offset) * (box[3] - box[1] + offset) for box in (a, b))
+    whole = (area + other_area).sub_(common)
+    return common.div_(whole)
 
 
 def _first_of_chains(hits: Tensor) -> Tensor:
@@ -191,7 +158,7 @@ def _first_maximum(scores: np.ndarray) -> int:
     if not np.isnan(scores[best]):  # NumPy's maximum is NaN where one is
         return best
     # A NaN never wins, but keeps the place it has, as in a loop of `if best < score`.
-    return 0 if np.isnan(scores[0]) else int(np.nan_to_num(scores, nan=-np.inf, posinf=np.inf).argmax())
+    return 0 if np.isnan(scores[0]) else int(np.nanargmax(scores))
 
 
 def _overlaps(box: np.ndarray, others: np.ndarray, offset: np.floating) -> np.ndarray:
@@ -222,10 +189,7 @@ def _close_gaps(dropped: np.ndarray) -> np.ndarray:
     >>> _close_gaps(np.array([False, True, False, True, False]))
     array([0, 4, 2])
     """
-    places = np.flatnonzero(~dropped)
-    count = len(places)
-    gaps = np.flatnonzero(dropped[:count])
-    moved = places[places >= count][::-1]
-    filled = np.arange(count)
-    filled[gaps] = moved
-    return filled
+    survivors = np.flatnonzero(~dropped)
+    places = np.arange(len(survivors))
+    places[dropped[: len(survivors)]] = survivors[survivors >= len(survivors)][::-1]
+    return places

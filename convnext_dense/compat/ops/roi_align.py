@@ -1,18 +1,19 @@
 """RoIAlign (https://arxiv.org/abs/1703.06870) with the arguments and the values of mmcv's compiled ops.
 
-The kernels are torchvision's on every device. They average; mmcv's other mode, the maximum, is not implemented.
+The kernels are torchvision's on every device. They average. For the maximum, each sample gets a cell of its own.
 """
 
 import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from . import explain_missing
-from .arguments import as_computable
-from .rois import check_pooling, check_rois, check_samples, count_samples
+from .arguments import as_computable, check_choice
+from .rois import check_pooling, check_rois, count_samples, group_by_samples
 
-AVERAGE = 1
+OP = 'roi_align'
+MAXIMUM, AVERAGE = range(2)
 MOST_SAMPLES = 2**26  # of one RoI for torchvision on the CPU, 2 GB; masks are pooled from whole images
 
 
@@ -29,38 +30,36 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Average each RoI into ``output`` ``(K, C, PH, PW)``.
+    """Pool each RoI into ``output`` ``(K, C, PH, PW)``.
 
-    Args:
-        input: Feature maps ``(N, C, H, W)``.
-        rois: ``(K, 5)`` as ``(image index, x1, y1, x2, y2)`` in image pixels.
-        output: Filled in place.
-        argmax_y: Of the maximum only.
-        argmax_x: Of the maximum only.
-        aligned_height: ``PH``, the cells per RoI.
-        aligned_width: ``PW``.
-        spatial_scale: From image pixels to feature pixels, 1 / stride.
-        sampling_ratio: Samples per cell and side; 0 takes about one per feature pixel.
-        pool_mode: 1, the average.
-        aligned: Shift by half a pixel, so that a coordinate means the pixel's centre.
+    ``pool_mode`` is 0 for the maximum and 1 for the average; ``aligned`` shifts by half a pixel, so that a coordinate
+    means the pixel's centre. ``argmax_y`` and ``argmax_x`` become the row and column of each maximum among its RoI's
+    samples, where mmcv has its coordinates. ``rois.py`` describes the other arguments.
 
-    Raises:
-        UserError: A RoI cannot be pooled. An accelerator would have to wait for this check; there a RoI of no image
-            becomes NaN instead.
-        NotImplementedError: The mode is the maximum.
+    An accelerator would have to wait for the check of the RoIs. For the average, a RoI of no image becomes NaN there.
     """
-    features, rois = as_computable('roi_align', input=input, rois=rois)
-    _check_mode(pool_mode)
+    import torchvision  # noqa: F401  registers torch.ops.torchvision
+
+    features, rois = as_computable(OP, input=input, rois=rois)
+    check_choice(OP, (MAXIMUM, AVERAGE), pool_mode=pool_mode)
     cells = (aligned_height, aligned_width)
-    scale = check_pooling('roi_align', features, rois, cells, spatial_scale, output=output)
-    if rois.is_cpu:
-        _check_on_cpu(rois, len(features), cells, scale, sampling_ratio, aligned)
+    scale = check_pooling(OP, features, rois, cells, spatial_scale, output=output)
+    if rois.is_cpu or pool_mode == MAXIMUM:
+        check_rois(OP, rois, len(features), ordered=aligned)
+        counts = count_samples(OP, rois, cells, scale, sampling_ratio, MOST_SAMPLES, aligned)
     rois, lost = _without_lost(rois, len(features))
     if output.numel() == 0:
         return
-    _load_torchvision()
-    pooled = torch.ops.torchvision.roi_align(features, rois, scale, *cells, sampling_ratio, aligned)
-    output.copy_(pooled.masked_fill_(lost[:, None, None, None], math.nan))
+    if pool_mode == AVERAGE:
+        pooled = torch.ops.torchvision.roi_align(features, rois, scale, *cells, sampling_ratio, aligned)
+        output.copy_(pooled.masked_fill_(lost[:, None, None, None], math.nan))
+        return
+    for some, _, (count_y, count_x) in group_by_samples(rois, counts, output[0].numel()):
+        size = (cells[0] * count_y, cells[1] * count_x)
+        samples = torch.ops.torchvision.roi_align(features, rois[some], scale, *size, 1, aligned)
+        largest, place = F.max_pool2d(samples, (count_y, count_x), return_indices=True)
+        for buffer, values in ((output, largest), (argmax_y, place // size[1]), (argmax_x, place % size[1])):
+            buffer[some] = values.to(buffer.dtype)
 
 
 def roi_align_backward(
@@ -76,86 +75,47 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Add the gradient of the feature maps to ``grad_input`` ``(N, C, H, W)``; arguments as in the forward op."""
-    gradient, rois = as_computable('roi_align', grad_output=grad_output, rois=rois)
-    _check_mode(pool_mode)
+    """Add the gradient of the feature maps to ``grad_input`` ``(N, C, H, W)``."""
+    gradient, rois = as_computable(OP, grad_output=grad_output, rois=rois)
     cells = (aligned_height, aligned_width)
-    scale = check_pooling('roi_align', grad_input, rois, cells, spatial_scale, grad_output=gradient)
+    scale = check_pooling(OP, grad_input, rois, cells, spatial_scale, grad_output=gradient)
     if rois.is_cpu:
-        check_rois('roi_align', rois, len(grad_input))
+        check_rois(OP, rois, len(grad_input))
     rois, _ = _without_lost(rois, len(grad_input))
     if gradient.numel() == 0:
         return
-    # The CUDA kernel adds with atomics and refuses to run in PyTorch's deterministic mode.
-    deterministic = torch.are_deterministic_algorithms_enabled() and not gradient.is_cpu
-    average_gradient = _average_gradient_deterministic if deterministic else _average_gradient
-    grad_input += average_gradient(gradient, rois, grad_input.shape, cells, scale, sampling_ratio, aligned)
-
-
-def _check_mode(pool_mode: int) -> None:
-    if pool_mode != AVERAGE:
-        raise NotImplementedError(explain_missing(f'roi_align with pool_mode {pool_mode}, the maximum'))
-
-
-def _check_on_cpu(
-    rois: Tensor, num_images: int, cells: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
-) -> None:
-    _, x1, y1, x2, y2 = rois.unbind(dim=1)
-    ordered = {'x1 <= x2, y1 <= y2': (x1 <= x2) & (y1 <= y2)} if aligned else {}
-    check_rois('roi_align', rois, num_images, **ordered)
-    if 0 in cells:
+    if pool_mode == AVERAGE:
+        grad_input += _average_gradient(gradient, rois, grad_input.shape, scale, sampling_ratio, aligned)
         return
-    smallest = 0 if aligned else 1
-    counts = [
-        count_samples(((high - low) * scale).clamp(min=smallest), num_cells, sampling_ratio)
-        for low, high, num_cells in ((y1, y2, cells[0]), (x1, x2, cells[1]))
-    ]
-    check_samples('roi_align', *counts, cells, MOST_SAMPLES)
+    counts = count_samples(OP, rois, cells, scale, sampling_ratio, MOST_SAMPLES, aligned)
+    for some, _, (count_y, count_x) in group_by_samples(rois, counts, gradient[0].numel()):
+        size = (cells[0] * count_y, cells[1] * count_x)
+        by_sample = gradient.new_zeros(len(some), gradient.shape[1], size[0] * size[1])
+        place = argmax_y[some].long() * size[1] + argmax_x[some].long()
+        place.clamp_(max=by_sample.shape[2] - 1)  # half precision may have rounded it up
+        by_sample.scatter_(2, place.flatten(2), gradient[some].flatten(2))
+        grad_input += _average_gradient(by_sample.unflatten(2, size), rois[some], grad_input.shape, scale, 1, aligned)
 
 
 def _without_lost(rois: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
-    """Return the RoIs with 0 for those of no image, where a kernel would reach foreign memory, and which these are.
-
-    Raises:
-        UserError: There are no images at all.
-    """
-    if num_images == 0:
-        check_rois('roi_align', rois, num_images)
+    """Return the RoIs with 0 for those of no image, where a kernel would reach foreign memory, and which these are."""
+    if num_images == 0:  # there would be no image to send them to
+        check_rois(OP, rois, num_images)
     lost = ~((rois[:, 0] >= 0) & (rois[:, 0] < num_images))
     return rois.masked_fill(lost[:, None], 0), lost
 
 
-def _load_torchvision() -> None:
-    import torchvision  # noqa: F401  registers torch.ops.torchvision
-
-
 def _average_gradient(
-    gradient: Tensor,
-    rois: Tensor,
-    shape: torch.Size,
-    cells: tuple[int, int],
-    scale: float,
-    sampling_ratio: int,
-    aligned: bool,
+    gradient: Tensor, rois: Tensor, shape: torch.Size, scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    _load_torchvision()
-    return torch.ops.torchvision._roi_align_backward(gradient, rois, scale, *cells, *shape, sampling_ratio, aligned)
-
-
-def _average_gradient_deterministic(
-    gradient: Tensor,
-    rois: Tensor,
-    shape: torch.Size,
-    cells: tuple[int, int],
-    scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    """The same through autograd: in deterministic mode torchvision's function swaps in code without atomics."""
     import torchvision
 
+    cells = gradient.shape[2:]
+    if gradient.is_cpu or not torch.are_deterministic_algorithms_enabled():
+        return torch.ops.torchvision._roi_align_backward(gradient, rois, scale, *cells, *shape, sampling_ratio, aligned)
+    # The CUDA kernel adds with atomics and refuses to run in deterministic mode. There torchvision's function swaps in
+    # code without atomics. Pooling is linear: its gradient is the same at every point, so at zero.
     with torch.enable_grad():
-        # Pooling is linear: the gradient is the same at every point, so at zero.
         features = gradient.new_zeros(shape, requires_grad=True)
         pooled = torchvision.ops.roi_align(features, rois, cells, scale, sampling_ratio, aligned)
         return torch.autograd.grad(pooled, features, gradient)[0]

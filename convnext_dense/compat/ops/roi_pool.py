@@ -1,8 +1,5 @@
 """RoI max pooling (https://arxiv.org/abs/1504.08083), forward and backward, with the values of mmcv's compiled ops.
 
-In: feature maps ``(N, C, H, W)`` and RoIs ``(K, 5)`` as ``(image index, x1, y1, x2, y2)`` in image pixels, the last
-pixel included. Out: ``(K, C, PH, PW)``, written into ``output``; its gradient is added to ``grad_input``.
-
 torchvision's kernel rounds a RoI to whole pixels before it splits it, mmcv's splits first. So each cell is handed to
 torchvision as a RoI of its own, of whole pixels.
 """
@@ -27,17 +24,8 @@ def roi_pool_forward(
 ) -> None:
     """Fill ``output`` ``(K, C, PH, PW)`` with the largest pixel of each cell, and ``argmax`` with its place.
 
-    Args:
-        input: Feature maps ``(N, C, H, W)``.
-        rois: ``(K, 5)``.
-        output: Filled in place.
-        argmax: Filled with ``row * W + column``, or -1.
-        pooled_height: ``PH``, the cells per RoI.
-        pooled_width: ``PW``.
-        spatial_scale: From image pixels to feature pixels, 1 / stride.
-
-    Raises:
-        UserError: A RoI cannot be pooled.
+    That is ``row * W + column``, or -1 in a cell without pixels. The last pixel of a RoI belongs to it.
+    ``rois.py`` describes the other arguments.
     """
     import torchvision  # noqa: F401  registers torch.ops.torchvision
 

@@ -1,11 +1,19 @@
-"""Checks of regions of interest (RoIs) and of the maps that they are pooled from."""
+"""Regions of interest (RoIs): their checks, those of the maps that they are pooled from, and the samples they need.
+
+The ops that pool RoIs take feature maps ``(N, C, H, W)`` and RoIs ``(K, 5)`` as ``(image index, x1, y1, x2, y2)`` in
+image pixels; ``spatial_scale``, 1 / stride, leads to feature pixels. Each RoI is split into ``PH x PW`` cells, and one
+number for each channel and cell goes to the output ``(K, C, PH, PW)``. A cell is sampled at ``sampling_ratio`` points
+along each side, or where that is 0 at about one for each feature pixel.
+"""
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .arguments import check_maps, check_shape
+from .arguments import check_maps, check_shape, numbers_at_once
 
 CORNERS = 'image index, x1, y1, x2, y2'
 FARTHEST = 1e30  # larger numbers of a RoI would overflow in float32
@@ -13,52 +21,13 @@ LARGEST_SCALE = 1e6
 ENDLESS = 2**40  # samples along a side, more than any device holds
 
 
-def count_samples(extent: Tensor, num_cells: int, sampling_ratio: int) -> Tensor:
-    """Return how many samples a cell has along one side: the ratio, or where that is 0 about one per feature pixel.
-
-    Args:
-        extent: Height or width of the RoIs ``(K,)``, in feature pixels.
-        num_cells: Along this side.
-        sampling_ratio: Samples per cell and side, or 0.
-    """
-    if sampling_ratio > 0:
-        return torch.full_like(extent, min(sampling_ratio, ENDLESS), dtype=torch.long)
-    return (extent / num_cells).ceil().clamp(0, ENDLESS).long()
-
-
-def check_samples(op: str, count_y: Tensor, count_x: Tensor, cells: tuple[int, int], most: int) -> None:
-    """Refuse RoIs with more than ``most`` samples, given those along the sides of a cell ``(K,)``."""
-    counts = count_y.float() * count_x.float() * (cells[0] * cells[1])  # integers would overflow
-    if (counts > most).any():
-        raise UserError(
-            f'{op}: RoI {int(counts.argmax())} would need {int(counts.max())} samples, more than {most}. It is far '
-            'larger than any image: look for diverged boxes, clip them to the image, or change sampling_ratio.'
-        )
-
-
 def check_pooling(
-    op: str,
-    maps: Tensor,
-    rois: Tensor,
-    cells: tuple[int, int],
-    spatial_scale: float,
-    **pooled: Tensor,
+    op: str, maps: Tensor, rois: Tensor, cells: tuple[int, int], spatial_scale: float, **pooled: Tensor
 ) -> float:
     """Refuse shapes and a scale that do not fit. It looks at no RoI and waits for no device.
 
-    Args:
-        op: Whom an error names.
-        maps: The features or their gradient ``(N, C, H, W)``.
-        rois: ``(K, 5)``.
-        cells: ``PH`` and ``PW``, per RoI.
-        spatial_scale: From image pixels to feature pixels.
-        **pooled: What has the shape of the output, ``(K, C, PH, PW)``.
-
-    Returns:
-        The scale as mmcv takes it, a C float.
-
-    Raises:
-        UserError: It says what came and what is allowed.
+    ``maps`` are the features or their gradient, ``cells`` are ``PH`` and ``PW``, and ``pooled`` are tensors of the
+    output's shape. The scale is returned as mmcv takes it, a C float.
     """
     if rois.ndim != 2 or rois.shape[1] != 5:
         raise UserError(f'{op} needs RoIs (K, 5) as ({CORNERS}) and got {tuple(rois.shape)}.')
@@ -70,26 +39,53 @@ def check_pooling(
     return float(np.float32(spatial_scale))
 
 
-def check_rois(op: str, rois: Tensor, num_images: int, **rules: Tensor) -> None:
-    """Refuse RoIs that compiled ops refuse, and those with which they read or write foreign memory.
+def check_rois(op: str, rois: Tensor, num_images: int, ordered: bool = False) -> None:
+    """Refuse RoIs ``(K, 5)`` that compiled ops refuse, and those with which they read or write foreign memory.
 
-    Args:
-        op: Whom the error names.
-        rois: ``(K, 5)``; the first column is the index of the image.
-        num_images: How many there are.
-        **rules: What else is asked of a RoI, and which keep it ``(K,)``.
-
-    Raises:
-        UserError: It says how many are bad, shows one and names what is allowed.
+    ``ordered`` asks for ``x1 <= x2`` and ``y1 <= y2``.
     """
-    bad = ~(rois.abs() < FARTHEST).all(dim=1) | (rois[:, 0] < 0) | (rois[:, 0] >= num_images)
-    for kept in rules.values():
-        bad |= ~kept
-    if bad.any():
-        allowed = ', '.join([f'numbers up to {FARTHEST:g}', *rules])
+    sound = (rois.abs() < FARTHEST).all(dim=1) & (rois[:, 0] >= 0) & (rois[:, 0] < num_images)
+    if ordered:
+        sound &= (rois[:, 1:3] <= rois[:, 3:]).all(dim=1)
+    if not sound.all():
+        order = ', x1 <= x2, y1 <= y2' if ordered else ''
         raise UserError(
-            f'{op} got {int(bad.sum())} of {len(rois)} RoIs ({CORNERS}) that it cannot pool, '
-            f'for example {rois[bad][0].tolist()}. Allowed are {allowed} and an image index '
-            f'below {num_images}. NaN or inf usually means that training has diverged: look at the loss of the steps '
-            'before, lower the learning rate or clip gradients.'
+            f'{op} got {int((~sound).sum())} of {len(rois)} RoIs ({CORNERS}) that it cannot pool, for example '
+            f'{rois[~sound][0].tolist()}. Allowed are numbers up to {FARTHEST:g}{order} and an image index below '
+            f'{num_images}. NaN or inf usually means that training has diverged: look at the loss of the steps before, '
+            'lower the learning rate or clip gradients.'
         )
+
+
+def count_samples(
+    op: str, rois: Tensor, cells: tuple[int, int], scale: float, sampling_ratio: int, most: int, aligned: bool = True
+) -> Tensor:
+    """Return how many samples a cell of each RoI has along y and along x, ``(2, K)``. A RoI may have ``most``."""
+    shift, smallest = (0.5, 0) if aligned else (0, 1)
+    x1, y1, x2, y2 = rois[:, 1:].T * scale - shift
+    extent = torch.stack([y2 - y1, x2 - x1]).clamp(min=smallest)
+    counts = (extent / extent.new_tensor(cells)[:, None]).ceil().clamp(max=ENDLESS).long()
+    if sampling_ratio > 0:
+        counts.fill_(min(sampling_ratio, ENDLESS))
+    totals = counts[0].float() * counts[1].float() * (cells[0] * cells[1])  # integers would overflow
+    if (totals > most).any():
+        raise UserError(
+            f'{op}: RoI {int(totals.argmax())} would need {int(totals.max())} samples, more than {most}. It is far '
+            'larger than any image: look for diverged boxes, clip them to the image, or change sampling_ratio.'
+        )
+    return counts
+
+
+def group_by_samples(rois: Tensor, counts: Tensor, numbers: int) -> Iterator[tuple[Tensor, int, tuple[int, int]]]:
+    """Yield indices of RoIs of one image that have the same counts of samples, the image and these counts.
+
+    A RoI without size has no samples; it is left out. ``numbers`` is how many numbers are held for one sample of each
+    cell of a RoI.
+    """
+    kinds, kind_of_roi = torch.cat([rois[:, :1].long().T, counts]).unique(dim=1, return_inverse=True)
+    for kind, (image, count_y, count_x) in enumerate(kinds.T.tolist()):
+        if count_y == 0 or count_x == 0:
+            continue
+        step = max(1, 16 * numbers_at_once(rois.device) // (count_y * count_x * numbers))
+        for some in (kind_of_roi == kind).nonzero().flatten().split(step):
+            yield some, image, (count_y, count_x)

@@ -1,7 +1,4 @@
-"""The parts of mmcv's SyncBatchNorm between which it sums over the processes.
-
-In: activations ``(N, C, S)`` and statistics of the channels ``(C,)`` in float32. Out: written into the buffers.
-"""
+"""The parts of mmcv's SyncBatchNorm between which it sums over the processes; activations are ``(N, C, S)``."""
 
 import torch
 from torch import Tensor
@@ -39,9 +36,6 @@ def sync_bn_forward_output(
     """Fill ``norm`` with the normalized activations, ``std`` ``(C,)`` and ``output``; move the running statistics.
 
     ``momentum`` is the share of this batch in the running statistics, ``group_size`` the number of processes.
-
-    Raises:
-        UserError: The layer has another number of channels, or no weight and bias, which the wrapper cannot train.
     """
     if weight is None:
         raise UserError(
