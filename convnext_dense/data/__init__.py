@@ -1,6 +1,13 @@
 """The drawn data set for first runs, batches drawn for a config, and checks of the user's own data."""
 
-from convnext_dense.data.checks import check_coco, check_dataset, check_segmentation, open_wrappers, read_classes
+from convnext_dense.data.checks import (
+    check_coco,
+    check_dataset,
+    check_run,
+    check_segmentation,
+    open_wrappers,
+    read_classes,
+)
 from convnext_dense.data.datasets import ListedLabels, ShapesInstances, ShapesLabels, write_shapes
 from convnext_dense.data.importing import import_data
 from convnext_dense.data.pictures import LoadAnyImage
@@ -14,6 +21,7 @@ __all__ = [
     'ShapesLabels',
     'check_coco',
     'check_dataset',
+    'check_run',
     'check_segmentation',
     'import_data',
     'open_wrappers',

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from convnext_dense import configs
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data import check_dataset
+from convnext_dense.data import check_run
 from convnext_dense.lr_decay import LearningRateDecay
 from convnext_dense.train import config as run_config
 from convnext_dense.train import launch
@@ -235,8 +235,7 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
 def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...]) -> Runner:
     """Check the data, show the notes, build the runner, and repeat the notes in its log file."""
     if launch.process_rank() == 0:
-        for loader in [f'{split}_dataloader' for split in splits if cfg.get(f'{split}_dataloader')]:
-            notes = [*notes, *check_dataset(cfg[loader]['dataset'], f'{loader}.dataset')]
+        notes = [*notes, *check_run(cfg, splits, launch.num_processes(cfg.launcher))]
     tell(*notes)
     if cfg.launcher == 'pytorch' and device_type() == 'cpu' and not launch.is_in_group():
         torch.distributed.init_process_group('gloo')  # MMEngine, which joins the group otherwise, would ask for a GPU

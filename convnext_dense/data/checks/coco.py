@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.data.annotation import FaultError, bounding_box, read_segmentation
 from convnext_dense.data.checks import files
 from convnext_dense.data.checks.files import (
     check_files,
@@ -27,6 +28,8 @@ from convnext_dense.data.checks.files import (
     where_to_put,
 )
 
+DROPPED = ('a polygon of fewer than three points', 'a polygon without area')  # that training leaves out
+APART = 'a mask that lies elsewhere than its box'
 TOLERATED_SHARE = 0.01  # of annotations or images: below it a defect is a note, as public data sets have a few
 
 NUMBER = (int, float)
@@ -56,6 +59,7 @@ class Annotations:
     classes: Sequence[str] | None
     classes_are_default: bool
     masks: bool
+    polygons_only: bool
     key: str
 
 
@@ -66,6 +70,7 @@ def check_coco(
     classes: Sequence[str] | None = None,
     classes_are_default: bool = False,
     masks: bool = False,
+    polygons_only: bool = False,
     is_labelled: bool = True,
     key: str = 'train_dataloader.dataset',
 ) -> list[str]:
@@ -78,6 +83,7 @@ def check_coco(
         classes_are_default: The names come from the dataset's class, for want of any in the config.
         is_labelled: The run needs annotations; a test may do without.
         masks: The run needs a ``segmentation`` of every annotation.
+        polygons_only: It reads polygons and no run lengths (``poly2mask=False``).
         key: Where the dataset stands in the config, for the advice in the messages.
 
     Returns:
@@ -89,7 +95,13 @@ def check_coco(
     content = _read_coco(ann_file, key, is_labelled)
     _conclude(_odd_fields(content, ann_file))  # the other checks build on these fields
     coco = Annotations(
-        os.fspath(ann_file), *(content[name] for name in COCO_FIELDS), classes, classes_are_default, masks, key
+        os.fspath(ann_file),
+        *(content[name] for name in COCO_FIELDS),
+        classes,
+        classes_are_default,
+        masks,
+        polygons_only,
+        key,
     )
     notes = _conclude(finding for check in CHECKS for finding in check(coco))
     check_folder(image_dir, 'image', f'{key}.data_prefix.img', key)
@@ -196,7 +208,8 @@ def _wrong_classes(coco: Annotations) -> Iterator[Finding]:
         yield Finding(
             f'{coco.key}.metainfo has the classes in another order than {coco.file}: {listed(coco.classes)} instead of '
             f'{listed(ordered)}. MMDetection numbers the labels in the order of the file, so that the names would be '
-            'swapped: write them in that order.'
+            'swapped. Where every file of the run has that order, write the classes in it; otherwise '
+            '`convnext-dense import-data` writes copies of the files in one order.'
         )
 
 
@@ -289,6 +302,86 @@ def _some_boxes(annotations: Sequence[dict]) -> str:
     return ', '.join(found) + (', ...' if len(annotations) > 3 else '')
 
 
+def _crowds_alone(coco: Annotations) -> Iterator[Finding]:
+    if coco.annotations and all(entry.get('iscrowd') for entry in coco.annotations):
+        yield Finding(
+            f'{coco.file}: every annotation is a crowd (iscrowd=1), and crowds are not learned from. Set "iscrowd" to '
+            '0 for single objects.'
+        )
+
+
+def _unreadable_by_pycocotools(coco: Annotations) -> Iterator[Finding]:
+    """Find what the evaluation ends in an error on, or counts wrongly in silence."""
+    faults = {
+        'have no "iscrowd"': [entry['id'] for entry in coco.annotations if 'iscrowd' not in entry],
+        'have the id 0, which pycocotools takes for no object': [e['id'] for e in coco.annotations if e['id'] == 0],
+        'have ids that are text': [entry['id'] for entry in coco.annotations if isinstance(entry['id'], str)],
+    }
+    for fault, ids in faults.items():
+        if ids:
+            yield Finding(
+                f'{coco.file}: {share(ids, coco.annotations)} annotations {fault}: ids {some(ids)}. '
+                f'{_copy_without(coco.file)}'
+            )
+
+
+def _copy_without(file: str) -> str:
+    return f'`convnext-dense import-data {file} OUT` writes a copy in which this is mended.'
+
+
+def _odd_masks(coco: Annotations) -> Iterator[Finding]:
+    """Find segmentations that training drops, garbles or stops at, and those that lie elsewhere than their boxes."""
+    if not coco.masks:
+        return
+    sizes = {image['id']: (image['width'], image['height']) for image in coco.images}
+    faults: dict[str, list] = {}
+    given = [each for each in coco.annotations if each.get('segmentation') and each['image_id'] in sizes]
+    for entry in given:
+        try:
+            mask = read_strictly(entry['segmentation'], *sizes[entry['image_id']])
+        except FaultError as fault:
+            faults.setdefault(str(fault), []).append(entry['id'])
+        else:
+            faults.setdefault(APART, []).extend([entry['id']] * lies_apart(mask, entry['bbox']))
+    apart = faults.pop(APART, [])
+    runs = [each['id'] for each in given if isinstance(each['segmentation'], dict) and not each.get('iscrowd')]
+    if runs and coco.polygons_only:
+        faults['run lengths, which poly2mask=False leaves out'] = runs
+    for fault, ids in faults.items():
+        is_error = fault not in DROPPED or len(ids) > TOLERATED_SHARE * len(coco.annotations)
+        text = f'{coco.file}: {share(ids, coco.annotations)} annotations have {fault}: ids {some(ids)}.'
+        cure = 'Set poly2mask=True.' if 'poly2mask' in fault else _copy_without(coco.file)
+        yield Finding(f'{text} {cure}' if is_error else f'{text} They are left out.', is_error)
+    if len(apart) > TOLERATED_SHARE * len(coco.annotations):
+        yield Finding(
+            f'{coco.file}: the masks of {share(apart, coco.annotations)} annotations lie elsewhere than their boxes: '
+            f'ids {some(apart)}. Are the polygons in other units than the boxes, or of images of another size?',
+            is_error=False,
+        )
+
+
+def read_strictly(segmentation: Any, width: int, height: int) -> Any:
+    """Return a segmentation as MMDetection reads it.
+
+    Raises:
+        FaultError: It does not read it.
+    """
+    if isinstance(segmentation, list) and not all(isinstance(polygon, list) for polygon in segmentation):
+        raise FaultError('a polygon that is not inside of a list of polygons')
+    if isinstance(segmentation, list) and any(isinstance(each, list) for polygon in segmentation for each in polygon):
+        raise FaultError('a polygon of pairs instead of numbers')
+    return read_segmentation(segmentation, width, height)
+
+
+def lies_apart(segmentation: Any, box: Any) -> bool:
+    """Tell whether polygons and a box have less than a tenth of their joint area in common."""
+    if not isinstance(segmentation, list) or not _is_box(box):
+        return False
+    (x, y, w, h), (left, top, wide, high) = box, bounding_box(segmentation)
+    common = max(0, min(x + w, left + wide) - max(x, left)) * max(0, min(y + h, top + high) - max(y, top))
+    return common < 0.1 * (w * h + wide * high - common)
+
+
 def _lacking_masks(coco: Annotations) -> Iterator[Finding]:
     if not coco.masks:
         return
@@ -306,7 +399,10 @@ CHECKS: tuple[Callable[[Annotations], Iterator[Finding]], ...] = (
     _unused_classes,
     _lost_references,
     _odd_boxes,
+    _crowds_alone,
+    _unreadable_by_pycocotools,
     _lacking_masks,
+    _odd_masks,
 )
 
 

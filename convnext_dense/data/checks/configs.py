@@ -14,10 +14,13 @@ from typing import NamedTuple
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.data.checks.coco import check_coco
-from convnext_dense.data.checks.files import listed
+from convnext_dense.data.checks.files import listed, share, some
 from convnext_dense.data.checks.segmentation import IGNORED, check_segmentation
+from convnext_dense.data.formats.voc import read_xml
 
 COCO_TYPES = ('CocoDataset',)
+VOC_TYPES = ('VOCDataset', 'XMLDataset')
+OWN_TYPES = ('ShapesInstances', 'ShapesLabels', 'ListedLabels')  # whose files this package writes
 
 
 class SegmentationType(NamedTuple):
@@ -75,11 +78,55 @@ def open_wrappers(dataset: Mapping | None, key: str = 'dataset') -> Iterator[tup
 
 def _check_plain(dataset: Mapping, key: str) -> list[str]:
     kind = _type_name(dataset)
-    if kind not in COCO_TYPES and kind not in SEGMENTATION_TYPES:
+    if kind in OWN_TYPES:
         return []
+    checks = {**dict.fromkeys(COCO_TYPES, _check_coco_config), **dict.fromkeys(VOC_TYPES, check_voc)}
+    checks |= dict.fromkeys(SEGMENTATION_TYPES, _check_segmentation_config)
+    check = checks.get(kind) or (_check_coco_config if coco_subclass(dataset) else None)
+    if check is None:
+        return [f'{key} was not checked: datasets of type {kind} are not known.']
     if _is_remote(dataset):
         return [f'{key} was not checked: its files are not on a local disk.']
-    return (_check_coco_config if kind in COCO_TYPES else _check_segmentation_config)(dataset, key)
+    return check(dataset, key)
+
+
+def coco_subclass(dataset: Mapping) -> type | None:
+    """Return a dataset's class where it is derived from MMDetection's ``CocoDataset``, as the user's own may be."""
+    try:
+        from mmdet.datasets import CocoDataset
+        from mmdet.registry import DATASETS
+    except ImportError:  # then there will be no run either, and it says so better than we could
+        return None
+    kind = dataset.get('type')
+    found = kind if isinstance(kind, type) else DATASETS.get(str(kind))
+    return found if isinstance(found, type) and issubclass(found, CocoDataset) else None
+
+
+def check_voc(dataset: Mapping, key: str) -> list[str]:
+    """Check the class names of Pascal VOC's XML files, of which MMDetection leaves unknown ones out in silence."""
+    ann_file, classes = _join(dataset, dataset.get('ann_file') or ''), read_classes(dataset, key)
+    if not os.path.isfile(ann_file):
+        raise UserError(f'{ann_file} not found: the list of images that {key}.ann_file names. Correct the path.')
+    names = Path(ann_file).read_text(encoding='utf-8').split()
+    folder = Path(_join(dataset, (dataset.get('data_prefix') or {}).get('sub_data_root') or ''))
+    files = [folder / dataset.get('ann_subdir', 'Annotations') / f'{name}.xml' for name in names]
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(
+            f'{share(missing, files)} annotation files of {ann_file} are missing: {some(missing, str)}. Correct '
+            f'ann_subdir or data_prefix in {key}.'
+        )
+    found = dict.fromkeys(
+        name for file in files for each in read_xml(file).iter('object') if (name := each.findtext('name'))
+    )
+    if classes is None or not found:
+        return [] if found else [f'{ann_file}: the annotations hold no object.']
+    unknown = [name for name in found if name not in classes]
+    if len(unknown) == len(found):
+        raise UserError(
+            f'{ann_file}: none of the classes in {key}.metainfo, {listed(classes)}, is in the annotations, which have '
+            f'{listed(found)}. Upper case, blanks and plurals count: write them as the annotations do.'
+        )
+    return [f'{ann_file}: the config leaves out {listed(unknown)}; their objects are not used.'] if unknown else []
 
 
 def _check_coco_config(dataset: Mapping, key: str) -> list[str]:
@@ -90,16 +137,19 @@ def _check_coco_config(dataset: Mapping, key: str) -> list[str]:
     return check_coco(
         _join(dataset, ann_file),
         _prefix(dataset, 'img', key),
-        classes=classes or _coco_classes(),
+        classes=classes or _default_classes(dataset),
         classes_are_default=not classes,
-        masks=any(
-            step.get('with_mask') and _type_name(step) == 'LoadAnnotations'
-            for step in dataset.get('pipeline') or ()
-            if isinstance(step, Mapping)
-        ),
+        masks=any(step.get('with_mask') for step in annotation_steps(dataset)),
+        polygons_only=any(step.get('poly2mask') is False for step in annotation_steps(dataset)),
         is_labelled=not dataset.get('test_mode'),
         key=key,
     )
+
+
+def annotation_steps(dataset: Mapping) -> list[Mapping]:
+    """Return the steps of a dataset's pipeline that load annotations."""
+    steps = dataset.get('pipeline') or ()
+    return [step for step in steps if isinstance(step, Mapping) and _type_name(step) == 'LoadAnnotations']
 
 
 def _check_segmentation_config(dataset: Mapping, key: str) -> list[str]:
@@ -167,9 +217,6 @@ def read_classes(dataset: Mapping, key: str = 'dataset') -> Sequence[str] | None
     return classes
 
 
-def _coco_classes() -> Sequence[str] | None:
-    try:
-        from mmdet.datasets import CocoDataset
-    except ModuleNotFoundError:  # then there will be no run either, and it says so better than we could
-        return None
-    return CocoDataset.METAINFO['classes']
+def _default_classes(dataset: Mapping) -> Sequence[str] | None:
+    kind = coco_subclass(dataset)
+    return kind.METAINFO.get('classes') if kind else None

@@ -70,7 +70,9 @@ def check_present(paths: Sequence[str], what: str, key: str) -> None:
     folder, name = os.path.split(missing[0])
     there = sorted(listings[folder])
     similar = [other for other in there if _stem(other) == _stem(name)]
-    if similar:
+    if '\\' in missing[0]:
+        hint = f'{missing[0]} has backslashes, which separate folders on Windows alone; write slashes'
+    elif similar:
         hint = f'Instead of {name} there is {similar[0]}: names must agree letter by letter, suffix included'
     else:
         hint = f'The folder {folder} holds {some(there, str) if there else "nothing, or does not exist"}'

@@ -21,6 +21,7 @@ from convnext_dense.data.checks.files import (
     some,
     spread,
 )
+from convnext_dense.data.records import IMAGE_SUFFIXES, find_files
 
 MAX_LABEL_MAPS = 50  # that are read
 IGNORED = 255
@@ -72,10 +73,22 @@ def check_segmentation(
     pairs = spread(list(zip(pictures, label_maps, strict=True)), MAX_LABEL_MAPS)
     check_files([label_map for _, label_map in pairs])
     values = {label_map: _label_values(picture, label_map) for picture, label_map in pairs}
+    notes = [] if names_file else _other_suffixes(image_dir, img_suffix, key)
     if num_classes is None:
-        return [f'{key} names no classes: the values of the label maps were not checked.']
+        return [*notes, f'{key} names no classes: the values of the label maps were not checked.']
     _check_values(values, num_classes, reduce_zero_label, ignore_index, key)
-    return []
+    return notes
+
+
+def _other_suffixes(image_dir: str | os.PathLike, suffix: str, key: str) -> list[str]:
+    """Return a note on images that the dataset does not find."""
+    others = [file.name for file in find_files(Path(image_dir), IMAGE_SUFFIXES) if not file.name.endswith(suffix)]
+    if not others:
+        return []
+    return [
+        f'{image_dir}: {len(others)} images do not end in {suffix!r} and are not used: {some(others, str)}. '
+        f'`convnext-dense train CONFIG --data FOLDER` uses images of any suffix; {key}.img_suffix takes one.'
+    ]
 
 
 def _read_names(names_file: str | os.PathLike, key: str) -> list[str]:
@@ -144,7 +157,9 @@ def _check_values(
     if wrong:
         label_map, found = next(iter(wrong.items()))
         cure = 'Correct the label maps, or the classes in the config.'
-        if not reduce_zero_label and max(seen - ignored) == num_classes:
+        if num_classes == 1 and not reduce_zero_label:
+            cure = "One class leaves nothing to tell apart: name the background too, as classes=('background', ...)."
+        elif not reduce_zero_label and max(seen - ignored) == num_classes:
             cure = f'If 0 means unlabelled and the classes count from 1, set reduce_zero_label=True in {key}.'
         raise UserError(
             f'{label_map} holds the value {some(sorted(found), str)}; allowed are {allowed} ({setting}). '

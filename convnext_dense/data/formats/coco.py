@@ -46,9 +46,13 @@ def read(path: Path) -> Collection:
     files = find_annotations(path)
     root = path if path.is_dir() else path.parent
     contents = {file: read_json(file) for file in files}
-    classes = merge_classes({file: class_names(file, content) for file, content in contents.items()})
+    names = {file: class_names(file, content) for file, content in contents.items()}
+    classes = list(dict.fromkeys(name for own in names.values() for name in own.values()))
     images = ImageIndex(image_root(root))
     collection, faults = Collection('COCO JSON', images.root, classes, {}), Faults()
+    for file, own in names.items():
+        if lacking := [name for name in classes if name not in own.values()]:
+            collection.notes.append(f'{file} does not have the classes {some(lacking, 8)}, which other files have')
     for file, content in contents.items():
         if not content.get('annotations'):
             collection.notes.append(f'{file} has no annotations and is left out')
@@ -104,24 +108,6 @@ def annotations_of(content: Mapping) -> list[dict]:
     """Return the annotations that are objects."""
     annotations = content.get('annotations')
     return [each for each in annotations if isinstance(each, dict)] if isinstance(annotations, list) else []
-
-
-def merge_classes(found: Mapping[Path, Mapping[Any, str]]) -> list[str]:
-    """Return the classes of all files, in the order of the first one's ids.
-
-    Raises:
-        UserError: One id means different classes in two files.
-    """
-    by_id: dict[Any, tuple[str, Path]] = {}
-    for file, names in found.items():
-        for key, name in names.items():
-            known, other = by_id.setdefault(key, (name, file))
-            if known != name:
-                raise UserError(
-                    f'{other} and {file} disagree: category {key!r} is {known!r} in the one and {name!r} in the other. '
-                    'Export both with the same list of classes.'
-                )
-    return list(dict.fromkeys(name for name, _ in by_id.values()))
 
 
 def read_file(file: Path, content: Mapping, classes: list[str], images: ImageIndex, faults: Faults) -> list[Picture]:
