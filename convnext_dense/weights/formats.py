@@ -10,7 +10,7 @@ have facebookresearch's names, ``norm`` and ``head``; a backbone has neither.
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,8 +21,6 @@ from convnext_dense.weights import licences
 FLAT, GRN, CHW = (-1,), (1, 1, 1, -1), (-1, 1, 1)  # how a vector of C entries is stored
 STEM = 'downsample_layers.0.0.weight'
 CLASSIFIER = ('norm.', 'head.')
-KERNEL = 7  # of the depthwise convolutions
-MOST_BACKBONES = 16  # in a file; more are no work of training
 
 
 def dense_kernel(kernel: Tensor) -> Tensor:
@@ -72,6 +70,8 @@ class Format:
         prefix: What stands before a backbone's keys in their files.
         heads: (theirs, ours) inside the keys of a whole model's heads.
         conv_mlp: Sizes whose pointwise layers are stored as 1x1 convolutions, (out, in, 1, 1).
+        final_norm: Our name of the output norm under which a classifier's final norm is stored.
+        has_other_sizes: Some of its sizes compute something else with the same weights.
     """
 
     name: str
@@ -85,6 +85,8 @@ class Format:
     prefix: str = ''
     heads: tuple[tuple[str, str], ...] = ()
     conv_mlp: tuple[str, ...] = ()
+    final_norm: str = ''
+    has_other_sizes: bool = False
 
     @property
     def licence_note(self) -> str:
@@ -247,6 +249,7 @@ TIMM = Format(
     makers="timm's own",
     licence=licences.OF_THE_CARD,
     conv_mlp=('atto', 'femto', 'pico', 'nano'),
+    has_other_sizes=True,
 )
 MMPRETRAIN = Format(
     'mmpretrain',
@@ -262,8 +265,8 @@ MMPRETRAIN = Format(
         Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
         Row('norm{s}.', 'norm{s}.'),
     ),
-    # The final norm of a classifier is norm3 there; `read_part` tells it from the output norm of a detector's last map.
     classifier=(Row('head.fc.', 'head.'),),
+    final_norm='norm3.',  # a detector has an output norm there
     mark=r'\.depthwise_conv\.',
     makers="mmpretrain's own",
     licence=licences.APACHE,
@@ -335,61 +338,3 @@ TORCHVISION = Format(
 # Where several formats know as many keys, the first one is meant: those with a mark stand first.
 FORMATS = (FCMAE, EUPE, DINOV3, MMPRETRAIN, FB_V2, FB, TIMM, HF, HF_DINOV3, TORCHVISION)
 TARGETS = {fmt.name: fmt for fmt in (FB, TIMM, MMPRETRAIN, HF, TORCHVISION)}  # that `write` serves
-
-
-@dataclass(frozen=True)
-class Found:
-    """A ConvNeXt in a checkpoint, or another network with the names of its stem.
-
-    Attributes:
-        format: Whose names.
-        prefix: What stands before its keys.
-        num_keys: Keys that the format knows.
-        kernels: Sizes of its depthwise kernels in the first stage, or those of all stages where the first has none.
-    """
-
-    format: Format
-    prefix: str
-    num_keys: int
-    kernels: frozenset[int] = frozenset()
-
-
-def find_backbones(given: Mapping[str, Tensor]) -> list[Found]:
-    """Return the ConvNeXts in a checkpoint, the one with the most known keys first.
-
-    >>> import torch
-    >>> given = {'stem.0.weight': torch.ones(8, 3, 4, 4), 'stages.0.blocks.0.conv_dw.weight': torch.ones(8, 1, 7, 7)}
-    >>> [(found.format.name, found.prefix) for found in find_backbones(given)]
-    [('timm', '')]
-    """
-    return [found for found in find_stems(given) if found.kernels == {KERNEL}]
-
-
-def find_stems(given: Mapping[str, Tensor]) -> list[Found]:
-    """Return every network whose stem has the names of a ConvNeXt's, the one with the most known keys first."""
-    best = {}
-    for fmt in FORMATS:
-        for prefix in stem_prefixes(fmt, given)[:MOST_BACKBONES]:
-            below = {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
-            if fmt.mark and not any(re.search(fmt.mark, key) for key in below):
-                continue
-            names = {key: read[0] for key in below if (read := fmt.read(key))}
-            if prefix not in best or len(names) > best[prefix].num_keys:
-                best[prefix] = Found(fmt, prefix, len(names), depthwise_kernels(fmt, below, names))
-    return sorted(best.values(), key=lambda found: -found.num_keys)
-
-
-def depthwise_kernels(fmt: Format, below: Mapping[str, Tensor], names: Mapping[str, str]) -> frozenset[int]:
-    """Return the sizes of square depthwise kernels, of the first stage where it has any; ``names`` are ours."""
-    first, others = set(), set()
-    for key, name in names.items():
-        if name.endswith('.dwconv.weight'):
-            shape = fmt.read(key, below[key])[1].shape
-            if len(shape) == 4 and shape[1] == 1 and shape[2] == shape[3]:
-                (first if name.startswith('stages.0.') else others).add(shape[2])
-    return frozenset(first or others)
-
-
-def stem_prefixes(fmt: Format, keys: Iterable[str]) -> list[str]:
-    """Return what stands before the stem's weight in this format, once for each stem among the keys."""
-    return [key[: -len(stem)] for key in keys for stem in fmt.stems if f'.{key}'.endswith(f'.{stem}')]

@@ -1,0 +1,241 @@
+"""Write a checkpoint of any known format under the names and in the shapes of another library.
+
+``TARGETS`` lists the libraries. A ``.safetensors`` file holds the weights alone; that of a whole model for fb or
+mmpretrain has ``meta`` in its header.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from convnext_dense.compat.errors import UserError
+from convnext_dense.weights.formats import CLASSIFIER, FB, HF, MMPRETRAIN, TIMM, TORCHVISION, Format
+from convnext_dense.weights.identify import (
+    NORM_EPS,
+    OTHER_SIZES,
+    Found,
+    Part,
+    choose_backbone,
+    find_backbones,
+    keys_of,
+    name_licence,
+    other_entries,
+    read_part,
+    unwrap,
+    what_differs,
+)
+from convnext_dense.weights.load import module_versions
+from convnext_dense.weights.meta import read_meta
+from convnext_dense.weights.report import format_reasons, format_rows, shorten
+from convnext_dense.weights.sources import fetch
+from convnext_dense.weights.write import check_output, write_weights
+
+OUTPUT_NORMS = tuple(f'norm{i}.' for i in range(4))
+BACKBONE_ALONE = 'The backbone alone is converted with --backbone-only.'
+NOT_IN_TIMM = ('convnext_huge', 'convnextv2_xlarge')
+UPERNET = ('decode_head.psp_modules.', 'decode_head.fpn_bottleneck.')
+UPERNET_PARTS = ('decode_head.', 'auxiliary_head.')
+
+
+@dataclass(frozen=True)
+class Target:
+    """A library that a checkpoint is written for.
+
+    Attributes:
+        format: Its names and shapes.
+        loads_into: What loads a backbone or a classifier; ``{v2}`` stands for the version, ``{kind}`` for the class of
+            Hugging Face, ``{timm}`` for the model's name in timm.
+        wrapper: The entry of a ``.pth`` file that holds the tensors; without one they are its entries.
+        has_meta: A ``.pth`` file has ``meta`` beside the tensors.
+        whole: Whole models that it has: 'all', 'UperNet' or none.
+        whole_loads_into: What loads a whole model.
+        has_v2: It has ConvNeXt V2.
+        needs: What its models have and a backbone lacks: 'final norm', 'head'.
+        classifier_prefix: What stands before the keys of a classifier's backbone.
+        stages: It has models of fewer than four stages, in these words.
+    """
+
+    format: Format
+    loads_into: str
+    wrapper: str = ''
+    has_meta: bool = False
+    whole: str = ''
+    whole_loads_into: str = ''
+    has_v2: bool = True
+    needs: tuple[str, ...] = ()
+    classifier_prefix: str = ''
+    stages: str = '{loader} of {number} stages'
+
+
+TARGETS = {
+    target.format.name: target
+    for target in (
+        Target(
+            FB,
+            'facebookresearch ConvNeXt and this package',
+            wrapper='model',
+            whole='all',
+            whole_loads_into='a model with the ConvNeXt of this package',
+            stages='this package, with out_indices below {number}',
+        ),
+        Target(TIMM, 'timm {timm}', needs=('final norm', 'head'), stages=''),
+        Target(
+            MMPRETRAIN,
+            'mmpretrain ConvNeXt',
+            wrapper='state_dict',
+            has_meta=True,
+            whole='all',
+            whole_loads_into='a model with the ConvNeXt of mmpretrain',
+        ),
+        Target(
+            HF,
+            'transformers ConvNext{v2}{kind}',
+            whole='UperNet',
+            whole_loads_into='transformers UperNetForSemanticSegmentation',
+            classifier_prefix='convnext{v2}.',
+        ),
+        Target(TORCHVISION, 'torchvision ConvNeXt', has_v2=False, needs=('final norm', 'head')),
+    )
+}
+
+
+@dataclass
+class Conversion:
+    """What was written, and what was not.
+
+    Attributes:
+        source: Where the weights came from.
+        target: The format that was written.
+        loads_into: What takes the result.
+        format: Whose names the source has.
+        architecture: Which ConvNeXt it is.
+        licence: What is known of the licence of the weights.
+        tensors: Their name -> tensor.
+        meta: Plain values beside the tensors, for formats that have a place for them.
+        wrapper: The entry of a ``.pth`` file that holds the tensors; without one they are its entries.
+        is_whole: It is a detector or a segmentor.
+        reshaped: Their names of tensors that have another shape in the source.
+        left_out: Why something was left out -> the source's keys.
+        file: Where it was written.
+    """
+
+    source: str
+    target: str
+    loads_into: str = ''
+    format: str = ''
+    architecture: str = ''
+    licence: str = ''
+    tensors: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
+    meta: dict[str, Any] | None = None
+    wrapper: str = ''
+    is_whole: bool = False
+    reshaped: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    file: Path | None = None
+
+    def put(self, name: str, tensor: Tensor, in_source: Tensor) -> None:
+        """Add a tensor of the result."""
+        self.tensors[name] = tensor
+        if tensor.shape != in_source.shape:
+            self.reshaped.append(name)
+
+    def leave_out(self, why: str, *keys: str) -> None:
+        """Note keys of the source that are not written."""
+        if keys:
+            self.left_out.setdefault(why, []).extend(keys)
+
+    def __str__(self) -> str:
+        size = sum(tensor.nbytes for tensor in self.tensors.values()) / 1e6
+        rows = [
+            ('format', ', '.join(filter(None, (self.format, self.architecture)))),
+            ('licence', self.licence),
+            ('written', f'{len(self.tensors)} weights, {size:.1f} MB, as {self.target}'),
+            ('loads into', self.loads_into),
+            ('reshaped', shorten(self.reshaped, 2)),
+            ('left out', format_reasons(self.left_out)),
+            ('file', str(self.file or '')),
+        ]
+        return '\n'.join([f'weights from {self.source}', *format_rows(rows)])
+
+
+def convert(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    to: str,
+    *,
+    backbone_only: bool = False,
+    prefix: str | None = None,
+    force: bool = False,
+) -> Conversion:
+    """Write a checkpoint under the names of another library.
+
+    Args:
+        source: What :func:`~convnext_dense.weights.sources.fetch` takes.
+        out: The file to write; its suffix, ``.safetensors`` or ``.pth``, tells the container.
+        to: A name of :data:`TARGETS`.
+        backbone_only: Leave out everything but the backbone.
+        prefix: What stands before the keys of the backbone that is meant, in a file with several; that backbone alone
+            is then converted.
+        force: Replace an existing file, though never the source.
+
+    Raises:
+        UserError: The source cannot be read, the target has no such model, or the file cannot be written.
+    """
+    file = Path(out)
+    check_output(file, source, force)
+    result = translate(fetch(source), to, backbone_only=backbone_only, prefix=prefix)
+    meta = result.meta if file.suffix == '.pth' or result.is_whole else None
+    write_weights(result.tensors, file, result.wrapper, meta)
+    result.file = file
+    return result
+
+
+def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, prefix: str | None = None) -> Conversion:
+    """Return a checkpoint's tensors under the names and in the shapes of another library; nothing is written.
+
+    Args:
+        checkpoint: What a file holds.
+        to: As for :func:`convert`, like the other two.
+        backbone_only: Leave out everything but the backbone.
+        prefix: Which backbone is meant.
+
+    Raises:
+        UserError: The target has no such model.
+    """
+    if to not in TARGETS:
+        raise UserError(f'Checkpoints are converted to {", ".join(TARGETS)}; got {to!r}.')
+    target, source = TARGETS[to], getattr(checkpoint, 'source', 'the checkpoint')
+    given = unwrap(checkpoint, source)
+    is_alone = backbone_only or prefix is not None
+    parts = [read_part(given, choose_backbone(given, source, prefix))] if is_alone else read_all(given, source)
+    used = keys_of(parts)
+    rest = [key for key in given if key not in used]
+    result = Conversion(source, target.format.title, format=parts[0].found.format.title)
+    result.architecture = ', '.join(str(part.architecture) for part in parts)
+    result.licence = name_licence(checkpoint, parts, bool(rest))
+    result.leave_out('training state', *other_entries(checkpoint))
+    for part in parts:
+        check_part(part, source, is_alone)
+        for why, keys in part.left_out.items():
+            result.leave_out(why, *keys)
+        leave_out_head(part, result, is_alone)
+    if is_alone:
+        result.leave_out('other parts', *rest, *parts[0].unknown)
+    elif rest or len(parts) > 1:
+        result.is_whole = True
+        check_whole(target, parts, rest, source)
+        put_whole(target, parts, given, rest, result)
+        result.loads_into = name_loader_of_whole(target, parts[0])
+        result.wrapper = 'state_dict'
+        result.tensors._metadata = module_versions(checkpoint) if target.format is FB else None
+    if not result.is_whole:
+        put_backbone(target, parts[0], given, result)
+        result.loads_into, result.wrapper = name_loader(target, parts[0], result), target.wrapper
+    if target.has_meta or (result.is_whole and target.whole == 'all'):
+        result.meta = read_meta(checkpoint)
+    return result
