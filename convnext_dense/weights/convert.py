@@ -16,8 +16,6 @@ from torch import Tensor
 from convnext_dense.compat.errors import UserError
 from convnext_dense.weights.formats import CLASSIFIER, FB, HF, MMPRETRAIN, TIMM, TORCHVISION, Format
 from convnext_dense.weights.identify import (
-    NORM_EPS,
-    OTHER_SIZES,
     Found,
     Part,
     choose_backbone,
@@ -239,3 +237,173 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     if target.has_meta or (result.is_whole and target.whole == 'all'):
         result.meta = read_meta(checkpoint)
     return result
+
+
+# The source
+
+
+def read_all(given: Mapping[str, Tensor], source: str) -> list[Part]:
+    """Return every ConvNeXt of a file, each with its classifier.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = find_backbones(given) or [choose_backbone(given, source)]  # which raises
+    parts = [read_with_head(given, each) for each in found]
+    return [part for part in parts if all(part.architecture.depths)] or parts[:1]  # a stem alone is no ConvNeXt
+
+
+def read_with_head(given: Mapping[str, Tensor], found: Found) -> Part:
+    """Return a ConvNeXt with its classifier; a head beside it that no final norm precedes is that of a whole model."""
+    part = read_part(given, found)
+    is_backbone = found.prefix and 'norm.weight' not in part.entries
+    return read_part(given, found, with_head=False) if is_backbone else part
+
+
+def check_part(part: Part, source: str, is_alone: bool) -> None:
+    """Raise a :class:`UserError` unless this is a plain ConvNeXt that lacks nothing."""
+    if difference := what_differs(part):
+        raise UserError(
+            f'{source} is {difference}. It is not converted: the target computes something else with its weights.'
+        )
+    if part.unknown and not is_alone:
+        raise UserError(
+            f'{source} holds {len(part.unknown)} weights that no model of {part.found.format.title} has: '
+            f'{shorten(part.unknown)}. {BACKBONE_ALONE}'
+        )
+    if missing := missing_keys(part):
+        raise UserError(
+            f'{source} is not complete: {part.architecture} lacks {shorten(missing)}. Give the whole checkpoint.'
+        )
+
+
+def missing_keys(part: Part) -> list[str]:
+    """Return our names that are not there, though the other blocks and layers of the backbone have their like."""
+    depths = part.architecture.depths
+    ends = sorted({key.split('.', 3)[3] for key in part.entries if key.startswith('stages.')})
+    layers = [
+        f'downsample_layers.{s}.{i}.{end}' for s in range(len(depths)) for i in '01' for end in ('weight', 'bias')
+    ]
+    # A stage without any block lacks its first.
+    blocks = [f'stages.{s}.{b}.{end}' for s, depth in enumerate(depths) for b in range(max(depth, 1)) for end in ends]
+    return [key for key in layers + (blocks or ['stages']) if key not in part.entries]
+
+
+def leave_out_head(part: Part, result: Conversion, is_alone: bool) -> None:
+    """Take a classifier's head out of a part where it is not wanted, or is not the one layer that all formats have."""
+    if is_alone:
+        result.leave_out('classifier', *origins(part.pop(*CLASSIFIER)))
+    elif head := part.entries.get('head.weight'):
+        is_plain = head.tensor.shape[1:] == part.architecture.dims[-1:] and 'norm.weight' in part.entries
+        if not is_plain:
+            result.leave_out('head that is not one layer after a norm', *origins(part.pop('head.')))
+
+
+def origins(entries: Mapping) -> list[str]:
+    """Return the file's keys of entries."""
+    return [entry.origin for entry in entries.values()]
+
+
+# The result
+
+
+def put_backbone(target: Target, part: Part, given: Mapping[str, Tensor], result: Conversion) -> None:
+    """Put a backbone, or a classifier, into the result.
+
+    Raises:
+        UserError: The target has no ConvNeXt V2.
+    """
+    fmt, is_v2 = target.format, part.architecture.grn
+    if is_v2 and not target.has_v2:
+        others = ', '.join(name for name in TARGETS if name != fmt.name)
+        raise UserError(f'{fmt.title} has no ConvNeXt V2, and {result.source} is one. Convert it to {others}.')
+    is_classifier, prefix = part.has('head.'), fmt.prefix
+    if target.classifier_prefix and is_classifier:
+        prefix = target.classifier_prefix.format(v2='v2' if is_v2 else '')
+        result.leave_out('output norms', *origins(part.pop(*OUTPUT_NORMS)))
+    elif target.classifier_prefix and part.has(*OUTPUT_NORMS):
+        result.leave_out('final norm', *origins(part.pop('norm.')))
+    moves_norm = fmt.final_norm and not part.has(*OUTPUT_NORMS)
+    for key, entry in part.entries.items():
+        name = key.replace('norm.', fmt.final_norm) if moves_norm and key.startswith('norm.') else key
+        if written := fmt.write(name, entry.tensor, part.architecture.size):
+            is_head = key.startswith('head.')  # which stands beside the backbone
+            result.put(('' if is_head else prefix) + written[0], written[1], given[entry.origin])
+        else:
+            result.leave_out('output norms' if key.startswith(OUTPUT_NORMS) else 'final norm', entry.origin)
+
+
+def check_whole(target: Target, parts: list[Part], rest: list[str], source: str) -> None:
+    """Raise a :class:`UserError` where a target has no place for a whole model."""
+    prefix = parts[0].found.prefix
+    is_upernet = all(any(key.startswith(start) for key in rest) for start in UPERNET)
+    has_more = len(parts) > 1 or not all(key.startswith(UPERNET_PARTS) for key in rest)
+    reasons = {
+        f'{target.format.title} has no detectors and segmentors': not target.whole,
+        'of whole models Hugging Face has UperNet alone': target.whole == 'UperNet' and (not is_upernet or has_more),
+        f"its backbone stands at {prefix!r}, where Hugging Face's UperNet has it at 'backbone.'": (
+            target.whole == 'UperNet' and prefix != 'backbone.'
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f'{source} is a whole model, with {shorten(rest, 2)}; {reason}. {BACKBONE_ALONE}')
+
+
+def put_whole(
+    target: Target, parts: list[Part], given: Mapping[str, Tensor], rest: list[str], result: Conversion
+) -> None:
+    """Put a detector or a segmentor into the result: its backbones renamed, and its heads where the names differ."""
+    for part in parts:
+        for key, entry in part.entries.items():
+            if written := target.format.write(key, entry.tensor):
+                result.put(part.found.prefix + written[0], written[1], given[entry.origin])
+            else:
+                result.leave_out('final norm', entry.origin)
+    for key in rest:
+        name = key
+        for part in parts:
+            name = part.found.format.rename_head(name)
+        for theirs, ours in target.format.heads:
+            name = name.replace(ours, theirs)
+        result.put(name, given[key], given[key])
+
+
+# What loads it
+
+
+def name_loader(target: Target, part: Part, result: Conversion) -> str:
+    """Say what loads a backbone or a classifier, and what that has besides."""
+    has = {'final norm': 'norm.weight' in part.entries, 'head': 'head.weight' in part.entries}
+    is_hf_backbone = any(key.startswith('hidden_states_norms.') for key in result.tensors)
+    kind = 'Backbone' if is_hf_backbone else 'ForImageClassification' if has['head'] else 'Model'
+    needs = ('final norm',) if kind == 'Model' and target.format is HF else target.needs
+    loader = target.loads_into.format(v2='V2' if part.architecture.grn else '', kind=kind, timm=name_in_timm(part))
+    lacks = [name for name in needs if not has[name]]
+    num_stages = len(part.architecture.depths)
+    if num_stages < 4 and target.stages:
+        loader = target.stages.format(loader=loader, number=num_stages)
+    elif num_stages < 4:
+        lacks = [*(f'stage {s}' for s in range(num_stages, 4)), *lacks]
+    return f'{loader}, with strict=False: it lacks {", ".join(lacks)}' if lacks else loader
+
+
+def name_loader_of_whole(target: Target, part: Part) -> str:
+    """Say what loads a detector or a segmentor."""
+    if target.whole == 'UperNet' and not part.has(*OUTPUT_NORMS):
+        lack = 'output norms, which are computed there all the same'
+        return f'{target.whole_loads_into}, with strict=False: it lacks {lack}'
+    return target.whole_loads_into
+
+
+def name_in_timm(part: Part) -> str:
+    """Return the name of a model in timm, or how it is built where timm has no name for it."""
+    depths, dims, grn = part.architecture
+    name = f'convnext{"v2" * grn}_{part.architecture.size}'
+    if part.architecture.size and name not in NOT_IN_TIMM:
+        return name
+    if len(depths) < 4:
+        return f'ConvNeXt whose first {len(depths)} stages have depths {depths} and dims {dims}'
+    has_scale = any(key.endswith('.gamma') and '.grn.' not in key for key in part.entries)
+    options = ', use_grn=True' * grn + ', ls_init_value=None' * (not has_scale)
+    return f'ConvNeXt(depths={depths}, dims={dims}{options})'
