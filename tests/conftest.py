@@ -5,7 +5,6 @@ import os
 import re
 import threading
 from functools import cache, partial
-from importlib import metadata
 
 import pytest
 import torch
@@ -86,15 +85,6 @@ def from_timm():
         return renamed
 
     return rename
-
-
-@pytest.fixture
-def originals():
-    """Skip a test of figures that the pages have, where the libraries are not those of which they are."""
-    known = {'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
-    found = {each.name: each.version for name in known for each in metadata.distributions(name=name)}
-    if found != known:
-        pytest.skip(f'the page is of {known}, here are {found or "forks"}')
 
 
 @pytest.fixture(scope='session')

@@ -509,10 +509,10 @@ def test_a_strong_baseline_of_mmdet_trains_in_one_process(alone):
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
 
-    from convnext_dense.swap.read import library_configs
+    from convnext_dense.configs import config_folder
 
     name = 'strong_baselines/mask-rcnn_r50_fpn_rpn-2conv_4conv1fc_syncbn-all_lsj-100e_coco.py'
-    head = Config.fromfile(library_configs('mmdet') / name).model.roi_head.bbox_head
+    head = Config.fromfile(config_folder('mmdet') / name).model.roi_head.bbox_head
     assert head.norm_cfg.type == 'MMSyncBN'
     head.update(in_channels=4, conv_out_channels=4, fc_out_channels=8)
     with DefaultScope.overwrite_default_scope('mmdet'):

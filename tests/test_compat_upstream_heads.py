@@ -6,8 +6,8 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 
+from convnext_dense.configs import config_folder
 from convnext_dense.data.samples import draw_batch
-from convnext_dense.swap.read import library_configs
 from convnext_dense.train.screen import quiet
 
 CHANNELS_LAST = torch.channels_last
@@ -56,7 +56,7 @@ def test_the_head_of_ssd_predicts():
     from mmdet.registry import MODELS
     from mmdet.structures import DetDataSample
 
-    model = Config.fromfile(library_configs('mmdet') / 'ssd/ssd300_coco.py').model
+    model = Config.fromfile(config_folder('mmdet') / 'ssd/ssd300_coco.py').model
     model.bbox_head.update(in_channels=(4,) * 6, num_classes=2, test_cfg=model.test_cfg)
     with DefaultScope.overwrite_default_scope('mmdet'):
         head = MODELS.build(model.bbox_head)
@@ -82,7 +82,7 @@ def build_ddq():
     """DDQ with few layers and queries."""
     from mmdet.registry import MODELS
 
-    model = Config.fromfile(library_configs('mmdet') / 'ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py').model
+    model = Config.fromfile(config_folder('mmdet') / 'ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py').model
     model.update(num_queries=8, dense_topk_ratio=1.0)
     model.backbone = dict(type='ConvNeXt', arch='atto', out_indices=(1, 2, 3))
     model.neck.in_channels = [80, 160, 320]

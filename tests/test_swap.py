@@ -13,11 +13,11 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from convnext_dense import UserError
-from convnext_dense.configs import load_config
+from convnext_dense.configs import config_folder, load_config
 from convnext_dense.swap import exchange, fit, proof, prove, read, recipe, swap_backbone, write, write_swap
 from convnext_dense.swap.changes import apply
 from convnext_dense.swap.fit import Pair
-from convnext_dense.swap.read import Map, backbone_maps, library_configs, stages_for
+from convnext_dense.swap.read import Map, backbone_maps, stages_for
 
 ROOT = Path(__file__).parent.parent
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -928,7 +928,7 @@ def run_in(folder, tool):
 def test_the_libraries_own_tools_train_and_test_it(drawn_run):
     """They do not import this package by themselves; docs/swap.md has a line for MMDetection's test."""
     package, folder = drawn_run
-    tools = library_configs(package).parent / 'tools'
+    tools = config_folder(package).parent / 'tools'
     losses, metrics = run_in(folder, tools / 'train.py')
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))

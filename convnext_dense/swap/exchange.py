@@ -10,11 +10,11 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
-from convnext_dense.configs import model_scope
+from convnext_dense.configs import config_folder, model_scope
 from convnext_dense.swap.changes import Changes, Path, apply, at, dotted, type_name
 from convnext_dense.swap.fit import Pair, fit_normalization, fit_takers, pair_maps
 from convnext_dense.swap.proof import explain_failure, prove
-from convnext_dense.swap.read import STRIDES, backbone_maps, find_config, find_owner, library_configs, read_config
+from convnext_dense.swap.read import STRIDES, backbone_maps, find_config, find_owner, read_config
 from convnext_dense.swap.recipe import (
     find_arch,
     find_recipe,
@@ -176,7 +176,7 @@ def holds_checkpoint(model_cfg: ConfigDict) -> bool:
 
 def find_teacher(cfg: Config) -> Changes:
     """Return the file of a teacher's config (LD), which MMDetection looks for in a clone of its repository."""
-    name, folder = cfg.model.get(TEACHER), library_configs(cfg.default_scope)
+    name, folder = cfg.model.get(TEACHER), config_folder(cfg.default_scope)
     if not isinstance(name, str) or File(name).is_file() or folder is None:
         return {}
     file = folder.parent / name

@@ -4,7 +4,6 @@ import copy
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path as File
 from typing import Any, NamedTuple
 
@@ -13,11 +12,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.configs import LIBRARIES, require_library
+from convnext_dense.configs import LIBRARIES, config_folder, require_library
 from convnext_dense.swap.changes import Path, dotted, type_name
 from convnext_dense.variants import VARIANTS, channels
 
-IN_PACKAGE = '.mim/configs'  # the folder of a library's wheel that holds its configs
 SIDE = 256  # pixels of the image on which a backbone is run
 STRIDES = (4, 8, 16, 32)  # of ConvNeXt's stages
 MMPRETRAIN_CONVNEXT = 'mmpretrain.ConvNeXt'
@@ -44,7 +42,7 @@ def find_config(name: str) -> tuple[str, File]:
         return name, File(name)
     package, separator, inner = name.rpartition('::')
     asked = [package] if separator else LIBRARIES
-    roots = {each: root for each in LIBRARIES if each in asked and (root := library_configs(each))}
+    roots = {each: root for each in LIBRARIES if each in asked and (root := config_folder(each))}
     for each, root in roots.items():
         if (root / inner).is_file():
             return f'{each}::{inner}', root / inner
@@ -55,12 +53,6 @@ def find_config(name: str) -> tuple[str, File]:
         f'There is no config {name}. Give a file, or a config that MMDetection or MMSegmentation is installed with, '
         f'such as mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py.{hint}'
     )
-
-
-def library_configs(package: str) -> File | None:
-    """Return the folder of the configs that a library is installed with, or None where it is not installed."""
-    spec = find_spec(package)
-    return File(spec.origin).parent / IN_PACKAGE if spec and spec.origin else None
 
 
 def read_config(file: File) -> Config:
