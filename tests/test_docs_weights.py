@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from convnext_dense.weights.formats import TARGETS
-from convnext_dense.weights.published import HOST, PUBLISHED, find_published
+from convnext_dense.weights.convert import TARGETS
+from convnext_dense.weights.sources import HOST, PUBLISHED, find_published
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / 'docs/weights.md'

@@ -9,8 +9,8 @@ from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.weights import Checkpoint, Report, fit, load_weights
-from convnext_dense.weights.architecture import OtherSize
-from convnext_dense.weights.reading import find_state_dict
+from convnext_dense.weights.identify import OtherSize
+from convnext_dense.weights.identify import find_state_dict
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 

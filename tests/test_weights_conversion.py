@@ -17,8 +17,8 @@ from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat import read_checkpoint
 from convnext_dense.variants import VARIANTS
 from convnext_dense.weights import Checkpoint, load_weights
-from convnext_dense.weights.conversion import convert, translate
-from convnext_dense.weights.formats import TARGETS
+from convnext_dense.weights.convert import convert, translate
+from convnext_dense.weights.convert import TARGETS
 
 ROOT = Path(__file__).parent.parent
 DEPTHS, DIMS, NUM_CLASSES = (1, 1, 2, 1), (8, 16, 24, 32), 7

@@ -12,8 +12,9 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
 
 from convnext_dense import ConvNeXt, UserError
-from convnext_dense.weights import fit, inspection, load_weights, loading
-from convnext_dense.weights.formats import FB, HF, MMPRETRAIN, TARGETS, TIMM, TORCHVISION
+from convnext_dense.weights import fit, inspect, load, load_weights
+from convnext_dense.weights.convert import TARGETS
+from convnext_dense.weights.formats import FB, HF, MMPRETRAIN, TIMM, TORCHVISION
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
 HF_SMALL = dict(depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32])

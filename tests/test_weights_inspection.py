@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
-from convnext_dense.weights.inspection import describe, inspect
+from convnext_dense.weights.inspect import describe, inspect
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))

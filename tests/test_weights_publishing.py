@@ -18,9 +18,8 @@ from convnext_dense.compat.checkpoints import checkpoints_are_trusted, read_chec
 from convnext_dense.data import write_shapes
 from convnext_dense.train import run as runs
 from convnext_dense.weights import load_weights
-from convnext_dense.weights.inspection import inspect
-from convnext_dense.weights.provenance import licence_of, public_name
-from convnext_dense.weights.publishing import publish
+from convnext_dense.weights.inspect import inspect
+from convnext_dense.weights.publish import publish
 
 ROOT = Path(__file__).parent.parent
 DET_CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'

@@ -22,7 +22,7 @@ from torch import nn
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat import checkpoints, read_checkpoint, trust_checkpoints
 from convnext_dense.weights import fetch, load_weights
-from convnext_dense.weights.inspection import inspect
+from convnext_dense.weights.inspect import inspect
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
@@ -436,8 +436,8 @@ MEASURE = """
 import json, os, sys, threading, time
 from convnext_dense import ConvNeXt
 from convnext_dense.weights import load_weights
-from convnext_dense.weights.conversion import convert
-from convnext_dense.weights.publishing import publish
+from convnext_dense.weights.convert import convert
+from convnext_dense.weights.publish import publish
 from mmengine.runner import load_checkpoint
 
 

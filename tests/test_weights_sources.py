@@ -25,7 +25,7 @@ from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat import trust_checkpoints
 from convnext_dense.compat.checkpoints import HASH_IN_NAME
 from convnext_dense.weights import fetch, load_weights
-from convnext_dense.weights.published import PUBLISHED, find_published
+from convnext_dense.weights.sources import PUBLISHED, find_published
 from convnext_dense.weights.sources import split_hub_source
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from convnext_dense import UserError
-from convnext_dense.weights.writing import SAFETENSORS_TYPES, write_text, write_weights
+from convnext_dense.weights.write import write_text, write_weights
 
 SUFFIXES = pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
 

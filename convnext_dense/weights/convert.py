@@ -16,7 +16,6 @@ from torch import Tensor
 from convnext_dense.compat.errors import UserError
 from convnext_dense.weights.formats import CLASSIFIER, FB, HF, MMPRETRAIN, TIMM, TORCHVISION, Format
 from convnext_dense.weights.identify import (
-    Found,
     Part,
     choose_backbone,
     find_backbones,
@@ -35,7 +34,6 @@ from convnext_dense.weights.write import check_output, write_weights
 
 OUTPUT_NORMS = tuple(f'norm{i}.' for i in range(4))
 BACKBONE_ALONE = 'The backbone alone is converted with --backbone-only.'
-NOT_IN_TIMM = ('convnext_huge', 'convnextv2_xlarge')
 UPERNET = ('decode_head.psp_modules.', 'decode_head.fpn_bottleneck.')
 UPERNET_PARTS = ('decode_head.', 'auxiliary_head.')
 
@@ -46,58 +44,29 @@ class Target:
 
     Attributes:
         format: Its names and shapes.
-        loads_into: What loads a backbone or a classifier; ``{v2}`` stands for the version, ``{kind}`` for the class of
-            Hugging Face, ``{timm}`` for the model's name in timm.
         wrapper: The entry of a ``.pth`` file that holds the tensors; without one they are its entries.
         has_meta: A ``.pth`` file has ``meta`` beside the tensors.
         whole: Whole models that it has: 'all', 'UperNet' or none.
-        whole_loads_into: What loads a whole model.
         has_v2: It has ConvNeXt V2.
-        needs: What its models have and a backbone lacks: 'final norm', 'head'.
-        classifier_prefix: What stands before the keys of a classifier's backbone.
-        stages: It has models of fewer than four stages, in these words.
+        classifier_prefix: What stands before the keys of a classifier's backbone; ``{v2}`` is the version.
     """
 
     format: Format
-    loads_into: str
     wrapper: str = ''
     has_meta: bool = False
     whole: str = ''
-    whole_loads_into: str = ''
     has_v2: bool = True
-    needs: tuple[str, ...] = ()
     classifier_prefix: str = ''
-    stages: str = '{loader} of {number} stages'
 
 
 TARGETS = {
     target.format.name: target
     for target in (
-        Target(
-            FB,
-            'facebookresearch ConvNeXt and this package',
-            wrapper='model',
-            whole='all',
-            whole_loads_into='a model with the ConvNeXt of this package',
-            stages='this package, with out_indices below {number}',
-        ),
-        Target(TIMM, 'timm {timm}', needs=('final norm', 'head'), stages=''),
-        Target(
-            MMPRETRAIN,
-            'mmpretrain ConvNeXt',
-            wrapper='state_dict',
-            has_meta=True,
-            whole='all',
-            whole_loads_into='a model with the ConvNeXt of mmpretrain',
-        ),
-        Target(
-            HF,
-            'transformers ConvNext{v2}{kind}',
-            whole='UperNet',
-            whole_loads_into='transformers UperNetForSemanticSegmentation',
-            classifier_prefix='convnext{v2}.',
-        ),
-        Target(TORCHVISION, 'torchvision ConvNeXt', has_v2=False, needs=('final norm', 'head')),
+        Target(FB, wrapper='model', whole='all'),
+        Target(TIMM),
+        Target(MMPRETRAIN, wrapper='state_dict', has_meta=True, whole='all'),
+        Target(HF, whole='UperNet', classifier_prefix='convnext{v2}.'),
+        Target(TORCHVISION, has_v2=False),
     )
 }
 
@@ -109,38 +78,28 @@ class Conversion:
     Attributes:
         source: Where the weights came from.
         target: The format that was written.
-        loads_into: What takes the result.
         format: Whose names the source has.
         architecture: Which ConvNeXt it is.
         licence: What is known of the licence of the weights.
         tensors: Their name -> tensor.
         meta: Plain values beside the tensors, for formats that have a place for them.
-        wrapper: The entry of a ``.pth`` file that holds the tensors; without one they are its entries.
+        wrapper: As for :class:`Target`.
         is_whole: It is a detector or a segmentor.
-        reshaped: Their names of tensors that have another shape in the source.
         left_out: Why something was left out -> the source's keys.
         file: Where it was written.
     """
 
     source: str
     target: str
-    loads_into: str = ''
-    format: str = ''
-    architecture: str = ''
-    licence: str = ''
+    format: str
+    architecture: str
+    licence: str
     tensors: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
     meta: dict[str, Any] | None = None
     wrapper: str = ''
     is_whole: bool = False
-    reshaped: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     file: Path | None = None
-
-    def put(self, name: str, tensor: Tensor, in_source: Tensor) -> None:
-        """Add a tensor of the result."""
-        self.tensors[name] = tensor
-        if tensor.shape != in_source.shape:
-            self.reshaped.append(name)
 
     def leave_out(self, why: str, *keys: str) -> None:
         """Note keys of the source that are not written."""
@@ -150,11 +109,9 @@ class Conversion:
     def __str__(self) -> str:
         size = sum(tensor.nbytes for tensor in self.tensors.values()) / 1e6
         rows = [
-            ('format', ', '.join(filter(None, (self.format, self.architecture)))),
+            ('format', f'{self.format}, {self.architecture}'),
             ('licence', self.licence),
             ('written', f'{len(self.tensors)} weights, {size:.1f} MB, as {self.target}'),
-            ('loads into', self.loads_into),
-            ('reshaped', shorten(self.reshaped, 2)),
             ('left out', format_reasons(self.left_out)),
             ('file', str(self.file or '')),
         ]
@@ -213,9 +170,13 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     parts = [read_part(given, choose_backbone(given, source, prefix))] if is_alone else read_all(given, source)
     used = keys_of(parts)
     rest = [key for key in given if key not in used]
-    result = Conversion(source, target.format.title, format=parts[0].found.format.title)
-    result.architecture = ', '.join(str(part.architecture) for part in parts)
-    result.licence = name_licence(checkpoint, parts, bool(rest))
+    result = Conversion(
+        source,
+        target.format.title,
+        parts[0].found.format.title,
+        ', '.join(str(part.architecture) for part in parts),
+        name_licence(checkpoint, parts, bool(rest)),
+    )
     result.leave_out('training state', *other_entries(checkpoint))
     for part in parts:
         check_part(part, source, is_alone)
@@ -224,16 +185,15 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
         leave_out_head(part, result, is_alone)
     if is_alone:
         result.leave_out('other parts', *rest, *parts[0].unknown)
-    elif rest or len(parts) > 1:
-        result.is_whole = True
+    result.is_whole = not is_alone and bool(rest or len(parts) > 1)
+    if result.is_whole:
         check_whole(target, parts, rest, source)
         put_whole(target, parts, given, rest, result)
-        result.loads_into = name_loader_of_whole(target, parts[0])
         result.wrapper = 'state_dict'
         result.tensors._metadata = module_versions(checkpoint) if target.format is FB else None
-    if not result.is_whole:
-        put_backbone(target, parts[0], given, result)
-        result.loads_into, result.wrapper = name_loader(target, parts[0], result), target.wrapper
+    else:
+        put_backbone(target, parts[0], result)
+        result.wrapper = target.wrapper
     if target.has_meta or (result.is_whole and target.whole == 'all'):
         result.meta = read_meta(checkpoint)
     return result
@@ -249,15 +209,13 @@ def read_all(given: Mapping[str, Tensor], source: str) -> list[Part]:
         UserError: There is none.
     """
     found = find_backbones(given) or [choose_backbone(given, source)]  # which raises
-    parts = [read_with_head(given, each) for each in found]
+    parts = []
+    for each in found:
+        part = read_part(given, each)
+        # A head beside a backbone that no final norm precedes is that of a whole model.
+        is_backbone = each.prefix and 'norm.weight' not in part.entries
+        parts.append(read_part(given, each, with_head=False) if is_backbone else part)
     return [part for part in parts if all(part.architecture.depths)] or parts[:1]  # a stem alone is no ConvNeXt
-
-
-def read_with_head(given: Mapping[str, Tensor], found: Found) -> Part:
-    """Return a ConvNeXt with its classifier; a head beside it that no final norm precedes is that of a whole model."""
-    part = read_part(given, found)
-    is_backbone = found.prefix and 'norm.weight' not in part.entries
-    return read_part(given, found, with_head=False) if is_backbone else part
 
 
 def check_part(part: Part, source: str, is_alone: bool) -> None:
@@ -307,7 +265,7 @@ def origins(entries: Mapping) -> list[str]:
 # The result
 
 
-def put_backbone(target: Target, part: Part, given: Mapping[str, Tensor], result: Conversion) -> None:
+def put_backbone(target: Target, part: Part, result: Conversion) -> None:
     """Put a backbone, or a classifier, into the result.
 
     Raises:
@@ -317,8 +275,8 @@ def put_backbone(target: Target, part: Part, given: Mapping[str, Tensor], result
     if is_v2 and not target.has_v2:
         others = ', '.join(name for name in TARGETS if name != fmt.name)
         raise UserError(f'{fmt.title} has no ConvNeXt V2, and {result.source} is one. Convert it to {others}.')
-    is_classifier, prefix = part.has('head.'), fmt.prefix
-    if target.classifier_prefix and is_classifier:
+    prefix = fmt.prefix
+    if target.classifier_prefix and part.has('head.'):
         prefix = target.classifier_prefix.format(v2='v2' if is_v2 else '')
         result.leave_out('output norms', *origins(part.pop(*OUTPUT_NORMS)))
     elif target.classifier_prefix and part.has(*OUTPUT_NORMS):
@@ -328,7 +286,7 @@ def put_backbone(target: Target, part: Part, given: Mapping[str, Tensor], result
         name = key.replace('norm.', fmt.final_norm) if moves_norm and key.startswith('norm.') else key
         if written := fmt.write(name, entry.tensor, part.architecture.size):
             is_head = key.startswith('head.')  # which stands beside the backbone
-            result.put(('' if is_head else prefix) + written[0], written[1], given[entry.origin])
+            result.tensors[('' if is_head else prefix) + written[0]] = written[1]
         else:
             result.leave_out('output norms' if key.startswith(OUTPUT_NORMS) else 'final norm', entry.origin)
 
@@ -357,7 +315,7 @@ def put_whole(
     for part in parts:
         for key, entry in part.entries.items():
             if written := target.format.write(key, entry.tensor):
-                result.put(part.found.prefix + written[0], written[1], given[entry.origin])
+                result.tensors[part.found.prefix + written[0]] = written[1]
             else:
                 result.leave_out('final norm', entry.origin)
     for key in rest:
@@ -366,44 +324,4 @@ def put_whole(
             name = part.found.format.rename_head(name)
         for theirs, ours in target.format.heads:
             name = name.replace(ours, theirs)
-        result.put(name, given[key], given[key])
-
-
-# What loads it
-
-
-def name_loader(target: Target, part: Part, result: Conversion) -> str:
-    """Say what loads a backbone or a classifier, and what that has besides."""
-    has = {'final norm': 'norm.weight' in part.entries, 'head': 'head.weight' in part.entries}
-    is_hf_backbone = any(key.startswith('hidden_states_norms.') for key in result.tensors)
-    kind = 'Backbone' if is_hf_backbone else 'ForImageClassification' if has['head'] else 'Model'
-    needs = ('final norm',) if kind == 'Model' and target.format is HF else target.needs
-    loader = target.loads_into.format(v2='V2' if part.architecture.grn else '', kind=kind, timm=name_in_timm(part))
-    lacks = [name for name in needs if not has[name]]
-    num_stages = len(part.architecture.depths)
-    if num_stages < 4 and target.stages:
-        loader = target.stages.format(loader=loader, number=num_stages)
-    elif num_stages < 4:
-        lacks = [*(f'stage {s}' for s in range(num_stages, 4)), *lacks]
-    return f'{loader}, with strict=False: it lacks {", ".join(lacks)}' if lacks else loader
-
-
-def name_loader_of_whole(target: Target, part: Part) -> str:
-    """Say what loads a detector or a segmentor."""
-    if target.whole == 'UperNet' and not part.has(*OUTPUT_NORMS):
-        lack = 'output norms, which are computed there all the same'
-        return f'{target.whole_loads_into}, with strict=False: it lacks {lack}'
-    return target.whole_loads_into
-
-
-def name_in_timm(part: Part) -> str:
-    """Return the name of a model in timm, or how it is built where timm has no name for it."""
-    depths, dims, grn = part.architecture
-    name = f'convnext{"v2" * grn}_{part.architecture.size}'
-    if part.architecture.size and name not in NOT_IN_TIMM:
-        return name
-    if len(depths) < 4:
-        return f'ConvNeXt whose first {len(depths)} stages have depths {depths} and dims {dims}'
-    has_scale = any(key.endswith('.gamma') and '.grn.' not in key for key in part.entries)
-    options = ', use_grn=True' * grn + ', ls_init_value=None' * (not has_scale)
-    return f'ConvNeXt(depths={depths}, dims={dims}{options})'
+        result.tensors[name] = given[key]

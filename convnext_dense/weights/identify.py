@@ -22,18 +22,12 @@ WRAPPERS = ('state_dict', 'model', 'teacher', 'module')
 EMA_OF_MMENGINE = 'ema_state_dict'  # EMAHook loads it
 
 
-class OtherSize(NamedTuple):
-    """A size of timm's that computes something else than ours with the same weights."""
-
-    name: str
-    norm_eps: float
-    gelu: str
-
-
+OTHER_EPS = 1e-5  # of OTHER_SIZES
+# Sizes of timm's that compute something else than ours with the same weights -> (name, GELU).
 OTHER_SIZES = {
-    Variant((3, 4, 30, 3), (384, 768, 1536, 3072)): OtherSize('xxlarge', 1e-5, 'exact'),
-    Variant((1, 2, 4, 2), (24, 32, 48, 64)): OtherSize('test_convnext', 1e-5, 'tanh'),
-    Variant((1, 1, 1, 1), (32, 64, 96, 128)): OtherSize('test_convnext2', 1e-5, 'tanh'),  # and test_convnext3
+    Variant((3, 4, 30, 3), (384, 768, 1536, 3072)): ('xxlarge', 'exact'),
+    Variant((1, 2, 4, 2), (24, 32, 48, 64)): ('test_convnext', 'tanh'),
+    Variant((1, 1, 1, 1), (32, 64, 96, 128)): ('test_convnext2', 'tanh'),  # and test_convnext3
 }
 OTHER_MODELS = (  # (end of a key, what the model then is), for files without a ConvNeXt
     ('layer1.0.conv1.weight', 'a ResNet'),
@@ -56,7 +50,7 @@ OTHER_MODELS = (  # (end of a key, what the model then is), for files without a 
 
 
 def unwrap(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, out of the entry that may hold them, without ``module.``.
+    """Return the tensors of a checkpoint, out of the entry that holds them, without ``module.``.
 
     Raises:
         UserError: There are none, or several entries hold some.
@@ -76,11 +70,12 @@ def unwrap(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
 
 
 def find_tensors(checkpoint: Mapping) -> dict[str, Tensor]:
-    """Return what :func:`unwrap` does, or nothing where there is none."""
+    """Return what :func:`unwrap` does, or nothing where there is none; sparse and quantized tensors do not count."""
     return {
         key.removeprefix('module.'): value
         for key, value in find_state_dict(checkpoint).items()
-        if isinstance(key, str) and isinstance(value, Tensor) and is_plain(value)
+        if isinstance(key, str) and isinstance(value, Tensor)
+        if value.layout is torch.strided and not value.is_quantized and not value.is_meta
     }
 
 
@@ -119,19 +114,8 @@ def has_own_weights(entry: Mapping) -> bool:
     return any(isinstance(key, str) and '.' in key and isinstance(value, Tensor) for key, value in entry.items())
 
 
-def other_weights(checkpoint: Mapping) -> list[str]:
-    """Return the entries with weights that :func:`find_state_dict` passes over, such as ``model_ema``."""
-    chosen = find_state_dict(checkpoint)
-    found = []
-    for key, value in checkpoint.items():
-        entry = find_state_dict(value) if isinstance(value, Mapping) and key != EMA_OF_MMENGINE else {}
-        if entry is not chosen and any(isinstance(each, Tensor) for each in entry.values()):
-            found.append(str(key))
-    return found
-
-
 def other_entries(checkpoint: Mapping) -> dict[str, Any]:
-    """Return what lies beside the weights and ``meta``: the state of an optimizer, and the like."""
+    """Return what lies beside the weights and ``meta``: the state of an optimizer, other weights, and the like."""
     state_dict = find_state_dict(checkpoint)
     return {
         str(key): value
@@ -140,12 +124,19 @@ def other_entries(checkpoint: Mapping) -> dict[str, Any]:
     }
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds its numbers one by one: it is not sparse, not quantized, and not empty of data."""
-    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+def other_weights(checkpoint: Mapping) -> dict[str, Any]:
+    """Return those of :func:`other_entries` that hold weights, such as ``model_ema``."""
+    return {
+        key: value for key, value in other_entries(checkpoint).items() if key != EMA_OF_MMENGINE and has_tensors(value)
+    }
 
 
-# The ConvNeXts among the tensors
+def has_tensors(entry: object) -> bool:
+    """Tell whether an entry of a checkpoint holds tensors under names of their own."""
+    return isinstance(entry, Mapping) and any(isinstance(value, Tensor) for value in find_state_dict(entry).values())
+
+
+# The backbones among the tensors
 
 
 class Architecture(NamedTuple):
@@ -162,14 +153,13 @@ class Architecture(NamedTuple):
 
     def __str__(self) -> str:
         version = 'ConvNeXt V2' if self.grn else 'ConvNeXt'
-        other = OTHER_SIZES.get(self[:2])
-        name = other.name if other else self.size
+        name = OTHER_SIZES[self[:2]][0] if self[:2] in OTHER_SIZES else self.size
         return f'{version} {name}' if name else f'a {version} with depths {self.depths} and dims {self.dims}'
 
 
 @dataclass(frozen=True)
 class Found:
-    """A ConvNeXt in a checkpoint, or another network with the names of its stem.
+    """A backbone in a checkpoint, or another network with the names of its stem.
 
     Attributes:
         format: Whose names.
@@ -181,7 +171,7 @@ class Found:
     format: Format
     prefix: str
     num_keys: int
-    kernels: frozenset[int] = frozenset()
+    kernels: frozenset[int]
 
 
 class Entry(NamedTuple):
@@ -193,14 +183,14 @@ class Entry(NamedTuple):
 
 @dataclass
 class Part:
-    """One ConvNeXt of a file.
+    """One backbone of a file.
 
     Attributes:
         found: Its format, and what stands before its keys.
         entries: Our name, without prefix -> entry; a classifier's final norm and head are ``norm`` and ``head``.
         left_out: Why the format leaves something out -> keys of the file.
         unknown: Keys below the prefix for which the format has no row.
-        architecture: Which ConvNeXt it is in the file, whatever becomes of the entries.
+        architecture: Which ConvNeXt it is in the file, whatever becomes of the entries; None for another network.
     """
 
     found: Found
@@ -218,27 +208,26 @@ class Part:
         return any(key.startswith(beginnings) for key in self.entries)
 
 
-def find_backbones(given: Mapping[str, Tensor]) -> list[Found]:
-    """Return the ConvNeXts in a checkpoint, the one with the most known keys first.
+def find_backbones(given: Mapping[str, Tensor], formats: Iterable[Format] = FORMATS) -> list[Found]:
+    """Return the backbones in a checkpoint, by default the ConvNeXts; the one with the most known keys first.
 
     >>> given = {'stem.0.weight': torch.ones(8, 3, 4, 4), 'stages.0.blocks.0.conv_dw.weight': torch.ones(8, 1, 7, 7)}
     >>> [(found.format.name, found.prefix) for found in find_backbones(given)]
     [('timm', '')]
     """
-    return [found for found in find_stems(given) if found.kernels == {KERNEL}]
+    return [found for found in find_stems(given, formats) if found.kernels == {KERNEL} or found.format not in FORMATS]
 
 
-def find_stems(given: Mapping[str, Tensor]) -> list[Found]:
-    """Return every network whose stem has the names of a ConvNeXt's, the one with the most known keys first."""
+def find_stems(given: Mapping[str, Tensor], formats: Iterable[Format] = FORMATS) -> list[Found]:
+    """Return every network with the names of a backbone's stem, the one with the most known keys first."""
     best = {}
-    for fmt in FORMATS:
+    for fmt in formats:
         prefixes = [key[: -len(stem)] for key in given for stem in fmt.stems if f'.{key}'.endswith(f'.{stem}')]
         for prefix in prefixes[:MOST_BACKBONES]:
             below = {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
             if fmt.mark and not any(re.search(fmt.mark, key) for key in below):
                 continue
-            read = {key: fmt.read(key, tensor) for key, tensor in below.items()}
-            known = [each for each in read.values() if each]
+            known = [each for key, tensor in below.items() if (each := fmt.read(key, tensor))]
             if prefix not in best or len(known) > best[prefix].num_keys:
                 best[prefix] = Found(fmt, prefix, len(known), depthwise_kernels(known))
     return sorted(best.values(), key=lambda found: -found.num_keys)
@@ -255,28 +244,35 @@ def depthwise_kernels(known: Iterable[tuple[str, Tensor]]) -> frozenset[int]:
 
 
 def choose_backbone(
-    given: Mapping[str, Tensor], source: str, prefix: str | None = None, place: str | None = None
+    given: Mapping[str, Tensor],
+    source: str,
+    prefix: str | None = None,
+    place: str = '',
+    formats: Iterable[Format] = FORMATS,
+    advice: str = '',
 ) -> Found:
-    """Return the ConvNeXt of a file that is meant.
+    """Return the backbone of a file that is meant.
 
     Args:
         given: The file's tensors.
         source: Where they came from, for messages.
         prefix: The user's choice among several: what stands before the keys of the backbone, or of the whole model.
-        place: Where the backbone sits in the model: a ConvNeXt in the same place of the file is meant.
+        place: Where the backbone sits in the model: one in the same place of the file is meant.
+        formats: Those in which the backbone's weights may be.
+        advice: A last sentence for the message that there is none.
 
     Raises:
         UserError: There is none, none with that prefix, or several to choose from.
     """
-    found = {each.prefix: each for each in find_backbones(given)}
+    found = {each.prefix: each for each in find_backbones(given, formats)}
     if not found:
         other = name_other_model(given)
+        wanted = 'no ConvNeXt' if formats is FORMATS else 'none of the weights that the backbone takes'
+        titles = ', '.join(dict.fromkeys(fmt.title for fmt in formats))
         raise UserError(
-            f'{source} holds no ConvNeXt{f": it is {other}" if other else " in a known format"}; its first keys are '
-            f'{shorten(given)}. Give a ConvNeXt checkpoint of facebookresearch, timm, mmpretrain, Hugging Face or '
-            'torchvision, or one trained here.'
+            f'{source} holds {wanted}{f": it is {other}" if other else " in a known format"}; its first keys are '
+            f'{shorten(given)}. Give a checkpoint of one of these, or one trained here: {titles}.{advice}'
         )
-    place = place or ''
     for wanted in [place] if prefix is None else [with_dot(prefix), with_dot(prefix) + place]:
         if wanted in found:
             return found[wanted]
@@ -286,8 +282,8 @@ def choose_backbone(
 
 
 def explain_choice(source: str, prefixes: list[str], prefix: str | None) -> str:
-    """Say which ConvNeXts a file holds, and how to choose one of them."""
-    number = 'a ConvNeXt' if len(prefixes) == 1 else f'{len(prefixes)} ConvNeXts'
+    """Say which backbones a file holds, and how to choose one of them."""
+    number = 'a backbone' if len(prefixes) == 1 else f'{len(prefixes)} backbones'
     none = f', none at {with_dot(prefix)!r}' if prefix else ''
     own_file = (
         ', or with --prefix of convert_checkpoint.py. For load_from and test.py make a file with one of them: '
@@ -309,11 +305,11 @@ def with_dot(prefix: str) -> str:
 
 
 def read_part(given: Mapping[str, Tensor], found: Found, with_head: bool = True) -> Part:
-    """Return a ConvNeXt that was found, under our names.
+    """Return a backbone that was found, under our names.
 
     Args:
         given: All tensors of the file.
-        found: The ConvNeXt's format and prefix in it.
+        found: The backbone's format and prefix in it.
         with_head: Where the rest of the file is a classifier's head or a decoder, it belongs to the part.
     """
     part, fmt = Part(found), found.format
@@ -331,7 +327,8 @@ def read_part(given: Mapping[str, Tensor], found: Found, with_head: bool = True)
     if fmt.final_norm and part.has('head.') and not part.has('norm0.', 'norm1.', 'norm2.'):
         for key, entry in part.pop(fmt.final_norm).items():
             part.entries[key.replace(fmt.final_norm, 'norm.')] = entry
-    part.architecture = read_architecture({key: entry.tensor for key, entry in part.entries.items()})
+    if fmt in FORMATS:
+        part.architecture = read_architecture({key: entry.tensor for key, entry in part.entries.items()})
     return part
 
 
@@ -363,11 +360,9 @@ def stage_of(key: str) -> int:
     return int(parts[1]) if parts[0] in ('downsample_layers', 'stages') else -1
 
 
-def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture | None:
-    """Return which ConvNeXt these weights are, under our names; None where they hold no stem."""
-    if STEM not in tensors:
-        return None
-    num_stages = 1 + max((stage_of(key) for key in tensors), default=0)
+def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
+    """Return which ConvNeXt these weights are, under our names."""
+    num_stages = 1 + max(stage_of(key) for key in tensors)
     blocks = {(stage_of(key), int(key.split('.')[2])) for key in tensors if key.startswith('stages.')}
     depths = tuple(sum(stage == s for stage, _ in blocks) for s in range(num_stages))
     first = [tensors.get(f'stages.{s}.0.dwconv.weight') for s in range(num_stages)]
@@ -376,7 +371,7 @@ def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture | None:
 
 
 def what_differs(part: Part, norm_eps: float = NORM_EPS) -> str:
-    """Say why a part would not compute here what it computes at home; empty where it would.
+    """Say why a ConvNeXt would not compute here what it computes at home; empty where it would.
 
     Args:
         part: A ConvNeXt of a file.
@@ -387,24 +382,23 @@ def what_differs(part: Part, norm_eps: float = NORM_EPS) -> str:
     norms = [key.removesuffix('weight') for key in part.entries if key.endswith('.norm.weight')]
     if norms and not any(f'{norm}bias' in part.entries for norm in norms):
         return 'a ConvNeXt with RMSNorm (timm `_rms`): its norms have no bias, where ours are LayerNorm'
-    other = OTHER_SIZES.get(part.architecture[:2]) if part.found.format.has_other_sizes else None
-    if other and other.gelu != 'exact':
+    if not part.found.format.has_other_sizes or part.architecture[:2] not in OTHER_SIZES:
+        return ''
+    if OTHER_SIZES[part.architecture[:2]][1] != 'exact':
         return f'{part.architecture} (timm), whose GELU is approximated by tanh and whose LayerNorm has epsilon 1e-5'
     eps = other_eps(part.architecture, norm_eps)
-    return f'{part.architecture} (timm), {eps}' if other and eps else ''
+    return f'{part.architecture} (timm), {eps}' if eps else ''
 
 
-def other_eps(architecture: Architecture, norm_eps: float) -> str:
+def other_eps(architecture: Architecture | None, norm_eps: float) -> str:
     """Say that a size of timm's has another epsilon than our backbone; empty for all others.
 
     Under other names than timm's the weights may be timm's, converted, or those of a training with our epsilon.
     """
-    other = OTHER_SIZES.get(architecture[:2])
-    if not other or other.norm_eps == norm_eps:
+    if not architecture or architecture[:2] not in OTHER_SIZES or norm_eps == OTHER_EPS:
         return ''
     return (
-        f'whose LayerNorm has epsilon {other.norm_eps:g}, where ours has {norm_eps:g} (build it with '
-        f'norm_eps={other.norm_eps:g})'
+        f'whose LayerNorm has epsilon {OTHER_EPS:g}, where ours has {norm_eps:g} (build it with norm_eps={OTHER_EPS:g})'
     )
 
 
@@ -427,7 +421,7 @@ def name_licence(checkpoint: Mapping, parts: list[Part], is_whole: bool) -> str:
 
     Args:
         checkpoint: What the file holds; its source may tell the licence.
-        parts: The ConvNeXts in it. Their format tells the licence of its makers' weights.
+        parts: The backbones in it. Their format tells the licence of its makers' weights.
         is_whole: It is a detector or a segmentor.
     """
     if told := getattr(checkpoint, 'licence', ''):

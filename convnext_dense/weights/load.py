@@ -16,10 +16,12 @@ import torch
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
-from convnext_dense.backbone import ConvNeXt
+from convnext_dense.backbone import ConvNeXt, StagedBackbone
 from convnext_dense.compat.errors import UserError
-from convnext_dense.weights.formats import CLASSIFIER, FB
+from convnext_dense.ladder import ModernizedResNet
+from convnext_dense.weights.formats import CLASSIFIER, FB, FORMATS, LADDER, RESNET, STEP, Format
 from convnext_dense.weights.identify import (
+    NORM_EPS,
     Architecture,
     Entry,
     Found,
@@ -42,6 +44,11 @@ from convnext_dense.weights.sources import fetch
 Need = Literal['backbone', 'all']
 COUNTER = 'num_batches_tracked'  # of BatchNorm: older files lack it, and nothing depends on it
 STATISTICS = ('running_mean', 'running_var')  # the buffers that a training can spoil
+STEP_FORMATS = {'resnet': (STEP, RESNET), 'convnext': (STEP, *FORMATS)}  # of the steps for which weights are published
+NOT_PUBLISHED = (
+    ' For the steps of the ladder between resnet and convnext nothing is published: train them with configs/ladder, or '
+    'leave init_cfg out to start from scratch.'
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ def load_weights(
     """Load weights of any known format into a backbone, a detector or a segmentor.
 
     Args:
-        model: A :class:`~convnext_dense.backbone.ConvNeXt`, or a model that contains one.
+        model: A :class:`~convnext_dense.backbone.ConvNeXt` or a
+            :class:`~convnext_dense.ladder.ModernizedResNet`, or a model that contains one.
         source: What :func:`~convnext_dense.weights.sources.fetch` takes, or a checkpoint that was read already.
         need: 'backbone': every weight of the backbone must be there, except its output norms; other parts are loaded
             where they fit. 'all': every key of the model must be there, and no other.
@@ -133,14 +141,18 @@ def fit(
     given, target, places = unwrap(checkpoint, source), model.state_dict(), find_places(model)
     if need == 'backbone' and not places:
         raise UserError(
-            f'The model, {type(model).__name__}, has no ConvNeXt of this package, into which {source} could be loaded. '
-            "Build its backbone with convnext_dense.ConvNeXt; a model that has the file's own keys is loaded with "
-            "need='all'."
+            f'The model, {type(model).__name__}, has no backbone of this package, into which {source} could be loaded. '
+            "Build one with convnext_dense.ConvNeXt; a model that has the file's own keys is loaded with need='all'."
         )
-    found = {place: choose_backbone(given, source, prefix, place) for place in places}
+    found = {
+        place: choose_backbone(given, source, prefix, place, *formats_of(backbone))
+        for place, backbone in places.items()
+    }
     parts = read_parts(given, found, target)
     report = Report(source)
-    entries, surplus = take_parts(parts, places, given, report, final_norm)
+    for place, part in parts.items():
+        prepare(part, places[place], given, report, final_norm)
+    entries, surplus = take_parts(parts, places, report)
     used = keys_of(parts.values())
     rest = [key for key in given if key not in used]
     report.licence = name_licence(checkpoint, [*parts.values()], bool(rest))
@@ -162,9 +174,17 @@ def fit(
     return {key: entry.tensor for key, entry in plan.fitting.items()}, report
 
 
-def find_places(model: nn.Module) -> dict[str, ConvNeXt]:
-    """Return the ConvNeXts of a model by what stands before their keys."""
-    return {f'{name}.' if name else '': part for name, part in model.named_modules() if isinstance(part, ConvNeXt)}
+def find_places(model: nn.Module) -> dict[str, StagedBackbone]:
+    """Return the backbones of this package in a model by what stands before their keys."""
+    parts = model.named_modules()
+    return {f'{name}.' if name else '': part for name, part in parts if isinstance(part, StagedBackbone)}
+
+
+def formats_of(backbone: StagedBackbone) -> tuple[tuple[Format, ...], str]:
+    """Return the formats in which a backbone's weights may be, and what to say where they are in none."""
+    if not isinstance(backbone, ModernizedResNet):
+        return FORMATS, ''
+    return STEP_FORMATS.get(backbone.step, (STEP,)), '' if backbone.step in STEP_FORMATS else NOT_PUBLISHED
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -185,7 +205,7 @@ def module_versions(checkpoint: Mapping) -> Mapping | None:
 def read_parts(
     given: Mapping[str, Tensor], found: Mapping[str, Found], target: Mapping[str, Tensor]
 ) -> dict[str, Part]:
-    """Return what is loaded at each place of the model; with the classifier's head unless the model's heads are there."""
+    """Return what is loaded at each place of the model; with the classifier's head unless the file has the model's."""
     prefixes = tuple(each.prefix for each in found.values())
     rest = [key for key in given if not key.startswith(prefixes)]
     has_heads = any(name in target for key in rest for name in names_in_model(key, found))
@@ -193,40 +213,43 @@ def read_parts(
 
 
 def take_parts(
-    parts: Mapping[str, Part],
-    places: Mapping[str, ConvNeXt],
-    given: Mapping[str, Tensor],
-    report: Report,
-    final_norm: bool,
+    parts: Mapping[str, Part], places: Mapping[str, StagedBackbone], report: Report
 ) -> tuple[dict[str, Entry], list[str]]:
-    """Return the entries of the backbones under the model's keys, and the file's keys that no backbone has.
-
-    Raises:
-        UserError: A part is another architecture, or lacks the final norm that was asked for.
-    """
+    """Return the entries of the backbones under the model's keys, and the file's keys that no backbone has."""
     entries, surplus = {}, []
     for place, part in parts.items():
-        backbone = places[place]
-        if difference := what_differs(part, backbone.norm_eps):
-            raise UserError(f'{report.source} is {difference}. Give the weights of a plain ConvNeXt.')
-        if final_norm:
-            move_final_norm(part, report.source)
-        report.describe(part, other_eps(part.architecture, backbone.norm_eps))
-        own = backbone.state_dict().keys()
-        for key in part.unknown:  # a subclass has parameters of its own, which no format knows
-            name = key.removeprefix(part.found.prefix)
-            if name in own:
-                entries[place + name] = Entry(key, given[key])
-            else:
-                surplus.append(key)
+        own = places[place].state_dict().keys()
         for name, entry in part.entries.items():
             if name in own:
                 entries[place + name] = entry
-            elif why := reason_to_leave_out(name, backbone):
+            elif why := reason_to_leave_out(name, places[place]):
                 report.leave_out(why, entry.origin)
             else:
                 surplus.append(entry.origin)
     return entries, surplus
+
+
+def prepare(
+    part: Part, backbone: StagedBackbone, given: Mapping[str, Tensor], report: Report, final_norm: bool
+) -> None:
+    """Give the entries of a part the names of a backbone.
+
+    Raises:
+        UserError: The part is another architecture, or lacks the final norm that was asked for.
+    """
+    norm_eps = getattr(backbone, 'norm_eps', NORM_EPS)
+    if difference := what_differs(part, norm_eps):
+        raise UserError(f'{report.source} is {difference}. Give the weights of a plain ConvNeXt.')
+    if final_norm:
+        move_final_norm(part, report.source)
+    report.describe(part, other_eps(part.architecture, norm_eps))
+    if isinstance(backbone, ModernizedResNet) and part.architecture:
+        for name, entry in [*part.entries.items()]:
+            if written := LADDER.write(name, entry.tensor):  # not the classifier
+                del part.entries[name]
+                part.entries[written[0]] = Entry(entry.origin, written[1])
+    for key in part.unknown:  # a subclass has parameters of its own, which no format knows
+        part.entries[key.removeprefix(part.found.prefix)] = Entry(key, given[key])
 
 
 def move_final_norm(part: Part, source: str) -> None:
@@ -241,7 +264,7 @@ def move_final_norm(part: Part, source: str) -> None:
     part.entries.update({key.replace('norm.', 'norm3.'): entry for key, entry in norm.items()})
 
 
-def reason_to_leave_out(key: str, backbone: ConvNeXt) -> str:
+def reason_to_leave_out(key: str, backbone: StagedBackbone) -> str:
     """Say why a backbone does not need a key that it does not have; empty where the key should not be there."""
     if key.startswith(CLASSIFIER):
         return 'classifier'
@@ -320,10 +343,13 @@ def make_plan(
     )
 
 
-def is_of_backbone(key: str, places: Iterable[str]) -> bool:
-    """Tell whether a key of the model belongs to a ConvNeXt: to no output norm, and to nothing that a subclass adds."""
-    names = (key.removeprefix(place) for place in places if key.startswith(place))
-    return any(FB.read(name) and not name.startswith(('norm', *CLASSIFIER)) for name in names)
+def is_of_backbone(key: str, places: Mapping[str, StagedBackbone]) -> bool:
+    """Tell whether a key of the model belongs to a backbone: to no output norm, and to nothing that a subclass adds."""
+    for place, backbone in places.items():
+        name, own = key.removeprefix(place), STEP if isinstance(backbone, ModernizedResNet) else FB
+        if key.startswith(place) and own.read(name) and not name.startswith(('norm', *CLASSIFIER)):
+            return True
+    return False
 
 
 def agrees(tensor: Tensor, target: Tensor) -> bool:
@@ -340,9 +366,7 @@ def is_refused(plan: Plan, need: Need, strict: bool) -> bool:
 def check_numbers(model: nn.Module, plan: Plan, target: Mapping[str, Tensor]) -> None:
     """Raise a :class:`UserError` where learned numbers are NaN or infinite, or would be in the model's type."""
     learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    numbers = {
-        key: entry.tensor for key, entry in plan.fitting.items() if key in learned or key.endswith(STATISTICS)
-    }
+    numbers = {key: entry.tensor for key, entry in plan.fitting.items() if key in learned or key.endswith(STATISTICS)}
     check_finite(numbers, plan.source)
     large = []
     for key, tensor in numbers.items():
@@ -382,10 +406,12 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
     return tuple(each.item() for each in torch.aminmax(tensor))
 
 
-def likely_cause(parts: Mapping[str, Part], places: Mapping[str, ConvNeXt]) -> str:
+def likely_cause(parts: Mapping[str, Part], places: Mapping[str, StagedBackbone]) -> str:
     """Say which ConvNeXts the two sides are, where that tells them apart; ends in a space."""
     for place, part in parts.items():
         own = places[place]
+        if not isinstance(own, ConvNeXt):
+            continue
         ours, theirs = Architecture(own.depths, own.dims, own.grn), part.architecture
         built = min(len(ours.depths), len(theirs.depths))
         if ours.grn != theirs.grn or any(a[:built] != b[:built] for a, b in zip(ours[:2], theirs[:2], strict=True)):

@@ -1,6 +1,5 @@
-"""What a checkpoint says of its training: the plain values that MMEngine, and mmcv before it, keep beside the weights."""
+"""What a checkpoint says of its training: the plain values that MMEngine and mmcv keep beside the weights."""
 
-import ast
 import contextlib
 import json
 import math
@@ -8,7 +7,7 @@ import re
 from collections.abc import Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmengine.logging import HistoryBuffer
 
@@ -17,19 +16,12 @@ COMMIT = re.compile(r'([0-9a-f]{40}|unknown)$')  # of the folder of the run, whi
 COUNTERS = ('epoch', 'iter', 'seed')
 
 
-class Metrics(NamedTuple):
-    """Results of a validation: name -> value, and when they were measured."""
-
-    values: dict[str, float]
-    origin: str
-
-
 def read_meta(checkpoint: Mapping) -> dict[str, Any]:
     """Return what a checkpoint says of its training, in types that JSON has too; colours are tuples.
 
     The keys are MMEngine's: ``epoch``, ``iter``, ``seed``, ``time``, ``experiment_name``, ``cfg``, ``dataset_meta``
-    and the versions of libraries. What mmcv wrote before MMEngine is found under the same keys. ``initial_weights``
-    are read from the config, and ``metrics`` are those that this package published.
+    and the versions of libraries. What mmcv wrote before MMEngine is found under the same keys. ``metrics`` are those
+    that this package published.
     """
     given = checkpoint.get('meta')
     given = given if isinstance(given, Mapping) else {}
@@ -42,8 +34,6 @@ def read_meta(checkpoint: Mapping) -> dict[str, Any]:
             meta[key] = text
     if dataset := read_dataset(given):
         meta['dataset_meta'] = dataset
-    if started := initial_weights(meta.get('cfg', '')):
-        meta['initial_weights'] = started
     if isinstance(given.get('metrics'), Mapping):
         meta['metrics'] = numbers(given['metrics'])
         meta['metrics_origin'] = str(given.get('metrics_origin', 'published with the weights'))
@@ -74,32 +64,8 @@ def config_name(meta: Mapping[str, Any]) -> str:
     return RUN_STAMP.sub('', meta.get('experiment_name', '')).removesuffix('.py')
 
 
-def initial_weights(config: str) -> list[str]:
-    """Return the checkpoints with which a config, given as text, initialises its model; the text is parsed, not run.
-
-    >>> initial_weights("model = dict(init_cfg=dict(type='Pretrained', checkpoint='convnext://tiny_1k'))")
-    ['convnext://tiny_1k']
-    """
-    try:
-        tree = ast.parse(config)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            entries = {word.arg: word.value for word in node.keywords}
-        elif isinstance(node, ast.Dict):
-            entries = {getattr(key, 'value', None): value for key, value in zip(node.keys, node.values, strict=True)}
-        else:
-            continue
-        texts = {key: value.value for key, value in entries.items() if isinstance(value, ast.Constant)}
-        # `pretrained` is what MMDetection 2 and MMSegmentation 0 call it.
-        found.append(texts.get('checkpoint') if texts.get('type') == 'Pretrained' else texts.get('pretrained'))
-    return list(dict.fromkeys(source for source in found if isinstance(source, str)))
-
-
-def read_metrics(checkpoint: Mapping, file: Path | None = None) -> Metrics:
-    """Return the latest known metrics of a checkpoint.
+def read_metrics(checkpoint: Mapping, file: Path | None = None) -> tuple[dict[str, float], str]:
+    """Return the latest known metrics of a checkpoint, and when they were measured.
 
     MMEngine saves a checkpoint before it validates it, so that the history in the checkpoint ends one validation
     earlier, unless it was the best so far. The log of the run, which lies beside the checkpoint, has the right one.
@@ -110,9 +76,9 @@ def read_metrics(checkpoint: Mapping, file: Path | None = None) -> Metrics:
     """
     meta = read_meta(checkpoint)
     if 'metrics' in meta:
-        return Metrics(meta['metrics'], meta['metrics_origin'])
+        return meta['metrics'], meta['metrics_origin']
     if file and (logged := numbers(logged_row(file, meta))):
-        return Metrics(logged, "validation of this checkpoint, from the run's log")
+        return logged, "validation of this checkpoint, from the run's log"
     hub = checkpoint.get('message_hub')
     scalars = hub.get('log_scalars') if isinstance(hub, Mapping) else None
     latest = {}
@@ -120,7 +86,7 @@ def read_metrics(checkpoint: Mapping, file: Path | None = None) -> Metrics:
         if str(name).startswith('val/') and isinstance(buffer, HistoryBuffer):
             with contextlib.suppress(TypeError, ValueError, IndexError):  # empty, or no numbers
                 latest[name.removeprefix('val/')] = float(buffer.data[0][-1])
-    return Metrics(numbers(latest), 'last validation before the checkpoint was saved' if latest else '')
+    return numbers(latest), 'last validation before the checkpoint was saved' if latest else ''
 
 
 def numbers(values: Mapping) -> dict[str, float]:

@@ -51,7 +51,9 @@ class Report:
     def describe(self, part: Part, eps: str) -> None:
         """Note which ConvNeXt a part of the file is; ``eps`` says if another epsilon may be meant."""
         self.format = part.found.format.title
-        self.architecture = f'{part.architecture} (if it is that of timm, {eps})' if eps else str(part.architecture)
+        self.architecture = (
+            f'{part.architecture} (if it is that of timm, {eps})' if eps else str(part.architecture or '')
+        )
         for why, keys in part.left_out.items():
             self.leave_out(why, *keys)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from convnext_dense.compat.checkpoints import META_KEY
 from convnext_dense.compat.errors import UserError
+from convnext_dense.weights.report import dtype_name
 
 SUFFIXES = ('.safetensors', '.pth')
 
@@ -68,6 +69,9 @@ def write_weights(
         UserError: The format cannot store the type of a tensor, or the file cannot be written.
     """
     tensors = separate(tensors)
+    odd = {dtype_name(tensor) for tensor in tensors.values() if tensor.dtype.is_complex}
+    if odd and file.suffix != '.pth':
+        raise UserError(f'A .safetensors file cannot hold tensors of type {odd.pop()}. Write a .pth file.')
     with replaced(file) as draft:
         if file.suffix == '.pth':
             content = {wrapper: tensors} if wrapper else tensors
@@ -75,7 +79,7 @@ def write_weights(
         else:
             # One entry: the package writes several in a random order, and the hash would change.
             header = {'format': 'pt'} if meta is None else {META_KEY: json.dumps(meta, sort_keys=True)}
-            save_safetensors(tensors, draft, header)
+            save_file(dict(tensors), draft, header)
         digest = hashlib.sha256()
         with draft.open('rb') as written:
             while chunk := written.read(2**20):
@@ -90,18 +94,6 @@ def save_archive(content: Mapping, file: Path) -> None:
             torch.save(content, stream)
         except RuntimeError as error:  # what PyTorch makes of an error of the stream
             raise OSError(str(error)) from error
-
-
-def save_safetensors(tensors: Mapping[str, Tensor], file: Path, header: dict[str, str]) -> None:
-    """Save with the package safetensors.
-
-    Raises:
-        UserError: The format does not know the type of a tensor.
-    """
-    try:
-        save_file(dict(tensors), file, header)
-    except KeyError as error:  # the package looks types up in its table
-        raise UserError(f'A .safetensors file cannot hold tensors of type {error}. Write a .pth file.') from error
 
 
 def separate(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
