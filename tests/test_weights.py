@@ -9,7 +9,6 @@ from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.weights import Checkpoint, Report, fit, load_weights
-from convnext_dense.weights.identify import OtherSize
 from convnext_dense.weights.identify import find_state_dict
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
@@ -229,10 +228,10 @@ def test_one_of_several_backbones_is_chosen(tmp_path):
     model = ConvNeXt(SMALL)
     with pytest.raises(
         UserError,
-        match=r"holds 2 ConvNeXts, at 'student\.backbone\.', 'teacher\.backbone\.'\. Choose with prefix=\.\.\. in",
+        match=r"holds 2 backbones, at 'student\.backbone\.', 'teacher\.backbone\.'\. Choose with prefix=\.\.\. in",
     ):
         load_weights(model, file)
-    with pytest.raises(UserError, match=r"2 ConvNeXts, at .*, none at 'backbone\.'\. Choose"):
+    with pytest.raises(UserError, match=r"2 backbones, at .*, none at 'backbone\.'\. Choose"):
         load_weights(model, file, prefix='backbone')
     for prefix in ('teacher.backbone', 'teacher.backbone.'):
         load_weights(model, file, prefix=prefix)
@@ -243,7 +242,7 @@ def test_one_of_several_backbones_is_chosen(tmp_path):
 
 
 def test_a_wrong_prefix_names_the_right_one():
-    with pytest.raises(UserError, match=r"holds a ConvNeXt, at 'backbone\.', none at 'model\.'\. Choose with prefix"):
+    with pytest.raises(UserError, match=r"holds a backbone, at 'backbone\.', none at 'model\.'\. Choose with prefix"):
         load_weights(ConvNeXt(SMALL), Detector(SMALL).state_dict(), prefix='model.')
 
 

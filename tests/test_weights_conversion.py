@@ -421,7 +421,7 @@ def test_backbone_alone(tmp_path):
     own = translate(ConvNeXt(SMALL).state_dict(), 'timm')
     assert own.licence == "if these are facebookresearch's own: MIT"
     two = {f'{name}.{key}': value for name in ('student', 'ema') for key, value in model.state_dict().items()}
-    with pytest.raises(UserError, match=r"2 ConvNeXts, at 'student\.backbone\.', 'ema\.backbone\.'\. Choose with"):
+    with pytest.raises(UserError, match=r"2 backbones, at 'student\.backbone\.', 'ema\.backbone\.'\. Choose with"):
         translate(two, 'timm', backbone_only=True)
     result = translate(two, 'fb', prefix='ema.backbone')
     assert_same(result.tensors, model.backbone.state_dict())

@@ -204,7 +204,7 @@ def test_too_many_backbones(tmp_path):
     given = {f'x{i}.downsample_layers.0.0.weight': one for i in range(30_000)}
     given |= {f'x{i}.stages.0.0.dwconv.weight': one.expand(1, 1, 7, 7) for i in range(30_000)}
     torch.save(given, tmp_path / 'stems.pth')
-    with pytest.raises(UserError, match=r'holds 16 ConvNeXts, at '):
+    with pytest.raises(UserError, match=r'holds 16 backbones, at '):
         load(tmp_path / 'stems.pth')
 
 
