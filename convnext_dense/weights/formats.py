@@ -352,11 +352,11 @@ LADDER = Format(
         Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
         Row('norm{s}.', 'norm{s}.'),
     ),
-    mark=r'^stages\.0\.0\.conv1\.',
+    mark=r'^downsample_layers\.0\.1\.',  # the steps before have none, or no depthwise convolutions
     conv_mlp=('all',),
 )
 # Where several formats know as many keys, the first one is meant: those with a mark stand first.
-FORMATS = (FCMAE, EUPE, DINOV3, MMPRETRAIN, LADDER, FB_V2, FB, TIMM, HF, HF_DINOV3, TORCHVISION)
+FORMATS = (FCMAE, EUPE, DINOV3, MMPRETRAIN, FB_V2, FB, LADDER, TIMM, HF, HF_DINOV3, TORCHVISION)
 
 # Formats whose right side are the names of ``ModernizedResNet``: its own, and those of a ResNet-50.
 STEP = Format(
