@@ -132,7 +132,10 @@ def describe(source: str | os.PathLike, keys: bool = False, as_json: bool = Fals
         *(('differs', each['differs']) for each in backbones),
         ('model', found['model'] + (f', {found["num_classes"]} classes' if found['num_classes'] else '')),
         ('other parts', shorten(parts, 6)),
-        ('tensors', f'{found["num_tensors"]}, {millions(found["num_params"])}, {join(found["dtypes"])}'),
+        (
+            'tensors',
+            f'{found["num_tensors"]}, {millions(found["num_params"])}, {join(found["dtypes"])}'.removesuffix(', '),
+        ),
         ('NaN, infinity', format_not_finite(found['not_finite'])),
         ('classes', f'{len(found["classes"])}: {shorten(found["classes"], 6)}' if found['classes'] else ''),
         ('training', join(found['training'])),

@@ -92,8 +92,8 @@ def save_archive(content: Mapping, file: Path) -> None:
     with file.open('wb') as stream:
         try:
             torch.save(content, stream)
-        except RuntimeError as error:  # what PyTorch makes of an error of the stream
-            raise OSError(str(error)) from error
+        except RuntimeError as error:  # PyTorch's, over that of the stream
+            raise OSError(getattr(error.__context__, 'strerror', None) or str(error)) from error
 
 
 def separate(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
