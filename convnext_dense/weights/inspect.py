@@ -125,6 +125,7 @@ def describe(source: str | os.PathLike, keys: bool = False, as_json: bool = Fals
     size = f'{found["megabytes"]:.1f} MB, ' if found['megabytes'] is not None else ''
     backbones = found['backbones'][:3]
     parts = [f'{name} {number} ({millions(params)})' for name, (number, params) in found['parts'].items()]
+    tensors = (str(found['num_tensors']), millions(found['num_params']), join(found['dtypes']))
     rows = [
         ('file', size + found['container']),
         ('format', found['format']),
@@ -132,10 +133,7 @@ def describe(source: str | os.PathLike, keys: bool = False, as_json: bool = Fals
         *(('differs', each['differs']) for each in backbones),
         ('model', found['model'] + (f', {found["num_classes"]} classes' if found['num_classes'] else '')),
         ('other parts', shorten(parts, 6)),
-        (
-            'tensors',
-            f'{found["num_tensors"]}, {millions(found["num_params"])}, {join(found["dtypes"])}'.removesuffix(', '),
-        ),
+        ('tensors', ', '.join(filter(None, tensors))),
         ('NaN, infinity', format_not_finite(found['not_finite'])),
         ('classes', f'{len(found["classes"])}: {shorten(found["classes"], 6)}' if found['classes'] else ''),
         ('training', join(found['training'])),
