@@ -17,6 +17,7 @@ KERNEL = 7  # of the depthwise convolutions
 NORM_EPS = 1e-6  # of LayerNorm in every published ConvNeXt but those of OTHER_SIZES
 MOST_BACKBONES = 16  # in a file; a file with more was made to take time
 MOST_WRAPPERS = 4  # around the tensors
+MOST_REPEATED_BYTES = 2**30  # of a tensor that repeats fewer numbers; a larger one was made to fill the memory
 # Entries of a file that may hold the tensors, the preferred ones first; where none is there, the only one that does.
 WRAPPERS = ('state_dict', 'model', 'teacher', 'module')
 EMA_OF_MMENGINE = 'ema_state_dict'  # EMAHook loads it
@@ -70,13 +71,19 @@ def unwrap(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
 
 
 def find_tensors(checkpoint: Mapping) -> dict[str, Tensor]:
-    """Return what :func:`unwrap` does, or nothing where there is none; sparse and quantized tensors do not count."""
+    """Return what :func:`unwrap` does, or nothing where there is none; only tensors that hold their numbers count."""
     return {
         key.removeprefix('module.'): value
         for key, value in find_state_dict(checkpoint).items()
-        if isinstance(key, str) and isinstance(value, Tensor)
-        if value.layout is torch.strided and not value.is_quantized and not value.is_meta
+        if isinstance(key, str) and isinstance(value, Tensor) and holds_its_numbers(value)
     }
+
+
+def holds_its_numbers(tensor: Tensor) -> bool:
+    """Tell whether a tensor is neither sparse, quantized nor empty of data, nor repeats few numbers without end."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.nbytes <= max(MOST_REPEATED_BYTES, tensor.untyped_storage().nbytes())
 
 
 def find_state_dict(checkpoint: Mapping) -> Mapping:
@@ -356,8 +363,8 @@ def keys_of(parts: Iterable[Part]) -> set[str]:
 
 def stage_of(key: str) -> int:
     """Return the stage that a ``downsample_layers.S.*`` or ``stages.S.*`` key belongs to; -1 for other keys."""
-    parts = key.split('.')
-    return int(parts[1]) if parts[0] in ('downsample_layers', 'stages') else -1
+    match = re.match(r'(?:downsample_layers|stages)\.(\d{1,2})\.', key)
+    return int(match[1]) if match else -1
 
 
 def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
