@@ -198,7 +198,8 @@ def find_published(source: str) -> tuple[str, int]:
     """
     name = source.removeprefix(CONVNEXT)
     if name not in PUBLISHED:
-        near = [known for known in PUBLISHED if VARIANTS.keys() & known.split('_') & name.split('_')]
+        sizes = VARIANTS.keys() & name.split('_')
+        near = [known for known in PUBLISHED if sizes.intersection(known.split('_'))]
         raise UserError(f'No published weights are called {name!r}. Known: {", ".join(near or PUBLISHED)}.')
     path, megabytes = PUBLISHED[name]
     return HOST + path, megabytes
