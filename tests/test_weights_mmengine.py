@@ -1,12 +1,10 @@
 """MMEngine's, MMDetection's and MMSegmentation's ways to load lead through our loader, for models with our backbone."""
 
 import copy
-import json
 import logging
 import os
 import socket
-import subprocess
-import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.variants import VARIANTS
-from convnext_dense.weights import fetch, fit
+from convnext_dense.weights import fetch, fit, load_weights
 from convnext_dense.weights.formats import TORCHVISION
 
 ROOT = Path(__file__).parent.parent
@@ -36,23 +34,11 @@ SEVERAL_RUNNERS = pytest.mark.filterwarnings('ignore:.*instance named of .* has 
 
 # What facebookresearch published: MMDetection 2 and MMSegmentation 0, key by key
 
-DETECTORS = {
-    'mask_rcnn_convnext_t_coco': 'tiny',
-    'cascade_convnext_t_coco': 'tiny',
-    'cascade_convnext_s_coco': 'small',
-    'cascade_convnext_b_coco': 'base',
-    'cascade_convnext_b_in22k_coco': 'base',
-    'cascade_convnext_l_in22k_coco': 'large',
-    'cascade_convnext_xl_in22k_coco': 'xlarge',
-}
-SEGMENTORS = {
-    'upernet_convnext_t_ade20k': 'tiny',
-    'upernet_convnext_s_ade20k': 'small',
-    'upernet_convnext_b_ade20k': 'base',
-    'upernet_convnext_b_in22k_ade20k': 'base',
-    'upernet_convnext_l_in22k_ade20k': 'large',
-    'upernet_convnext_xl_in22k_ade20k': 'xlarge',
-}
+DETECTORS = [
+    'mask_rcnn_convnext_t',
+    *(f'cascade_convnext_{size}' for size in ('t', 's', 'b', 'b_in22k', 'l_in22k', 'xl_in22k')),
+]
+SEGMENTORS = [f'upernet_convnext_{size}' for size in ('t', 's', 'b', 'b_in22k', 'l_in22k', 'xl_in22k')]
 
 
 def layer(name, *weight):
@@ -65,8 +51,8 @@ def conv_bn(name, *weight):
     return {f'{name}.conv.weight': weight, **bn, f'{name}.bn.num_batches_tracked': ()}
 
 
-def backbone(size):
-    shapes, (depths, dims) = {}, VARIANTS[size]
+def backbone(depths, dims):
+    shapes = {}
     for s, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
         before = dims[s - 1]
         stem = layer('downsample_layers.0.0', dim, 3, 4, 4) | layer('downsample_layers.0.1', dim)
@@ -80,9 +66,9 @@ def backbone(size):
     return {f'backbone.{key}': shape for key, shape in shapes.items()}
 
 
-def detector(name):
-    shapes = backbone(DETECTORS[name])
-    for i, dim in enumerate(VARIANTS[DETECTORS[name]].dims):
+def detector(name, depths, dims):
+    shapes = backbone(depths, dims)
+    for i, dim in enumerate(dims):
         shapes |= layer(f'neck.lateral_convs.{i}.conv', 256, dim, 1, 1)
         shapes |= layer(f'neck.fpn_convs.{i}.conv', 256, 256, 3, 3)
     shapes |= layer('rpn_head.rpn_conv', 256, 256, 3, 3)
@@ -102,9 +88,8 @@ def detector(name):
     return shapes
 
 
-def segmentor(name):
-    dims = VARIANTS[SEGMENTORS[name]].dims
-    shapes = backbone(SEGMENTORS[name]) | layer('decode_head.conv_seg', 150, 512, 1, 1)
+def segmentor(name, depths, dims):
+    shapes = backbone(depths, dims) | layer('decode_head.conv_seg', 150, 512, 1, 1)
     for i in range(4):
         shapes |= conv_bn(f'decode_head.psp_modules.{i}.1', 512, dims[3], 1, 1)
     shapes |= conv_bn('decode_head.bottleneck', 512, dims[3] + 4 * 512, 3, 3)
@@ -116,13 +101,15 @@ def segmentor(name):
     return shapes | conv_bn('auxiliary_head.convs.0', 256, dims[2], 3, 3)
 
 
-@pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTORS])
-def test_published_detectors_and_segmentors_have_our_keys(name):
-    kind, shapes = ('det', detector(name)) if name in DETECTORS else ('seg', segmentor(name))
-    cfg = Config.fromfile(ROOT / f'configs/{kind}/{name}.py')
-    with torch.device('meta'), DefaultScope.overwrite_default_scope(f'mm{kind}'):
-        model = MODELS.build(cfg.model)
-    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == shapes
+@pytest.mark.parametrize(
+    ('leaf', 'layout'),
+    [(f'det/{name}_coco', detector) for name in DETECTORS] + [(f'seg/{name}_ade20k', segmentor) for name in SEGMENTORS],
+)
+def test_published_detectors_and_segmentors_have_our_keys(leaf, layout):
+    cfg = Config.fromfile(ROOT / f'configs/{leaf}.py')
+    with torch.device('meta'), DefaultScope.overwrite_default_scope(f'mm{leaf[:3]}'):
+        shapes = {key: tuple(value.shape) for key, value in MODELS.build(cfg.model).state_dict().items()}
+    assert shapes == layout(leaf[4:], *VARIANTS[cfg.model.backbone.arch])
 
 
 LEGACY_META = dict(
@@ -151,7 +138,7 @@ def test_a_published_detector_through_init_detector(tmp_path, shown):
     from mmdet.apis import init_detector
     from mmdet.evaluation import get_classes
 
-    shapes = detector('cascade_convnext_t_coco')
+    shapes = detector('cascade', *VARIANTS['tiny'])
     weights, file = legacy_file(tmp_path, shapes, CLASSES=tuple(get_classes('coco')))
     model = init_detector(str(ROOT / 'configs/det/cascade_convnext_t_coco.py'), file, device='cpu')
     assert_holds(model, weights)
@@ -168,7 +155,7 @@ def test_a_published_segmentor_through_init_model(has_palette, tmp_path):
     from mmseg.utils import get_classes, get_palette
 
     palette = dict(PALETTE=get_palette('ade20k')) if has_palette else {}
-    shapes = segmentor('upernet_convnext_t_ade20k')
+    shapes = segmentor('upernet', *VARIANTS['tiny'])
     weights, file = legacy_file(tmp_path, shapes, CLASSES=get_classes('ade20k'), **palette)
     model = init_model(str(ROOT / 'configs/seg/upernet_convnext_t_ade20k.py'), file, device='cpu')
     assert_holds(model, weights)
@@ -492,53 +479,23 @@ def test_what_was_fetched_is_saved_without_a_class_of_this_package(toy, tmp_path
 
 # Two processes
 
-TWO = """
-import json, os, sys
-from pathlib import Path
-import torch
-from convnext_dense import UserError
-from convnext_dense.weights import load_weights
-sys.path.insert(0, 'tests')
-from test_weights_mmengine import Toy, train
-from mmengine.runner import runner
 
-runner.collect_env = dict  # which asks compilers for their versions
-rank, folder, url = int(os.environ['RANK']), *sys.argv[1:]
-torch.hub.set_dir(folder)
-torch.distributed.init_process_group('gloo')
-
-
-def differing(state_dict):
-    both = [None, None]
-    torch.distributed.all_gather_object(both, state_dict)
-    return [key for key in both[0] if not torch.equal(both[0][key], both[1][key])]
-
-
-seen = {}
-torch.manual_seed(rank)
-model = Toy()
-seen['before'] = differing(model.state_dict())
-load_weights(model, f'{url}/convnext.pth')
-seen['load_weights'] = differing(model.state_dict())
-try:
-    load_weights(model, f'{url}/missing.pth')
-except UserError as error:
-    seen['failed'] = str(error)
-init = dict(type='Pretrained', checkpoint=f'{url}/convnext.pth')
-for name, model, load_from in (('init', Toy(backbone_init=init), None), ('load', Toy(), f'{url}/convnext.pth')):
-    look = train(
-        Path(folder) / f'{name}_{rank}',
-        model,
-        load_from=load_from,
-        launcher='pytorch',
-        cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)),
-        randomness=dict(seed=rank),
-    )[1]
-    seen[name] = differing(look.model)
-    torch.save(look.model, f'{folder}/{name}.pth')
-Path(folder, f'seen_{rank}.json').write_text(json.dumps(seen))
-torch.distributed.barrier()
-"""
+def load_in_one_of_two(rank, port, url, folder):
+    """Load in every way in one process, and save what is then in the models."""
+    warnings.simplefilter('ignore')
+    os.environ['LOCAL_RANK'] = str(rank)
+    torch.hub.set_dir(folder)
+    torch.distributed.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    file = f'{url}/convnext.pth'
+    models = [Toy(init_cfg=dict(type='Pretrained', checkpoint=file)), Toy(), Toy(), Toy()]
+    models[0].init_weights()
+    upstream.load_checkpoint(models[1], file)
+    load_weights(models[2], file)
+    with pytest.raises(UserError, match='missing.pth cannot be fetched'):  # and nobody waits for ever
+        load_weights(models[3], f'{url}/missing.pth')
+    torch.save([model.state_dict() for model in models], f'{folder}/{rank}.pth')
+    torch.distributed.barrier()
 
 
 def test_every_process_gets_the_same_weights(tmp_path, serve):
@@ -548,31 +505,9 @@ def test_every_process_gets_the_same_weights(tmp_path, serve):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    environment = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-W', 'ignore', '-c', TWO, str(tmp_path), url],
-            cwd=ROOT,
-            env=environment | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
-    for rank in range(2):
-        seen = json.loads((tmp_path / f'seen_{rank}.json').read_text())
-        assert len(seen['before']) > 10
-        assert seen['load_weights'] == ['head.weight', 'head.bias']  # which are not in the file
-        assert 'missing.pth cannot be fetched (File not found)' in seen['failed']  # and nobody waits for ever
-        assert seen['init'] == seen['load'] == []
-    for name in ('init', 'load'):
-        loaded = torch.load(tmp_path / f'{name}.pth', weights_only=True)
-        assert all(torch.equal(loaded[f'module.backbone.{key}'], value) for key, value in source.items())
+    torch.multiprocessing.spawn(load_in_one_of_two, (port, url, str(tmp_path)), nprocs=2)
+    loaded = [torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in range(2)]
+    for state_dict in loaded[0][:3] + loaded[1][:3]:
+        assert all(torch.equal(state_dict[f'backbone.{key}'], value) for key, value in source.items())
+    assert not torch.equal(*(models[3]['backbone.stages.0.0.dwconv.weight'] for models in loaded))  # of the seeds
     assert requests.count('/convnext.pth') == 1
