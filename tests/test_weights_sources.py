@@ -1,12 +1,10 @@
 """Where weights come from: every scheme without a network, and what is said where it fails."""
 
 import hashlib
-import http.server
 import importlib.util
 import re
 import shutil
 import sys
-import threading
 from pathlib import Path
 
 import huggingface_hub
@@ -14,8 +12,7 @@ import mmengine.runner.checkpoint as upstream
 import pytest
 import timm
 import torch
-from huggingface_hub import constants
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import constants, errors
 from safetensors.torch import save_file
 from small_models import SMALL, assert_holds, randomize
 from timm.models import get_pretrained_cfg
@@ -133,13 +130,16 @@ def test_any_model_may_take_what_the_hub_has(cache):
         ('timm://convnext_atto.d2_in1k', None, r'`hf download timm/convnext_atto\.d2_in1k`'),
         ('hf://mine', None, r"hf://ORG/REPO, .* got 'hf://mine'\."),
         ('hf://me/mi--ne', None, r'hf://me/mi--ne cannot be fetched \(Cannot have -- or \.\. in repo_id'),
-        ('hf://me/mine', EntryNotFoundError('404'), r'me/mine has none of model\.safetensors, .*hf://me/mine/FILE\.'),
-        ('hf://me/mine/x.pth', EntryNotFoundError('404'), r'me/mine has no file x\.pth\. Name its file'),
+        ('hf://a/b', errors.EntryNotFoundError, r'a/b has none of model\.safetensors, .*hf://a/b/FILE\.'),
+        ('hf://a/b/x.pth', errors.EntryNotFoundError, r'a/b has no file x\.pth\. Name its file'),
+        ('hf://a/b', errors.GatedRepoError, r'hf://a/b .* licence\. .*https://huggingface\.co/a/b .*`hf auth login`'),
+        ('hf://a/b', errors.RepositoryNotFoundError, r'no repository a/b, or it is private\. .*`hf auth login`'),
+        ('hf://a/b@v1', errors.RevisionNotFoundError, r"a/b has no branch, tag or commit 'v1'\."),
     ],
 )
-def test_what_the_hub_does_not_have(source, error, words, monkeypatch):
+def test_what_the_hub_does_not_have_or_refuses(source, error, words, monkeypatch):
     def download(*args, **kwargs):
-        raise error
+        raise error.__new__(error)  # the versions of the package make them of different things
 
     if error:
         monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
@@ -147,45 +147,12 @@ def test_what_the_hub_does_not_have(source, error, words, monkeypatch):
         fetch(source)
 
 
-@pytest.mark.parametrize(
-    ('code', 'status', 'words'),
-    [
-        ('GatedRepo', 403, r'hf://a/b@v1 is .* accepted its licence\. .*https://huggingface\.co/a/b .*`hf auth login`'),
-        ('RepoNotFound', 404, r'no repository a/b, or it is private\. .*`hf auth login`'),
-        ('RevisionNotFound', 404, r"a/b has no branch, tag or commit 'v1'\."),
-        ('EntryNotFound', 404, r'a/b has none of model\.safetensors, .*hf://a/b/FILE\.'),
-    ],
-)
-def test_what_the_hub_refuses(code, status, words, monkeypatch):
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_response(status)
-            self.send_header('X-Error-Code', code)
-            self.end_headers()
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-        address = f'http://127.0.0.1:{server.server_port}'
-        monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-        monkeypatch.setattr(constants, 'ENDPOINT', address)
-        template = address + '/{repo_id}/resolve/{revision}/{filename}'
-        monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
-        with pytest.raises(UserError, match=words):
-            fetch('hf://a/b@v1')
-        server.shutdown()
-
-
 def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(monkeypatch):
     asked = []
 
     def download(repository, name, revision, local_files_only):
         asked.append(local_files_only)
-        raise LocalEntryNotFoundError('no network')
+        raise errors.LocalEntryNotFoundError('no network')
 
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
     with pytest.raises(UserError, match=r'hf://me/mine is not in the cache'):
@@ -193,17 +160,10 @@ def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(monkeypatch):
     assert asked == [False, True, True, True, True]
 
 
-@pytest.mark.parametrize(
-    ('source', 'parts'),
-    [
-        ('hf://a/b', ('a/b', None, None)),
-        ('hf://a/b@refs/pr/3', ('a/b', 'refs/pr/3', None)),
-        ('hf://a/b@refs/pr/3/x/y.bin', ('a/b', 'refs/pr/3', 'x/y.bin')),
-        ('hf://a/b@v1/x/y.bin', ('a/b', 'v1', 'x/y.bin')),
-    ],
-)
-def test_parts_of_a_hub_source(source, parts):
-    assert split_hub_source(source) == parts
+def test_parts_of_a_hub_source():
+    assert split_hub_source('hf://a/b') == ('a/b', None, None)
+    assert split_hub_source('hf://a/b@v1/x/y.bin') == ('a/b', 'v1', 'x/y.bin')
+    assert split_hub_source('hf://a/b@refs/pr/3/x/y.bin') == ('a/b', 'refs/pr/3', 'x/y.bin')
 
 
 # facebookresearch's files
@@ -264,7 +224,7 @@ def classifier_params(name):
     return sum(parameter.numel() for parameter in model.parameters()) + head
 
 
-LEAVES = dict(
+KINDS = dict(
     mask_rcnn='det/mask_rcnn_{}_coco', cascade_mask_rcnn='det/cascade_{}_coco', upernet='seg/upernet_{}_ade20k'
 )
 SHORT = dict(tiny='t', small='s', base='b', large='l', xlarge='xl')
@@ -273,8 +233,8 @@ SHORT = dict(tiny='t', small='s', base='b', large='l', xlarge='xl')
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_sizes_of_published_files(name, leaf_stats):
     kind, size, data = name.rsplit('_', 2) if name.count('_') > 1 else ('', '', '')
-    if kind in LEAVES:
-        leaf = LEAVES[kind].format(f'convnext_{SHORT[size]}' + ('_in22k' if data == '22k' else ''))
+    if kind in KINDS:
+        leaf = KINDS[kind].format(f'convnext_{SHORT[size]}' + ('_in22k' if data == '22k' else ''))
         params, tolerance = leaf_stats(ROOT / f'configs/{leaf}.py').parts['total'].params, 1
     else:
         params, tolerance = classifier_params(name), 0.5
@@ -288,8 +248,7 @@ def test_sizes_of_published_files(name, leaf_stats):
 def site(tmp_path, serve):
     folder = tmp_path / 'site'
     folder.mkdir()
-    url, requests = serve(folder)
-    return folder, url, requests
+    return folder, *serve(folder)
 
 
 def test_an_address_is_fetched_once_and_the_same_name_at_two_addresses_twice(site, weights):
