@@ -68,6 +68,14 @@ def with_head(weights, norm='norm', head='head'):
     return weights | {name: torch.randn(shape) for name, shape in names.items()}
 
 
+def mmpretrain_names(weights, prefix='backbone.'):
+    renamed = {}
+    for key, value in weights.items():
+        key = key.replace('dwconv', 'depthwise_conv').replace('pwconv', 'pointwise_conv')
+        renamed[prefix + key] = value.flatten() if '.grn.' in key else value
+    return renamed
+
+
 def timm_model(grn=False, **options):
     options = dict(num_classes=NUM_CLASSES) | options
     return randomize(timm.models.ConvNeXt(**SMALL, use_grn=grn, ls_init_value=None if grn else 1, **options))

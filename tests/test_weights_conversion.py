@@ -14,6 +14,7 @@ from small_models import (
     hf_model,
     hf_upernet,
     maps_of,
+    mmpretrain_names,
     mmseg_upernet,
     picture,
     randomize,
@@ -86,12 +87,8 @@ def test_facebook_classifier(grn, tmp_path):
 def test_mmpretrain_classifier(from_timm, grn, tmp_path):
     """The names and shapes are those of mmpretrain 1.2, whose ConvNeXt has the classifier's norm as ``norm3``."""
     theirs, expected = timm_model(grn), {}
-    for key, value in from_timm(theirs.state_dict()).items():
-        if key.startswith('head.'):
-            key = key.replace('head.norm', 'backbone.norm3')
-        else:
-            key = 'backbone.' + key.replace('dwconv', 'depthwise_conv').replace('pwconv', 'pointwise_conv')
-        expected[key] = value.flatten() if '.grn.' in key else value
+    for key, value in mmpretrain_names(from_timm(theirs.state_dict())).items():
+        expected[key.replace('head.norm', 'norm3').replace('backbone.head', 'head')] = value
     content = written(theirs, tmp_path, 'mmpretrain', '.pth')
     assert content.keys() == {'meta', 'state_dict'}
     assert_same(content['state_dict'], expected)
@@ -232,24 +229,16 @@ def test_the_final_norm_of_mmpretrain_is_no_output_norm(prefix):
         assert sorted(result.left_out['classifier']) == sorted([*head, f'{prefix}norm3.weight', f'{prefix}norm3.bias'])
 
 
-class BackboneWithHead(nn.Module):
-    """A model of the user's whose names are those of a classifier, but for the norm."""
-
-    def __init__(self, **options):
-        super().__init__()
-        self.backbone = ConvNeXt(SMALL, **options)
-        self.head = nn.Linear(32, 5)
-
-
 @pytest.mark.parametrize('out_norm', [True, False])
 @pytest.mark.parametrize('to', ['fb', 'mmpretrain'])
 def test_a_head_beside_a_backbone_is_kept(to, out_norm):
-    weights = BackboneWithHead(out_norm=out_norm).state_dict()
+    # a model of the user's whose names are those of a classifier, but for the norm
+    model = nn.ModuleDict(dict(backbone=ConvNeXt(SMALL, out_norm=out_norm), head=nn.Linear(32, 5)))
+    weights = model.state_dict()
     there = translate(weights, to)
     assert there.left_out == {}
-    back = translate(there.tensors, 'fb')
-    assert_same(back.tensors, weights)
-    assert load_weights(BackboneWithHead(out_norm=out_norm), back.tensors, need='all').missing == []
+    assert_same(translate(there.tensors, 'fb').tensors, weights)
+    assert load_weights(model, there.tensors, need='all').missing == []
     with pytest.raises(UserError, match=r'is a whole model, with head\.weight, head\.bias; timm has no detectors'):
         translate(weights, 'timm')
 
@@ -319,33 +308,22 @@ def test_head_with_a_hidden_layer_is_left_out():
 # Files.
 
 
-@pytest.fixture
-def atto(tmp_path):
-    torch.save(ConvNeXt('atto').state_dict(), tmp_path / 'atto.pth')
-    return tmp_path / 'atto.pth'
-
-
-def test_the_source_is_never_overwritten(atto):
-    before = atto.read_bytes()
-    atto.with_name('link.pth').symlink_to(atto)
-    for out in (atto, atto.with_name('link.pth')):
-        with pytest.raises(UserError, match='is the file that is read; it is not overwritten'):
-            convert(atto, out, 'timm', force=True)
-    assert atto.read_bytes() == before
-
-
-def test_an_existing_file_needs_force(atto, tmp_path):
-    (tmp_path / 'out.pth').write_text('precious')
-    with pytest.raises(UserError, match=r'out\.pth exists\. .*--force'):
-        convert(atto, tmp_path / 'out.pth', 'timm')
-    assert (tmp_path / 'out.pth').read_text() == 'precious'
-    convert(atto, tmp_path / 'out.pth', 'timm', force=True)
-    assert 'stem.0.weight' in read_checkpoint(tmp_path / 'out.pth')
-
-
-def test_outputs_that_cannot_be(atto, tmp_path):
-    with pytest.raises(UserError, match=r'ends in \.safetensors or \.pth; got .*out\.onnx'):
-        convert(atto, tmp_path / 'out.onnx', 'timm')
-    with pytest.raises(UserError, match=r'cannot be written \(.*\)\. Give another place'):
-        convert(atto, atto / 'out.pth', 'timm')
-    assert [file.name for file in tmp_path.iterdir()] == ['atto.pth']
+def test_files_that_are_not_overwritten_or_cannot_be_written(tmp_path):
+    source, other, link = (tmp_path / name for name in ('source.pth', 'other.pth', 'link.pth'))
+    torch.save(ConvNeXt(SMALL).state_dict(), source)
+    before = source.read_bytes()
+    other.write_text('precious')
+    link.symlink_to(source)
+    for out, force, words in (
+        (source, True, 'is the file that is read'),
+        (link, True, 'is the file that is read'),
+        (other, False, r'other\.pth exists\. .*--force'),
+        (tmp_path / 'out.onnx', False, r'ends in \.safetensors or \.pth; got .*out\.onnx'),
+        (source / 'out.pth', False, r'cannot be written \(.*\)\. Give another place'),
+    ):
+        with pytest.raises(UserError, match=words):
+            convert(source, out, 'timm', force=force)
+    assert (source.read_bytes(), other.read_text()) == (before, 'precious')
+    assert len([*tmp_path.iterdir()]) == 3
+    convert(source, other, 'timm', force=True)
+    assert 'stem.0.weight' in read_checkpoint(other)

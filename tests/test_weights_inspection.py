@@ -135,12 +135,6 @@ def test_other_models(tmp_path, build, backbone, model):
     assert found['tensors'].startswith(f'{len(weights)}, ')
 
 
-@pytest.mark.parametrize(('grn', 'licence'), [(False, 'MIT'), (True, 'CC-BY-NC 4.0')])
-def test_the_licence_of_a_format_is_that_of_its_makers(grn, licence, tmp_path):
-    weights = ConvNeXt(SMALL, grn=grn).state_dict()
-    assert rows(save(weights, tmp_path))['licence'] == f"if these are facebookresearch's own: {licence}"
-
-
 def test_files_without_weights(tmp_path):
     found = rows(save({'epoch': 3, 'args': {'lr': 0.1}, 'note': 'x' * 50}, tmp_path))
     assert found['tensors'] == '0, 0'
