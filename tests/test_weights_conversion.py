@@ -1,6 +1,7 @@
 """Converted checkpoints load into the real models of other libraries, compute the same, and come back bit-equal."""
 
 import itertools
+from functools import partial
 
 import pytest
 import timm.models
@@ -13,7 +14,6 @@ from small_models import (
     assert_holds,
     hf_model,
     hf_upernet,
-    maps_of,
     mmpretrain_names,
     mmseg_upernet,
     picture,
@@ -111,30 +111,28 @@ def test_timm_gets_the_shapes_of_its_models(arch, grn):
     assert {key: value.shape for key, value in result.tensors.items()} == shapes
 
 
-# The backbone: its feature maps.
+# The backbone
 
 
-@V1_AND_V2
-@torch.no_grad()
-def test_hugging_face_backbone_and_model(grn, tmp_path):
-    ours, image = randomize(ConvNeXt(SMALL, grn=grn)), picture()
-    model = hf_model(f'ConvNext{"V2" * grn}Backbone')
-    model.load_state_dict(written(ours, tmp_path, 'hf'))
-    assert_close(maps_of(model, image), ours(image))
-    theirs = timm_model(grn, num_classes=0)  # which keeps the final norm
-    model = hf_model(f'ConvNext{"V2" * grn}Model')
-    model.load_state_dict(written(theirs, tmp_path, 'hf', '.pth'))
-    assert_close(maps_of(model, image), maps_of(theirs, image))
-    assert_close(model(image).pooler_output, theirs(image))
-
-
-@pytest.mark.parametrize(('to', 'build'), [('timm', timm_model), ('torchvision', torchvision_model)])
-def test_backbone_in_classifiers_without_their_heads(to, build):
-    ours, theirs, image = randomize(ConvNeXt(SMALL, out_norm=False)), build(), picture()
-    lacks = theirs.load_state_dict(translate(ours.state_dict(), to).tensors, strict=False)
-    assert lacks.unexpected_keys == []
-    assert all(key.startswith(('head.', 'classifier.')) for key in lacks.missing_keys)
-    assert_close(maps_of(theirs, image), maps_of(ours, image))
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ('to', 'build'),
+    [
+        *(('timm', partial(timm.create_model, name, num_classes=7)) for name in ('convnext_atto', 'convnextv2_atto')),
+        *(('timm', partial(timm_model, grn)) for grn in (False, True)),
+        ('torchvision', torchvision_model),
+        *(('hf', partial(hf_model, f'ConvNext{kind}')) for kind in ('Backbone', 'Model', 'ForImageClassification')),
+        *(('hf', partial(hf_model, f'ConvNextV2{kind}')) for kind in ('Backbone', 'Model', 'ForImageClassification')),
+        *(('mmpretrain', partial(ConvNeXt, SMALL, grn)) for grn in (False, True)),
+    ],
+)
+def test_what_a_library_has_comes_back_bit_by_bit(to, build, dtype):
+    theirs = randomize(build()).to(dtype).state_dict()
+    if to == 'mmpretrain':
+        theirs = mmpretrain_names(theirs)
+    ours = translate(theirs, 'fb')
+    assert ours.left_out == {}
+    assert_same(translate(ours.tensors, to).tensors, theirs)
 
 
 def test_output_norms_are_left_out_where_there_is_no_place_for_them():

@@ -1,6 +1,5 @@
 """MMEngine's, MMDetection's and MMSegmentation's ways to load lead through our loader, for models with our backbone."""
 
-import copy
 import logging
 import os
 import socket
@@ -168,9 +167,9 @@ def test_a_published_segmentor_through_init_model(has_palette, tmp_path):
 
 
 class Toy(BaseModel):
-    def __init__(self, num_classes=2, init_cfg=None, backbone_init=None):
+    def __init__(self, num_classes=2, init_cfg=None):
         super().__init__(init_cfg=init_cfg)
-        self.backbone = ConvNeXt(TINY, init_cfg=backbone_init)
+        self.backbone = ConvNeXt(TINY)
         self.head = nn.Linear(16, num_classes)
 
     def forward(self, inputs, mode='tensor'):
@@ -179,19 +178,15 @@ class Toy(BaseModel):
 
 
 class Look(Hook):
-    """Keeps what the model and its average hold when training starts, and does a thing then."""
+    """Does a thing when training starts."""
 
     priority = 'LOWEST'
 
-    def __init__(self, then=lambda: None):
-        self.then = then
+    def __init__(self, act):
+        self.act = act
 
     def before_train(self, runner):
-        self.model = copy.deepcopy(runner.model.state_dict())
-        ema = [hook for hook in runner.hooks if hasattr(hook, 'ema_model')]
-        self.ema = copy.deepcopy(ema[0].ema_model.module.state_dict()) if ema else None
-        self.optimizer = copy.deepcopy(runner.optim_wrapper.state_dict())
-        self.then()
+        self.act(runner)
 
 
 LOADER = dict(
@@ -202,9 +197,9 @@ LOADER = dict(
 )
 
 
-def make_runner(work_dir, model, max_epochs=1, hooks=(), **options):
+def make_runner(work_dir, look=lambda runner: None, max_epochs=1, hooks=(), **options):
     return Runner(
-        model,
+        Toy(),
         str(work_dir),
         train_dataloader=LOADER,
         train_cfg=dict(by_epoch=True, max_epochs=max_epochs),
@@ -213,19 +208,18 @@ def make_runner(work_dir, model, max_epochs=1, hooks=(), **options):
         test_evaluator=[],
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
-        custom_hooks=[*hooks],
+        custom_hooks=[Look(look), *hooks],
         experiment_name=work_dir.name,
         log_level='WARNING',
         **options,
     )
 
 
-def train(work_dir, model, ema=False, then=lambda: None, hooks=(), **options):
-    look = Look(then)
-    hooks = [look, *hooks, *([dict(type='EMAHook', momentum=0.1)] if ema else [])]
-    runner = make_runner(work_dir, model, hooks=hooks, **options)
-    runner.train()
-    return runner, look
+EMA = dict(type='EMAHook', momentum=0.1)
+
+
+def averages(runner):
+    return [hook.ema_model.module for hook in runner.hooks if hasattr(hook, 'ema_model')]
 
 
 def torchvision_file(folder):
@@ -244,41 +238,48 @@ def toy(tmp_path):
 
 
 @SEVERAL_RUNNERS
-@pytest.mark.parametrize('ema', [False, True])
-def test_load_from_takes_any_format_and_the_average_starts_there(ema, tmp_path):
+@pytest.mark.parametrize('hooks', [[], [EMA]], ids=['', 'EMA'])
+def test_load_from_takes_any_format_and_the_average_starts_there(hooks, tmp_path):
     source, file = torchvision_file(tmp_path)
-    _, look = train(tmp_path / f'load_{ema}', Toy(), ema=ema, load_from=file)
-    for key, value in source.items():
-        assert torch.equal(look.model[f'backbone.{key}'], value)
-        assert not ema or torch.equal(look.ema[f'backbone.{key}'], value)
+
+    def look(runner):
+        for model in (runner.model, *averages(runner)):
+            loaded = model.backbone.state_dict()
+            assert all(torch.equal(loaded[key], value) for key, value in source.items())
+
+    runner = make_runner(tmp_path / f'load_{len(hooks)}', look, hooks=hooks, load_from=file)
+    runner.train()
+    assert len(averages(runner)) == len(hooks)
 
 
 @SEVERAL_RUNNERS
 @pytest.mark.filterwarnings('ignore:The `.*` method is being overridden')
-def test_a_run_with_an_average_resumes_from_a_file_that_then_goes_away(tmp_path):
-    train(tmp_path / 'first', Toy(), ema=True)
+def test_a_run_with_an_average_resumes_from_a_file_that_is_then_replaced(tmp_path):
+    make_runner(tmp_path / 'first', hooks=[EMA]).train()
     file = tmp_path / 'first/epoch_1.pth'
     saved = torch.load(file, weights_only=False)
 
-    def replace():  # as MMEngine writes a checkpoint here
+    def look(runner):
         torch.save({}, tmp_path / 'other.pth')
-        os.replace(tmp_path / 'other.pth', file)
+        os.replace(tmp_path / 'other.pth', file)  # as MMEngine writes a checkpoint here
+        # MMEngine saves the average as the model, and the model as the average
+        assert_holds(averages(runner)[0], saved['state_dict'])
+        assert_holds(runner.model, {key[7:]: value for key, value in saved['ema_state_dict'].items()})
+        moments = runner.optim_wrapper.state_dict()['state']
+        expected = saved['optimizer']['state']
+        assert all(torch.equal(moments[i]['exp_avg'], expected[i]['exp_avg']) for i in expected)
 
-    options = dict(max_epochs=2, ema=True, load_from=str(file), resume=True, then=replace)
-    second, look = train(tmp_path / 'second', Toy(), **options)
-    assert second.epoch == 2
-    moments = saved['optimizer']['state']
-    assert all(torch.equal(look.optimizer['state'][i]['exp_avg'], moments[i]['exp_avg']) for i in moments)
-    # MMEngine saves the average as the model, and the model as the average
-    assert all(torch.equal(look.ema[key], value) for key, value in saved['state_dict'].items())
-    assert all(torch.equal(value, saved['ema_state_dict'][f'module.{key}']) for key, value in look.model.items())
+    runner = make_runner(tmp_path / 'second', look, max_epochs=2, hooks=[EMA], load_from=str(file), resume=True)
+    runner.train()
+    assert runner.epoch == 2
 
 
 @SEVERAL_RUNNERS
 def test_weights_alone_are_not_resumed(tmp_path):
     _, file = legacy_file(tmp_path, {key: value.shape for key, value in Toy().state_dict().items()})
+    runner = make_runner(tmp_path / 'resumed', hooks=[dict(type='CheckWeightsHook')], load_from=file, resume=True)
     with pytest.raises(UserError, match=r'legacy\.pth holds weights alone, .*load_from=.*legacy\.pth instead of'):
-        train(tmp_path / 'resumed', Toy(), hooks=[dict(type='CheckWeightsHook')], load_from=file, resume=True)
+        runner.train()
 
 
 @pytest.fixture
@@ -300,12 +301,11 @@ def test_random_heads_are_a_warning_where_nothing_is_trained(shown, toy, tmp_pat
     _, file = torchvision_file(tmp_path)
     upstream.load_checkpoint(Toy(), file)
     upstream.load_checkpoint(Toy(), toy[1])
-    train(tmp_path / 'train', Toy(), load_from=file)
-    runner = make_runner(tmp_path / 'test', Toy(), load_from=file)  # which could train as well
-    runner.test()
+    make_runner(tmp_path / 'train', load_from=file).train()
+    make_runner(tmp_path / 'test', load_from=file).test()  # which could train as well
     assert [level for level, _ in shown] == [logging.WARNING, logging.INFO, logging.INFO, logging.WARNING]
     assert ['2 weights are random' in text for _, text in shown] == [True, False, False, True]
-    runner = make_runner(tmp_path / 'checked', Toy(), load_from=file, hooks=[dict(type='CheckWeightsHook')])
+    runner = make_runner(tmp_path / 'checked', load_from=file, hooks=[dict(type='CheckWeightsHook')])
     with pytest.raises(UserError, match=r'does not fit the model\. Missing from the file \(10\): .*norm0\.weight'):
         runner.test()
 

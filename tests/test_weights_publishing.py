@@ -12,7 +12,7 @@ from torch import nn
 
 from convnext_dense import ConvNeXt, UserError, cli
 from convnext_dense.compat import read_checkpoint
-from convnext_dense.compat.checkpoints import checkpoints_are_trusted, read_checkpoint_from_url
+from convnext_dense.compat.checkpoints import checkpoints_are_trusted
 from convnext_dense.data import write_shapes
 from convnext_dense.train import run as runs
 from convnext_dense.weights.inspect import inspect
@@ -153,16 +153,10 @@ def test_averaged_weights_are_what_is_published(tmp_path):
 
 
 @pytest.mark.parametrize('file_format', FORMATS)
-def test_the_name_carries_the_hash_that_downloads_are_checked_against(tmp_path, file_format):
+def test_the_name_carries_the_hash(tmp_path, file_format):
     published = publish(checkpoint(tmp_path), tmp_path / 'retina', file_format=file_format)
     digest = hashlib.sha256(published.file.read_bytes()).hexdigest()
     assert published.file.name == f'retina-{digest[:8]}.{file_format}'
-    content = read_checkpoint_from_url(published.file.as_uri(), str(tmp_path / 'cache'), progress=False)
-    assert content['state_dict'].keys() == weights_of_a_detector().keys()
-    damaged = tmp_path / published.file.name.replace(digest[:8], 'abcdef12')
-    damaged.write_bytes(published.file.read_bytes())
-    with pytest.raises(UserError, match=r'its SHA-256 does not begin with abcdef12'):
-        read_checkpoint_from_url(damaged.as_uri(), str(tmp_path / 'cache'), progress=False)
 
 
 def test_half_precision(tmp_path):

@@ -78,13 +78,6 @@ def test_timm_weights_come_from_its_cache(file, cache):
     assert report.licence == get_pretrained_cfg('convnext_atto').license != ''
 
 
-def test_timm_weights_that_do_not_exist():
-    with pytest.raises(UserError, match=r"'convnext_atto\.fb'\. Known: convnext_atto\.d2_in1k, convnext_atto_ols"):
-        fetch('timm://convnext_atto.fb')
-    with pytest.raises(UserError, match=r"'nonesuch'\. Known: convnext_"):
-        fetch('timm://nonesuch')
-
-
 @pytest.mark.parametrize(('package', 'source'), [('timm', 'timm://convnext_atto'), ('huggingface_hub', 'hf://a/b')])
 def test_packages_that_are_not_installed(package, source, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
@@ -197,13 +190,6 @@ def test_a_published_file_that_cannot_be_reached_is_told_with_its_address(monkey
         fetch('convnext://tiny_1k')
 
 
-def test_short_names_that_do_not_exist():
-    with pytest.raises(UserError, match=r"'tiny_2k'\. Known: tiny_1k, tiny_1k_ema, tiny_22k, .*v2_tiny_1k"):
-        fetch('convnext://tiny_2k')
-    with pytest.raises(UserError, match=r"'medium'\. Known: .*upernet_xlarge_22k"):
-        find_published('medium')
-
-
 def test_timm_knows_the_published_classifiers():
     theirs = {get_pretrained_cfg(name).url: name for name in timm.list_pretrained('*convnext*')}
     theirs = {url: name for url, name in theirs.items() if url and url.startswith(HOST)}
@@ -303,6 +289,10 @@ def test_addresses_that_fail(site):
         ('file:///tmp/x.pth', r'not fetched from file:///tmp/x\.pth\.'),
         ('Timm://convnext_tiny', r'not fetched from Timm://convnext_tiny\.'),
         ('nothing.pth', r'nothing\.pth does not exist'),
+        ('convnext://tiny_2k', r"'tiny_2k'\. Known: tiny_1k, tiny_1k_ema, tiny_22k, .*v2_tiny_1k"),
+        ('convnext://medium', r"'medium'\. Known: .*upernet_xlarge_22k"),
+        ('timm://convnext_atto.fb', r"'convnext_atto\.fb'\. Known: convnext_atto\.d2_in1k, convnext_atto_ols"),
+        ('timm://nonesuch', r"'nonesuch'\. Known: convnext_"),
     ],
 )
 def test_sources_that_do_not_exist(source, words):
