@@ -239,23 +239,16 @@ def test_a_backbone_and_a_detector_take_each_others_weights():
         load_weights(detector, weights, need='all')
 
 
-def test_heads_for_other_classes_start_from_scratch():
-    given = Detector(num_classes=9).state_dict()
+def test_heads_for_other_classes_and_other_parts():
+    given = Detector(num_classes=9).state_dict() | {'mask_head.weight': torch.ones(1)}
     _, report = fit(Detector(), given)
     assert report.from_scratch == ['bbox_head.weight', 'bbox_head.bias']
     assert report.left_out == {'of another shape': ['bbox_head.weight', 'bbox_head.bias']}
-    with pytest.raises(UserError, match=r'the model\. .*type \(2\): bbox_head\.weight, .*weight is \(9, 4\)'):
-        fit(Detector(), given, need='all')
-
-
-def test_parts_that_the_model_lacks_are_named():
-    given = Detector().state_dict() | {'mask_head.weight': torch.ones(1)}
-    _, report = fit(Detector(), given)
     assert report.unexpected == ['mask_head.weight']
-    with pytest.raises(UserError, match=r'does not fit the model\. Only in the file \(1\): mask_head\.weight\.$'):
+    with pytest.raises(UserError) as caught:
         fit(Detector(), given, need='all')
-    with pytest.raises(UserError, match=r'the model\. It is ConvNeXt femto, the model is ConvNeXt atto'):
-        fit(Detector('atto'), Detector('femto').state_dict(), need='all')
+    words = ('does not fit the model.', 'bbox_head.weight is (9, 4) float32', 'Only in the file (1): mask_head.weight.')
+    assert all(word in str(caught.value) for word in words)
 
 
 class WithParts(ConvNeXt):

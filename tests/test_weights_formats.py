@@ -9,7 +9,6 @@ import torch
 from small_models import (
     DIMS,
     SMALL,
-    V1_AND_V2,
     Detector,
     assert_close,
     assert_holds,
@@ -271,30 +270,13 @@ def test_mmpretrain_classifier(source, prefix):
     assert torch.equal(detector.backbone.norm3.bias, torch.zeros(32))
 
 
-@V1_AND_V2
-def test_mmpretrain_backbone_in_a_detector(grn):
-    # trained in MMDetection with mmpretrain's backbone: norm3 is the output norm of the last map
-    ours, model = randomize(Detector(grn=grn)).state_dict(), Detector(grn=grn)
-    given = mmpretrain_names(ours, '')
-    assert 'backbone.stages.0.0.depthwise_conv.weight' in given
-    assert load_weights(model, {'state_dict': given}, need='all').left_out == {}
-    assert_holds(model, ours)
-
-
-def test_final_norm(source):
-    model, given = ConvNeXt(SMALL, grn=source.grn), with_head(source.state_dict())
-    report = load_weights(model, given, final_norm=True)
-    assert torch.equal(model.norm3.weight, given['norm.weight'])
-    assert torch.equal(model.norm3.bias, given['norm.bias'])
-    assert report.left_out == {'classifier': ['head.weight', 'head.bias']}
-    assert sorted(report.from_scratch) == sorted(f'norm{i}.{part}' for i in range(3) for part in ('weight', 'bias'))
-    with pytest.raises(UserError, match='no final norm to load into norm3.*final_norm'):
-        load_weights(model, source.state_dict(), final_norm=True)
-
-
-def test_the_last_map_with_the_final_norm_is_what_a_classifier_pools():
+def test_final_norm():
+    """The last map is then what a classifier pools."""
     theirs, image = timm_model(num_classes=0), picture()
-    ours = ConvNeXt(SMALL, out_indices=(3,)).eval()
-    load_weights(ours, theirs.state_dict(), final_norm=True)
+    ours = ConvNeXt(SMALL).eval()
+    report = load_weights(ours, theirs.state_dict(), final_norm=True)
+    assert sorted(report.from_scratch) == sorted(f'norm{i}.{part}' for i in range(3) for part in ('weight', 'bias'))
     with torch.no_grad():
-        assert_close(ours(image)[0], theirs.head.norm(theirs.forward_features(image)))
+        assert_close(ours(image)[3], theirs.head.norm(theirs.forward_features(image)))
+    with pytest.raises(UserError, match='no final norm to load into norm3.*final_norm'):
+        load_weights(ours, ConvNeXt(SMALL, out_norm=False).state_dict(), final_norm=True)

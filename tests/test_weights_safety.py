@@ -16,7 +16,6 @@ import mmengine.runner.checkpoint as upstream
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 from small_models import SMALL, Detector, assert_holds, randomize
 from torch import nn
@@ -149,13 +148,6 @@ def test_more_than_any_checkpoint_has_is_not_read(limit, most, name, found, weig
     load(tmp_path / name)
     monkeypatch.setattr(checkpoints, limit, most)
     assert re.search(rf'{name} is not read: it {found}', message(tmp_path / name))
-
-
-def test_the_log_of_the_longest_run_is_below_the_limit(tmp_path):
-    # MMEngine keeps at most a million steps of a value
-    log = HistoryBuffer(np.random.default_rng(0).random(100_000), np.ones(100_000))
-    a_value = 10 * save({'message_hub': log}, tmp_path / 'log.pth').stat().st_size
-    assert 100 * a_value < checkpoints.MOST_PICKLE_BYTES
 
 
 def test_tensors_and_arrays_that_no_memory_holds(weights, tmp_path):
