@@ -207,21 +207,6 @@ def test_one_branch_goes_into_a_detector(prefix):
     assert report.left_out == {'other models': [f'student.{key}' for key in source.student.state_dict()]}
 
 
-def test_a_name_that_ends_like_another_is_another():
-    class TwoEyes(Detector):
-        def __init__(self):
-            super().__init__()
-            self.depth_backbone = ConvNeXt(SMALL)
-
-    source, model = randomize(Detector()).state_dict(), TwoEyes()
-    assert load_weights(model, source, need='all').unexpected == []
-    assert_holds(model.depth_backbone, {key.removeprefix('backbone.'): value for key, value in source.items()})
-    model, given = Detector(), randomize(TwoEyes()).state_dict()
-    report = load_weights(model, given, need='all', prefix='backbone')
-    assert_holds(model, given)
-    assert all(key.startswith('depth_backbone.') for key in report.left_out['other models'])
-
-
 # Whole models
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.ladder import ModernizedResNet, steps
 from convnext_dense.weights import load_weights
+from convnext_dense.weights.convert import translate
 from convnext_dense.weights.formats import FB_V2, FCMAE, FORMATS, LADDER
 from convnext_dense.weights.inspect import inspect_checkpoint
 
@@ -108,12 +109,14 @@ def test_steps_between_say_that_nothing_is_published(step):
             load_weights(small(step), given)
 
 
-def test_the_last_step_is_a_convnext_for_convnext_too():
-    source = randomize(small('convnext'))
-    model = ConvNeXt(SIZE)
+def test_the_last_step_is_a_convnext_for_everyone():
+    source, model, image = randomize(small('convnext')), ConvNeXt(SIZE), picture()
     load_weights(model, source.state_dict())
-    image = picture()
     assert_close(model.eval()(image), source(image))
+    assert_holds(model, translate(source.state_dict(), 'fb').tensors)
+    found = inspect_checkpoint(source.state_dict())['backbones']
+    assert [each['architecture'] for each in found] == ['a ConvNeXt with depths (1, 1, 2, 1) and dims (8, 16, 32, 64)']
+    assert not any(inspect_checkpoint(small(step).state_dict())['backbones'] for step in steps()[:-1])
 
 
 def test_another_step_is_refused_and_changes_nothing():
@@ -122,9 +125,3 @@ def test_another_step_is_refused_and_changes_nothing():
     with pytest.raises(UserError, match=r'does not fit the backbone.*stages\.\d\.0'):
         load_weights(model, small('depthwise').state_dict())
     assert_holds(model, before)
-
-
-def test_the_inspector_tells_the_last_step_from_those_before():
-    found = inspect_checkpoint(small('convnext').state_dict())['backbones']
-    assert [each['architecture'] for each in found] == ['a ConvNeXt with depths (1, 1, 2, 1) and dims (8, 16, 32, 64)']
-    assert not any(inspect_checkpoint(small(step).state_dict())['backbones'] for step in steps()[:-1])
