@@ -403,10 +403,13 @@ def test_they_are_loaded_as_ever(tmp_path):
         upstream.load_checkpoint(model, str(tmp_path / 'line.pth'), strict=True)
 
 
+@SEVERAL_RUNNERS
 @pytest.mark.parametrize('source', ['open-mmlab://nope', 'pavi://a/b', 'http://127.0.0.1:1/x.pth', 'torchvision://x'])
-def test_errors_of_a_source_are_explained_for_our_backbone_alone(source):
+def test_errors_of_a_source_are_explained_for_our_backbone_alone(source, tmp_path):
     with pytest.raises(UserError, match=source):
         upstream.load_checkpoint(Toy(), source)
+    with pytest.raises(UserError, match=source):
+        make_runner(tmp_path / 'ours').load_checkpoint(source)
     with pytest.raises((KeyError, ImportError, OSError)) as caught:
         upstream.load_checkpoint(nn.Linear(2, 2), source)
     assert not isinstance(caught.value, UserError)
