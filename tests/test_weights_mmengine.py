@@ -310,20 +310,13 @@ def test_random_heads_are_a_warning_where_nothing_is_trained(shown, toy, tmp_pat
         runner.test()
 
 
-@pytest.mark.parametrize(
-    'form',
-    [
-        lambda checkpoint: dict(type='Pretrained', checkpoint=checkpoint),
-        lambda checkpoint: dict(type='mmengine.Pretrained', checkpoint=checkpoint),
-        lambda checkpoint: dict(type=PretrainedInit, checkpoint=checkpoint),
-        lambda checkpoint: [dict(type='Pretrained', checkpoint=checkpoint, prefix='')],
-    ],
-    ids=['name', 'name with scope', 'class', 'list with prefix'],
-)
+@pytest.mark.parametrize('kind', ['Pretrained', 'mmengine.Pretrained', PretrainedInit])
+@pytest.mark.parametrize('is_list', [False, True])
 @pytest.mark.parametrize('build', [Toy, partial(ConvNeXt, TINY)], ids=['parent', 'backbone'])
-def test_every_form_of_init_cfg(form, build, shown, tmp_path):
+def test_every_form_of_init_cfg(kind, is_list, build, shown, tmp_path):
     source, file = torchvision_file(tmp_path)
-    model = build(init_cfg=form(file))
+    init_cfg = dict(type=kind, checkpoint=file)
+    model = build(init_cfg=[init_cfg | dict(prefix='')] if is_list else init_cfg)
     model.init_weights()
     backbone = getattr(model, 'backbone', model).state_dict()
     assert all(torch.equal(backbone[key], value) for key, value in source.items())

@@ -355,7 +355,7 @@ LADDER = Format(
     mark=r'^downsample_layers\.0\.1\.',  # the steps before have none, or no depthwise convolutions
     conv_mlp=('all',),
 )
-# Where several formats know as many keys, the first one is meant: those with a mark stand first.
+# Where several formats know as many keys, the first one is meant: FB, which has no mark, stands after its relatives.
 FORMATS = (FCMAE, EUPE, DINOV3, MMPRETRAIN, FB_V2, FB, LADDER, TIMM, HF, HF_DINOV3, TORCHVISION)
 
 # Formats whose right side are the names of ``ModernizedResNet``: its own, and those of a ResNet-50.
