@@ -134,11 +134,11 @@ COMMANDS = {
     ),
     'convert': Command(
         'Write a checkpoint under the names of another library',
-        'convnext_dense.weights.conversion:convert',
+        'convnext_dense.weights.convert:convert',
         (
             option('source', metavar='IN', help=SOURCE_HELP),
             option('out', metavar='OUT', help='file to write: .safetensors or .pth'),
-            option('--to', required=True, choices='convnext_dense.weights.formats:TARGETS', help='whose names'),
+            option('--to', required=True, choices='convnext_dense.weights.convert:TARGETS', help='whose names'),
             switch('--backbone-only', 'leave out everything but the backbone'),
             option('--prefix', help='the backbone alone, and which one of several: what stands before its keys'),
             FORCE, TRUST,
@@ -147,7 +147,7 @@ COMMANDS = {
     ),
     'inspect': Command(
         'Say what a checkpoint file is, without a config',
-        'convnext_dense.weights.inspection:describe',
+        'convnext_dense.weights.inspect:describe',
         (
             option('source', metavar='FILE', help=SOURCE_HELP),
             switch('--keys', 'list the names and shapes of all tensors too'),
@@ -158,12 +158,12 @@ COMMANDS = {
     ),
     'publish': Command(
         'Write trained weights for others, with config and card',
-        'convnext_dense.weights.publishing:publish',
+        'convnext_dense.weights.publish:publish',
         (
             option('checkpoint', metavar='CHECKPOINT', help='checkpoint file of a training'),
             option('out', metavar='OUT', help='folder (ends in /), or folder and name; a hash is added to the name'),
             option('--config', help='config file, where the checkpoint does not hold the config'),
-            option('--format', dest='file_format', choices='convnext_dense.weights.publishing:FORMATS',
+            option('--format', dest='file_format', choices='convnext_dense.weights.publish:FORMATS',
                    default='safetensors', help='default: %(default)s'),
             switch('--half', 'store matrices and kernels in float16'),
             option('--metrics', nargs='+', action=Options, metavar='NAME=NUMBER', help='what the card shall say'),

@@ -13,7 +13,7 @@ from yapf.yapflib.yapf_api import FormatCode
 from convnext_dense.compat.errors import UserError
 from convnext_dense.swap.changes import Changes
 from convnext_dense.swap.recipe import PACKAGE
-from convnext_dense.weights.draft import open_draft
+from convnext_dense.weights.write import write_text
 
 SUFFIX = '.py'
 STYLE = dict(based_on_style='facebook', column_limit=119)
@@ -128,8 +128,7 @@ def save(text: str, out: Path) -> None:
     Raises:
         UserError: The disk refuses.
     """
-    with explain_disk(out), open_draft(out) as draft:
-        draft.stream.write(text.encode())
+    write_text(text, out)
 
 
 @contextlib.contextmanager
