@@ -18,7 +18,6 @@ from convnext_dense import cli as command_line
 from convnext_dense.compat import read_checkpoint
 from convnext_dense.configs import model_scope
 from convnext_dense.data import write_shapes
-from convnext_dense.swap.read import find_config
 from convnext_dense.train import config as run_config
 from convnext_dense.train import mistakes
 from convnext_dense.train import run as runs
@@ -679,8 +678,7 @@ def test_heads_that_weigh_their_classes_follow_them(leaf):
 
 
 def test_panoptic_heads_keep_their_classes():
-    _, file = find_config('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py')
-    cfg = Config.fromfile(file)
+    cfg = Config.fromfile(configs.find_config('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py'))
     cfg.train_dataloader.dataset.metainfo = dict(classes=('date', 'fig', 'hazelnut'))
     assert run_config.fit_classes(cfg) == []
     assert cfg.model.panoptic_head.num_things_classes == 80
