@@ -41,8 +41,7 @@ def swap(tmp_path):
     """Exchange the backbone of a config: `swap(name)` returns the changes and the written file."""
 
     def exchange(name):
-        swapped = swap_backbone(name, 'atto', weights='')
-        file = tmp_path / 'config.py'
+        swapped, file = swap_backbone(name, 'atto', weights=''), tmp_path / 'config.py'
         file.write_text(swapped.text(tmp_path))
         return swapped.changes, file
 
@@ -60,12 +59,14 @@ def test_a_config_runs(row, swap, tmp_path):
                 take_step(build_model(cfg, 'cpu'), cfg)
             return
         model, other = build_model(cfg, 'cpu'), build_model(cfg, 'cpu')
+        before = [parameter.clone() for parameter in model.parameters()]
         unused = take_step(model, cfg).without_gradient
         prediction = predictions(predict(model, cfg))
         torch.save(model.state_dict(), tmp_path / 'weights.pth')
         load_checkpoint(other, str(tmp_path / 'weights.pth'), map_location='cpu', strict=True, logger='silent')
         pairs = list(zip(prediction, predictions(predict(other, cfg)), strict=True))
 
+    assert not all(torch.equal(*each) for each in zip(before, model.parameters(), strict=True))
     assert pairs
     assert all(torch.equal(one, another) for one, another in pairs)
     assert ' '.join(unused) == row['unused']
