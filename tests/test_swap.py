@@ -145,14 +145,6 @@ def test_a_step_of_the_ladder_trains_and_predicts(config, step, channels, out):
     assert cfg.sync_bn == 'torch'
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
-def test_every_step_has_the_recipe_of_the_tiny_convnext(scope):
-    for step in ladder.steps():
-        backbone, found = recipe.find_backbone(scope, f'ladder:{step}', False, False, None)
-        assert (backbone['step'], backbone['drop_path_rate'], found.optim_wrapper.optimizer.lr) == (step, 0.4, 1e-4)
-        assert ('init_cfg' in backbone) == (step in ('resnet', 'convnext'))
-
-
 @pytest.mark.parametrize(
     ('step', 'weights', 'settings'),
     [
@@ -162,13 +154,16 @@ def test_every_step_has_the_recipe_of_the_tiny_convnext(scope):
         ('gelu', 'convnext://tiny_1k', dict(init_cfg='convnext://tiny_1k')),
         ('resnet', '', {}),
         ('convnext', '', {}),
+        *((step, None, {}) for step in ladder.steps()[1:-1]),
     ],
 )
-def test_the_weights_of_a_step_come_with_what_they_need(step, weights, settings):
-    backbone, _ = recipe.find_backbone('mmdet', f'ladder:{step}', False, False, weights)
+def test_a_step_has_weights_with_what_they_need_and_the_recipe_of_the_tiny_convnext(step, weights, settings):
     if 'init_cfg' in settings:
         settings = dict(settings, init_cfg=dict(type='Pretrained', checkpoint=settings['init_cfg']))
-    assert backbone == dict(type='ModernizedResNet', step=step, drop_path_rate=0.4, **settings)
+    for scope in ('mmdet', 'mmseg'):
+        backbone, found = recipe.find_backbone(scope, f'ladder:{step}', False, False, weights)
+        assert backbone == dict(type='ModernizedResNet', step=step, drop_path_rate=0.4, **settings)
+        assert found.optim_wrapper.optimizer.lr == 1e-4
 
 
 # the text
@@ -292,11 +287,9 @@ def test_the_maps_of_a_backbone(backbone, maps):
     [
         ([(256, 4), (512, 8), (1024, 16), (2048, 32)], (0, 1, 2, 3)),
         ([(512, 8), (1024, 8), (2048, 8)], (1, 2, 3)),  # dilated
-        ([(256, 4), (512, 8), (1024, 16), (2048, 16)], (0, 1, 2, 3)),
         ([(768, 16)] * 4, None),  # ViT
         ([(1024, 16), (512, 8), (256, 4)], None),  # U-Net
         ([(16, 2), (32, 4)], None),
-        ([(256, 8), (512, 16), (1024, 32), (2048, 64)], None),
         ([(64, 4), (128, 8), (256, 16), (512, 32), (512, 32)], None),
     ],
 )
@@ -548,13 +541,8 @@ def test_names_of_nothing(config, options, pieces, out, monkeypatch):
     assert not out.exists()
 
 
-DET, SEG = "default_scope = 'mmdet'\n", "default_scope = 'mmseg'\n"
+DET = "default_scope = 'mmdet'\n"
 NO_TASK = 'users.py is not a config of a detector or a segmentor: it needs a model, and default_scope mmdet or mmseg.'
-C4 = "model = dict(type='C4', backbone=dict(type='ResNet', depth=18), bbox_head=dict(in_channels=512))"
-VIT = """
-vit = dict(type='VisionTransformer', img_size=256, embed_dims=12, num_heads=2, num_layers=2, out_indices=(0, 1))
-model = dict(type='Net', backbone=vit, decode_head=dict(in_channels=12))
-"""
 PURE_PYTHON = 'from mmengine.config import read_base\nwith read_base():\n    from .users2 import *\n'
 
 
@@ -571,13 +559,10 @@ PURE_PYTHON = 'from mmengine.config import read_base\nwith read_base():\n    fro
         ),
         (DET, NO_TASK),
         ("model = dict(type='FCOS', backbone=dict(type='ResNet'))", NO_TASK),
-        (DET + "model = dict(type='Net')", 'Net has no `backbone`'),
         (
             DET + "model = dict(type='Two', a=dict(backbone=dict(type='A')), b=[dict(backbone=dict(type='B'))])",
             'Two has several backbones, in model.a, model.b.0.',
         ),
-        (DET + C4, 'C4 has no neck, and its heads are made for the maps of ResNet.'),
-        (SEG + VIT, 'VisionTransformer gives maps of 12, 12 channels at strides 16, 16;'),
         (
             DET + "model = dict(type='FCOS', backbone=dict(type='ResNet', depth=7), neck=dict(type='FPN'))",
             "The backbone ResNet does not run, so the maps that neck and heads expect are unknown: KeyError: 'invalid",
