@@ -123,8 +123,9 @@ COMMANDS = {
         'Write a config that inherits another one of MMDetection or MMSegmentation, with a ConvNeXt for its backbone',
         'convnext_dense.swap:write_swap',
         (
-            option('config', help='a config file, or mmdet::FOLDER/NAME.py or mmseg::FOLDER/NAME.py'),
-            option('--arch', default='t', help='size: t, s, b, l, xl, h, or atto, femto, pico, nano (default: t)'),
+            option('config', help='a config file, or the name of one, as mmdet::FOLDER/NAME.py'),
+            option('--arch', default='t',
+                   help='size: t, s, b, l, xl, h, or atto, femto, pico, nano; or ladder:STEP (default: t)'),
             switch('--v2', 'ConvNeXt V2'),
             switch('--in22k', 'start from ImageNet-22k weights'),
             option('--weights', help="initial weights instead of the published ones; '' for none"),

@@ -23,19 +23,21 @@ SUFFIXES = ('.safetensors', '.pth')
 
 @contextlib.contextmanager
 def replaced(file: Path) -> Iterator[Path]:
-    """Give a hidden file beside ``file`` to write to; after the block it is flushed and takes the place of ``file``.
+    """Give a hidden file beside ``file`` to write to; after the block it is flushed and takes the place of ``file``."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=file.parent) as folder:
+        draft = Path(folder, file.name)
+        yield draft
+        with draft.open('rb+') as written:
+            os.fsync(written.fileno())
+        draft.replace(file)
 
-    Raises:
-        UserError: The disk is full or the folder cannot be written; ``file`` is as it was.
-    """
+
+@contextlib.contextmanager
+def explained(file: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a :class:`UserError` that names the file."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f'.{file.name}.', dir=file.parent) as folder:
-            draft = Path(folder, file.name)
-            yield draft
-            with draft.open('rb+') as written:
-                os.fsync(written.fileno())
-            draft.replace(file)
+        yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, 'strerror', None) or str(error)
         raise UserError(f'{file} cannot be written ({reason}). Give another place, or make room.') from error
@@ -47,7 +49,7 @@ def write_text(text: str, file: Path) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    with replaced(file) as draft:
+    with explained(file), replaced(file) as draft:
         draft.write_text(text, encoding='utf-8')
 
 
@@ -72,7 +74,7 @@ def write_weights(
     odd = {dtype_name(tensor) for tensor in tensors.values() if tensor.dtype.is_complex}
     if odd and file.suffix != '.pth':
         raise UserError(f'A .safetensors file cannot hold tensors of type {odd.pop()}. Write a .pth file.')
-    with replaced(file) as draft:
+    with explained(file), replaced(file) as draft:
         if file.suffix == '.pth':
             content = {wrapper: tensors} if wrapper else tensors
             save_archive(content if meta is None else {'meta': dict(meta), **content}, draft)
