@@ -150,8 +150,9 @@ COMMANDS = {
         'Write a config that inherits another one of MMDetection or MMSegmentation, with a ConvNeXt for its backbone',
         'convnext_dense.swap:write_swap',
         (
-            option('config', help='a config file, or mmdet::FOLDER/NAME.py or mmseg::FOLDER/NAME.py'),
-            option('--arch', default='t', help='size: t, s, b, l, xl, h, or atto, femto, pico, nano (default: t)'),
+            option('config', help='a config file, or the name of one, as mmdet::FOLDER/NAME.py'),
+            option('--arch', default='t',
+                   help='size: t, s, b, l, xl, h, or atto, femto, pico, nano; or ladder:STEP (default: t)'),
             switch('--v2', 'ConvNeXt V2'),
             switch('--in22k', 'start from ImageNet-22k weights'),
             option('--weights', help="initial weights instead of the published ones; '' for none"),
@@ -161,11 +162,11 @@ COMMANDS = {
     ),
     'convert': Command(
         'Write a checkpoint under the names of another library',
-        'convnext_dense.weights.conversion:convert',
+        'convnext_dense.weights.convert:convert',
         (
             option('source', metavar='IN', help=SOURCE_HELP),
             option('out', metavar='OUT', help='file to write: .safetensors or .pth'),
-            option('--to', required=True, choices='convnext_dense.weights.formats:TARGETS', help='whose names'),
+            option('--to', required=True, choices='convnext_dense.weights.convert:TARGETS', help='whose names'),
             switch('--backbone-only', 'leave out everything but the backbone'),
             option('--prefix', help='the backbone alone, and which one of several: what stands before its keys'),
             FORCE, TRUST,
@@ -174,7 +175,7 @@ COMMANDS = {
     ),
     'inspect': Command(
         'Say what a checkpoint file is, without a config',
-        'convnext_dense.weights.inspection:describe',
+        'convnext_dense.weights.inspect:describe',
         (
             option('source', metavar='FILE', help=SOURCE_HELP),
             switch('--keys', 'list the names and shapes of all tensors too'),
@@ -185,12 +186,12 @@ COMMANDS = {
     ),
     'publish': Command(
         'Write trained weights for others, with config and card',
-        'convnext_dense.weights.publishing:publish',
+        'convnext_dense.weights.publish:publish',
         (
             option('checkpoint', metavar='CHECKPOINT', help='checkpoint file of a training'),
             option('out', metavar='OUT', help='folder (ends in /), or folder and name; a hash is added to the name'),
             option('--config', help='config file, where the checkpoint does not hold the config'),
-            option('--format', dest='file_format', choices='convnext_dense.weights.publishing:FORMATS',
+            option('--format', dest='file_format', choices='convnext_dense.weights.publish:FORMATS',
                    default='safetensors', help='default: %(default)s'),
             switch('--half', 'store matrices and kernels in float16'),
             option('--metrics', nargs='+', action=Options, metavar='NAME=NUMBER', help='what the card shall say'),

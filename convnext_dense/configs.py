@@ -18,7 +18,9 @@ from convnext_dense.compat import Patch, add_patch
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.versions import MMENGINE
 
+PACKAGE = 'convnext_dense'
 LIBRARIES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
+PACKAGES = (PACKAGE, *LIBRARIES)  # whose configs have names
 TASKS = ('det', 'seg')  # the folders of this package's configs
 SPLITS = ('train', 'val', 'test')
 RUNNER_KEYS = (
@@ -31,19 +33,20 @@ RUNNER_KEYS = (
 CLASS_AGNOSTIC = ('rpn_head', 'semantic_head')  # their num_classes is not that of the data set's objects
 
 
-def load_config(name: str | os.PathLike, options: Mapping | None = None) -> Config:
+def load_config(name: str | os.PathLike, options: Mapping | None = None, import_modules: bool = True) -> Config:
     """Read a config and merge ``options`` (dotted keys) into it.
 
     Args:
         name: A path or a name, see :func:`find_config`.
         options: Values that replace those of the file.
+        import_modules: Import the modules that the config lists in ``custom_imports``.
 
     Raises:
         UserError: The file is missing, does not parse, or has a misspelt top-level key.
     """
     path, options = find_config(name), dict(options or {})
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(path, import_custom_modules=import_modules)
         cfg.merge_from_dict(options)
     except UserError:
         raise
@@ -57,49 +60,53 @@ def find_config(name: str | os.PathLike) -> Path:
     """Return the config file that a name means; ``.py`` may be left out.
 
     Args:
-        name: A path; or a config of this package, as ``det/cascade_convnext_t_coco`` or
-            ``cascade_convnext_t_coco``; or a config of an installed library, as ``mmdet::dino/NAME.py``.
+        name: A path; a config of this package, as ``det/cascade_convnext_t_coco`` or ``cascade_convnext_t_coco``; or
+            one of an installed library, as ``dino/NAME.py`` or ``mmdet::dino/NAME.py``.
 
     Raises:
         UserError: There is no such file; the message names similar ones.
     """
     path = Path(name)
-    package, separator, inner = path.as_posix().partition('::')
-    if separator:
-        require_library(package)
-        folder = config_folder(package)
-        candidates = [folder / inner] if folder else []
-    else:
-        own, inner = config_folder(), path.as_posix().removeprefix('configs/')
-        candidates = [path, *(own / folder / inner for folder in ('', *TASKS) if own)]
-    for file in candidates:
-        for each in (file, file.with_name(f'{file.name}.py')):
+    package, separator, inner = path.as_posix().rpartition('::')
+    require_library(package)
+    roots = [root for each in ([package] if separator else PACKAGES) if (root := config_folder(each))]
+    inner = inner.removeprefix('configs/')
+    candidates = [root / folder / inner for root in roots for folder in ('', *TASKS)]
+    for file in candidates if separator else (path, *candidates):
+        for each in (file, Path(f'{file}.py')):
             if each.is_file():
                 return each
     if path.is_dir():
         raise UserError(f'{path} is a folder. Name a config file in it.')
-    raise UserError(f'The config file {name} does not exist.{similar_configs(path, candidates)}')
+    raise UserError(f'The config file {name} does not exist.{similar_configs(path.parent, inner, roots)}')
 
 
-def similar_configs(path: Path, candidates: Iterable[Path]) -> str:
-    """Return a question that names the configs beside the candidates with a similar name, or nothing."""
-    files = [file for folder in {file.parent: None for file in candidates} for file in sorted(folder.glob('*.py'))]
-    near = difflib.get_close_matches(path.with_suffix('.py').name, [file.name for file in files], n=2, cutoff=0.5)
-    found = {file.name: str(file) for file in reversed(files)}
-    return f' Did you mean {" or ".join(found[name] for name in near)}?' if near else ''
+def similar_configs(folder: Path, name: str, roots: Iterable[Path]) -> str:
+    """Return a question that lists configs of a similar name in the folder or the roots, or nothing."""
+    known = [str(file) for file in folder.glob('*.py')]
+    known += [file.relative_to(root).as_posix() for root in roots for file in root.glob('*/*.py')]
+    near = difflib.get_close_matches(f'{name.removesuffix(".py")}.py', known, n=2)
+    return f' Did you mean {" or ".join(near)}?' if near else ''
 
 
-def config_folder(package: str | None = None) -> Path | None:
+def package_name(file: Path) -> str:
+    """Return the name by which ``_base_`` inherits a config of this package or a library; for others, the path."""
+    for package in PACKAGES:
+        root = config_folder(package)
+        if root and file.is_relative_to(root):
+            return f'{package}::{file.relative_to(root).as_posix()}'
+    return str(file)
+
+
+def config_folder(package: str = PACKAGE) -> Path | None:
     """Return the folder of a package's configs, by default this one's; None where there is none.
 
     A wheel has the folder in ``.mim``; in a clone it stands beside the package.
     """
-    root = Path(__file__).parent
-    if package is not None:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            return None
-        root = Path(spec.origin).parent
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        return None
+    root = Path(spec.origin).parent
     return next((folder for folder in (root / '.mim/configs', root.parent / 'configs') if folder.is_dir()), None)
 
 

@@ -61,7 +61,7 @@ def test_functions_of_the_table_exist(name):
 def test_default_format_is_allowed():
     parser = cli.option_parser('publish')
     assert parser.parse_args(['in.pth', 'out/', '--format', 'pth']).file_format == 'pth'
-    assert parser.parse_args(['in.pth', 'out/']).file_format in cli.find('convnext_dense.weights.publishing:FORMATS')
+    assert parser.parse_args(['in.pth', 'out/']).file_format in cli.find('convnext_dense.weights.publish:FORMATS')
 
 
 def test_options_reach_the_function(calls):

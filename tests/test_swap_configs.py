@@ -21,9 +21,8 @@ from mmengine.structures import BaseDataElement
 from convnext_dense import UserError
 from convnext_dense.configs import load_config, model_scope
 from convnext_dense.swap import prove, swap_backbone
-from convnext_dense.swap.changes import dotted
 from convnext_dense.swap.proof import SEED, build_model, predict, take_step
-from convnext_dense.swap.read import STRIDES
+from convnext_dense.swap.read import STRIDES, dotted
 from convnext_dense.train.screen import quiet
 
 ROWS = list(csv.DictReader(Path(__file__).with_name('swap_configs.csv').read_text().splitlines()))
@@ -42,8 +41,7 @@ def swap(tmp_path):
     """Exchange the backbone of a config: `swap(name)` returns the changes and the written file."""
 
     def exchange(name):
-        swapped = swap_backbone(name, 'atto', weights='')
-        file = tmp_path / 'config.py'
+        swapped, file = swap_backbone(name, 'atto', weights=''), tmp_path / 'config.py'
         file.write_text(swapped.text(tmp_path))
         return swapped.changes, file
 
@@ -61,12 +59,14 @@ def test_a_config_runs(row, swap, tmp_path):
                 take_step(build_model(cfg, 'cpu'), cfg)
             return
         model, other = build_model(cfg, 'cpu'), build_model(cfg, 'cpu')
-        _, unused = take_step(model, cfg)
-        prediction = predict(model, cfg)
+        before = [parameter.clone() for parameter in model.parameters()]
+        unused = take_step(model, cfg).without_gradient
+        prediction = predictions(predict(model, cfg))
         torch.save(model.state_dict(), tmp_path / 'weights.pth')
         load_checkpoint(other, str(tmp_path / 'weights.pth'), map_location='cpu', strict=True, logger='silent')
-        pairs = list(zip(tensors(prediction), tensors(predict(other, cfg)), strict=True))
+        pairs = list(zip(prediction, predictions(predict(other, cfg)), strict=True))
 
+    assert not all(torch.equal(*each) for each in zip(before, model.parameters(), strict=True))
     assert pairs
     assert all(torch.equal(one, another) for one, another in pairs)
     assert ' '.join(unused) == row['unused']
@@ -76,6 +76,12 @@ def test_a_config_runs(row, swap, tmp_path):
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == float(row['parameters'])
     fitted = dict.fromkeys(dotted(path[1:-1]) for path in changes if str(path[-1]).endswith('in_channels'))
     assert ' '.join(fitted) == row['fitted']
+
+
+def predictions(sample):
+    """Return the tensors that a model predicted."""
+    sample = sample[-1] if 'video_data_samples' in sample else sample
+    return [tensor for key, value in sample.items() if key.startswith('pred_') for tensor in tensors(value)]
 
 
 def tensors(node):

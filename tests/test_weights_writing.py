@@ -1,80 +1,54 @@
-"""Files of weights: what others read from them, what their names and bytes are, and a disk that is full."""
+"""Files of weights: what others read from them, that the same weights give the same bytes, and a disk that is full."""
 
 import hashlib
-import io
-import json
 import resource
 from collections import OrderedDict
 
 import pytest
-import safetensors.torch
 import torch
 
 from convnext_dense import UserError
-from convnext_dense.weights.writing import SAFETENSORS_TYPES, write_text, write_weights
+from convnext_dense.compat import read_checkpoint
+from convnext_dense.weights.write import write_text, write_weights
 
 SUFFIXES = pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
 
 
 def weights() -> OrderedDict:
+    large = torch.randn(100_000, 40)
     return OrderedDict(
         kernel=torch.randn(4, 3, 2, 2).permute(1, 0, 3, 2),  # not contiguous
+        view=large[3],
+        same_view=large[3],
         scalar=torch.tensor(7),
         empty=torch.ones(0, 5),
         mask=torch.tensor([True, False, True]),
         half=torch.randn(5).half(),
+        brain=torch.randn(5).bfloat16(),
+        byte=torch.randn(5).to(torch.float8_e4m3fn),
     )
 
 
-def split(content: bytes) -> tuple[dict, bytes]:
-    """Return the header of a safetensors file, and what follows it."""
-    end = 8 + int.from_bytes(content[:8], 'little')
-    return json.loads(content[8:end]), content[end:]
-
-
-def test_safetensors_are_what_the_package_writes(tmp_path):
-    tensors = weights()
-    written = write_weights(tensors, tmp_path / 'file.safetensors').file.read_bytes()
-    contiguous = {key: value.contiguous() for key, value in tensors.items()}
-    assert split(written) == split(safetensors.torch.save(contiguous, {'format': 'pt'}))
-    assert int.from_bytes(written[:8], 'little') % 8 == 0
-    assert list(split(written)[0]) == ['__metadata__', *sorted(tensors)]
-
-
-@pytest.mark.parametrize('name', SAFETENSORS_TYPES)
-def test_every_type_comes_back(tmp_path, name):
-    dtype = getattr(torch, name)
-    value = torch.arange(24).reshape(2, 3, 4).to(dtype)
-    write_weights({'value': value, 'other': torch.ones(3)}, tmp_path / 'file.safetensors')
-    back = safetensors.torch.load_file(tmp_path / 'file.safetensors')['value']
-    assert back.dtype == dtype
-    assert torch.equal(back.view(torch.uint8), value.view(torch.uint8))
+@SUFFIXES
+def test_what_is_written_comes_back_and_gives_the_same_bytes(suffix, tmp_path):
+    tensors, file = weights(), tmp_path / f'a.b{suffix}'
+    digest = write_weights(tensors, file, 'state_dict', {'epoch': 3})
+    assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert file.stat().st_size < 10_000  # without what the views are views of
+    assert list(tmp_path.iterdir()) == [file]
+    assert write_weights(tensors, tmp_path / f'c{suffix}', 'state_dict', {'epoch': 3}) == digest
+    content = read_checkpoint(file)
+    assert content['meta'] == {'epoch': 3}
+    assert content['state_dict'].keys() == tensors.keys()
+    for key, value in content['state_dict'].items():
+        assert value.dtype == tensors[key].dtype
+        assert torch.equal(value.float(), tensors[key].float())
 
 
 def test_a_type_that_safetensors_lacks(tmp_path):
-    with pytest.raises(UserError, match=r'A \.safetensors file cannot hold odd, of type complex128\. Write a \.pth'):
+    with pytest.raises(UserError, match=r'complex128\. Write a \.pth'):
         write_weights({'odd': torch.ones(2, dtype=torch.complex128)}, tmp_path / 'file.safetensors')
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_archive_is_what_torch_saves(tmp_path):
-    tensors = OrderedDict((key, value.contiguous()) for key, value in weights().items())
-    write_weights(tensors, tmp_path / 'file.pth', 'state_dict', {'epoch': 3})
-    buffer = io.BytesIO()
-    torch.save({'meta': {'epoch': 3}, 'state_dict': tensors}, buffer)
-    assert (tmp_path / 'file.pth').read_bytes() == buffer.getvalue()
-
-
-@SUFFIXES
-def test_size_and_hash(tmp_path, suffix):
-    tensors = weights()
-    written = write_weights(tensors, tmp_path / f'a.b{suffix}', 'state_dict', {'epoch': 3}, hash_in_name=True)
-    content = written.file.read_bytes()
-    assert written.sha256 == hashlib.sha256(content).hexdigest()
-    assert written.size == len(content)
-    assert written.file == tmp_path / f'a.b-{written.sha256[:8]}{suffix}'
-    assert list(tmp_path.iterdir()) == [written.file]
-    assert write_weights(tensors, tmp_path / f'c{suffix}', 'state_dict', {'epoch': 3}).sha256 == written.sha256
 
 
 @SUFFIXES
@@ -85,9 +59,9 @@ def test_a_full_disk(tmp_path, suffix, room):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
-        with pytest.raises(UserError, match=r'cannot be written \(File too large\)\. Give another place, or make room'):
+        with pytest.raises(UserError, match=r'cannot be written \(.*File too large'):
             write_weights({'weight': torch.randn(1000, 100), 'bias': torch.randn(1000)}, file)
-        with pytest.raises(UserError, match=r'cannot be written \(File too large\)'):
+        with pytest.raises(UserError, match=r'cannot be written \(File too large'):
             write_text('x' * 500_000, file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

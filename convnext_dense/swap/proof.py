@@ -1,13 +1,8 @@
 """Prove that the model of a config runs: it takes a training step and predicts on drawn images."""
 
-import contextlib
 import copy
-import math
 import os
-import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -16,13 +11,13 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import nn
 
-from convnext_dense.backbone import ConvNeXt
+from convnext_dense.backbone import StagedBackbone
 from convnext_dense.compat.errors import UserError
 from convnext_dense.configs import load_config, model_scope, walk
 from convnext_dense.data.samples import draw_for
-from convnext_dense.swap.changes import type_name
+from convnext_dense.swap.read import explain_failure, type_name
 from convnext_dense.train.config import drop_initial_weights, without_amp
 from convnext_dense.train.run import device_type
 from convnext_dense.train.screen import quiet
@@ -33,74 +28,35 @@ SEED = 0
 NUM_BOXES = 64  # the most boxes that a detector proposes and learns from
 COUNTS = ('nms_pre', 'max_per_img')  # of boxes, in the settings of a detector's proposals
 THRESHOLDS = ('score_thr', 'mask_thr', 'filter_thr')  # which no score of an untrained model would pass
-UNTRIED = '. If the model needs what drawn images lack, such as sentences, --no-proof writes the config untried.'
+UNTRIED = 'If the model needs what drawn images lack, such as sentences, --no-proof writes the config untried.'
 
 
-@dataclass(frozen=True)
-class Proof:
-    """What a model did on drawn images.
+class Proof(NamedTuple):
+    """The loss of a training step on drawn images, and the parameters of the backbone that got no gradient."""
 
-    Attributes:
-        num_params: The number of the model's parameters.
-        loss: The sum of its losses.
-        without_gradient: The names of the backbone's parameters that got no gradient.
-        num_predictions: The number of predicted boxes, or of labelled pixels.
-    """
-
-    num_params: int
     loss: float
     without_gradient: tuple[str, ...]
-    num_predictions: int
-
-    def notes(self) -> list[str]:
-        """Return what to tell a user, a line each."""
-        lines = [
-            f'proven on drawn images: {self.num_params / 1e6:.1f} M parameters, a training step (loss {self.loss:.3g}) '
-            'and a prediction'
-        ]
-        if self.without_gradient:
-            lines.append(f'no gradient reaches {", ".join(self.without_gradient)}, hence find_unused_parameters = True')
-        return lines
 
 
 def prove(file: str | os.PathLike, device: str | None = None) -> Proof:
     """Build the model of a config, take a training step on drawn images and predict one.
 
     The initial weights are random. Fixed image sizes and the thresholds of predictions are left out, and two-stage
-    detectors propose few boxes.
-
-    Args:
-        file: The config of a detector or segmentor with a ConvNeXt.
-        device: 'cuda' where there is a GPU, else 'cpu'.
+    detectors propose few boxes. Where there is a GPU, it is the ``device``.
 
     Raises:
         UserError: The model cannot be built or run, or its loss or a gradient is not finite.
     """
     cfg = load_config(file)
-    device = device or device_type()
     name = type_name(cfg.model)
     with model_scope(cfg), quiet():
         torch.manual_seed(SEED)
         with explain_failure(f'{name} cannot be built with this backbone'):
-            model = build_model(cfg, device)
+            model = build_model(cfg, device or device_type())
         with explain_failure(f'{name} does not run with this backbone on drawn images', UNTRIED):
-            loss, without_gradient = take_step(model, cfg)
-            prediction = predict(model, cfg)
-        num_params = sum(parameter.numel() for parameter in model.parameters())
-    return Proof(num_params, loss, without_gradient, len(prediction))
-
-
-@contextlib.contextmanager
-def explain_failure(failure: str, advice: str = '') -> Iterator[None]:
-    """Turn any error into a :class:`UserError` that begins with ``failure``."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # the model may be any
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        what = str(error).rstrip('.') or f'{frame.line} ({Path(frame.filename).name}, line {frame.lineno})'
-        raise UserError(f'{failure}: {type(error).__name__}: {what}{advice}') from error
+            proof = take_step(model, cfg)
+            predict(model, cfg)
+    return proof
 
 
 def build_model(cfg: Config, device: str) -> nn.Module:
@@ -129,53 +85,36 @@ def shrink(node: dict) -> None:
             node[key] = min(node[key], NUM_BOXES)
 
 
-def take_step(model: nn.Module, cfg: Config) -> tuple[float, tuple[str, ...]]:
-    """Take a step of the config's optimizer on drawn images; a config without an optimizer gets gradients only.
-
-    Returns:
-        The loss, and the names of the backbone's parameters that no gradient reached.
-
-    Raises:
-        UserError: The loss or a gradient of the backbone is not finite.
-    """
+def take_step(model: nn.Module, cfg: Config) -> Proof:
+    """Take a step of the config's optimizer on drawn images; a config without an optimizer gets gradients only."""
     model.train()
     for name in ('epoch', 'iter'):  # for the heads that read them
         MessageHub.get_current_instance().update_info(name, 0)
     batch = model.data_preprocessor(draw_for(cfg, range(NUM_IMAGES), training=True), training=True)
     loss, _ = model.parse_losses(model(**batch, mode='loss'))
-    if not math.isfinite(loss.item()):
+    if not loss.isfinite():
         raise UserError(f'The loss of {type(model).__name__} on drawn images is {loss.item()}.')
     loss.backward()
-    gradients = backbone_gradients(model)
+    gradients = {
+        name: parameter.grad
+        for prefix, module in model.named_modules()
+        if isinstance(module, StagedBackbone)
+        for name, parameter in module.named_parameters(prefix)
+        if parameter.requires_grad
+    }
     for name, gradient in gradients.items():
         if gradient is not None and not gradient.isfinite().all():
             raise UserError(f'The gradient of {name} on drawn images is not finite.')
     if cfg.get('optim_wrapper'):
         build_optim_wrapper(model, without_amp(cfg.optim_wrapper)).step()  # the gradients are in full precision
-    return loss.item(), tuple(name for name, gradient in gradients.items() if gradient is None or not gradient.any())
+    without = tuple(name for name, gradient in gradients.items() if gradient is None or not gradient.any())
+    return Proof(loss.item(), without)
 
 
-def backbone_gradients(model: nn.Module) -> dict[str, Tensor | None]:
-    """Return the gradients of all trained parameters of a model's ConvNeXts, by the parameters' names."""
-    backbones = [(prefix, module) for prefix, module in model.named_modules() if isinstance(module, ConvNeXt)]
-    return {
-        name: parameter.grad
-        for prefix, backbone in backbones
-        for name, parameter in backbone.named_parameters(prefix)
-        if parameter.requires_grad
-    }
-
-
-def predict(model: nn.Module, cfg: Config) -> BaseDataElement | Tensor:
-    """Return the predicted boxes and masks of a drawn image, or its labelled pixels."""
+def predict(model: nn.Module, cfg: Config) -> BaseDataElement:
+    """Return a drawn sample with what the model predicts on it."""
     model.eval()
     torch.manual_seed(SEED)  # for the heads that draw random numbers
     with torch.no_grad():
         (sample,) = model.test_step(draw_for(cfg, [NUM_IMAGES], training=False))
-    if 'video_data_samples' in sample:
-        return sample[-1].pred_track_instances
-    if 'pred_sem_seg' in sample:
-        return sample.pred_sem_seg.data.flatten()
-    if 'pred_panoptic_seg' in sample:
-        return sample.pred_panoptic_seg.sem_seg.flatten()
-    return sample.pred_instances
+    return sample

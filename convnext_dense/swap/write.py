@@ -1,93 +1,63 @@
-"""Write a config file that inherits another one and changes some of its values."""
+"""Changes to a config, a new value for each path that changes, and the file that inherits the config and makes them.
+
+A dict is merged into the old one unless it has the key ``_delete_``, as in MMEngine's configs.
+"""
 
 import contextlib
-import keyword
+import copy
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from itertools import takewhile
+from pathlib import Path as File
 from typing import Any
 
+from mmengine.config import Config
 from yapf.yapflib.yapf_api import FormatCode
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.swap.changes import Changes
-from convnext_dense.swap.recipe import PACKAGE
-from convnext_dense.weights.draft import open_draft
+from convnext_dense.swap.read import Path, at, dotted
 
-SUFFIX = '.py'
-STYLE = dict(based_on_style='facebook', column_limit=119)
+# MMEngine up to version 0.10 finds the configs of packages with pkg_resources. Importing this package mends that, also
+# under the libraries' own tools, and serves mmcv's ops before the libraries import them.
+CONFIG = '''"""{docstring}"""
+
+# the import comes first: it lets MMEngine find the configs of packages without pkg_resources
+_base_ = __import__('convnext_dense') and {base!r}
+{values}'''
+Changes = dict[Path, Any]
 
 
-class Source(str):
-    """A piece of code, which is written without quotes."""
+def apply(cfg: Config, changes: Changes) -> Config:
+    """Return a copy of a config with the changed values."""
+    cfg = copy.deepcopy(cfg)
+    cfg.merge_from_dict({dotted(path): copy.deepcopy(value) for path, value in changes.items()})
+    return cfg
 
 
-def config_text(docstring: str, base: str, changes: Changes) -> str:
-    """Return the text of a config that inherits ``base`` and changes it.
-
-    Args:
-        docstring: The docstring of the file.
-        base: The inherited config, as ``_base_`` names it.
-        changes: The changed values.
-    """
-    tree: dict = {}
-    edits: list[str] = []
+def nest(cfg: Config, changes: Changes) -> dict:
+    """Return the changes as nested dicts, with whole lists, because a config cannot change an inherited list."""
+    changed, tree = apply(cfg, changes), {}
     for path, value in changes.items():
-        keys = next((path[:place] for place, key in enumerate(path) if isinstance(key, int)), path)
-        if keys == path:
-            insert(tree, keys, value)
-            continue
-        # MMEngine replaces lists as a whole, so the text edits a copy of the inherited list
-        name, inherited = keys[-1], f'{keys[-1]} = _base_.{".".join(keys)}'
-        if inherited not in edits:
-            edits.append(inherited)
-            if len(keys) > 1:
-                insert(tree, keys, Source(name))
-        place = ''.join(f'[{key!r}]' for key in path[len(keys) :])
-        edits.append(f'{name}{place} = {source(value)}')
-    lines = [f'{key} = {source(value)}' for key, value in tree.items()]
-    formatted, _ = FormatCode('\n'.join([*edits, *lines]), style_config=STYLE)
-    return f'"""{docstring}"""\n\n{base_lines(base)}{formatted}'
+        keys = tuple(takewhile(lambda key: isinstance(key, str), path))
+        node = tree
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = value if keys == path else at(changed, keys)
+    return tree
 
 
-def base_lines(base: str) -> str:
-    """Return the lines that inherit a config.
-
-    MMEngine up to version 0.10 finds the configs of packages with ``pkg_resources``. Importing this package mends that,
-    also under the libraries' own tools, and serves mmcv's ops before the libraries import them.
-
-    >>> print(base_lines('../faster-rcnn.py'), end='')
-    # the import comes first: it lets MMEngine find the configs of packages without pkg_resources
-    _base_ = __import__('convnext_dense') and '../faster-rcnn.py'
-    """
-    return (
-        '# the import comes first: it lets MMEngine find the configs of packages without pkg_resources\n'
-        f'_base_ = __import__({PACKAGE!r}) and {base!r}\n'
-    )
-
-
-def insert(tree: dict, keys: tuple[str, ...], value: Any) -> None:
-    """Put a value into nested dicts."""
-    *parents, last = keys
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[last] = value
+def config_text(docstring: str, base: str, values: Mapping) -> str:
+    """Return the text of a config that inherits ``base``, as ``_base_`` names it, and changes some values."""
+    text = '\n'.join(f'{key} = {source(value)}' for key, value in values.items())
+    formatted, _ = FormatCode(text, style_config=dict(based_on_style='facebook', column_limit=119))
+    return CONFIG.format(docstring=docstring, base=base, values=formatted)
 
 
 def source(value: Any) -> str:
-    """Return the code of a value, as it stands in a config.
-
-    >>> source({'type': 'FPN', 'in_channels': [96, 192]})
-    "dict(type='FPN', in_channels=[96, 192])"
-    >>> source({'absolute.pos': 1.0})
-    "{'absolute.pos': 1.0}"
-    """
-    if isinstance(value, Source):
-        return str(value)
+    """Return the code of a value, as it stands in a config."""
+    if isinstance(value, Mapping) and all(map(str.isidentifier, value)):
+        return f'dict({", ".join(f"{key}={source(child)}" for key, child in value.items())})'
     if isinstance(value, Mapping):
-        if all(isinstance(key, str) and key.isidentifier() and not keyword.iskeyword(key) for key in value):
-            return f'dict({", ".join(f"{key}={source(child)}" for key, child in value.items())})'
         return f'{{{", ".join(f"{key!r}: {source(child)}" for key, child in value.items())}}}'
     if isinstance(value, list):
         return f'[{", ".join(map(source, value))}]'
@@ -101,41 +71,25 @@ def relative_path(file: str | os.PathLike, folder: str | os.PathLike) -> str:
 
     MMEngine resolves ``..`` both in the text of a path and on the disk, and both must lead to the file.
     """
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # two drives
         path = os.path.relpath(file, folder)
         if path == os.path.relpath(os.path.realpath(file), os.path.realpath(folder)):
-            return Path(path).as_posix()
-    return Path(file).absolute().as_posix()
+            return File(path).as_posix()
+    return File(file).absolute().as_posix()
 
 
-def check_writable(out: Path) -> None:
-    """Check that a config can be written to a file that does not exist yet.
-
-    Raises:
-        UserError: It cannot.
-    """
-    if out.suffix != SUFFIX:
-        raise UserError(f'-o {out}: a config needs a name that ends in {SUFFIX}.')
+def check_new(out: File) -> None:
+    """Check that a path may be that of a new config."""
+    if out.suffix != '.py':
+        raise UserError(f'-o {out}: a config needs a name that ends in .py.')
     if os.path.lexists(out):
         raise UserError(f'{out} exists already. Choose another name with -o, or remove it.')
-    with explain_disk(out), tempfile.TemporaryFile(dir=next(folder for folder in out.parents if folder.exists())):
-        pass
 
 
-def save(text: str, out: Path) -> None:
-    """Write a config, and the folders above it.
-
-    Raises:
-        UserError: The disk refuses.
-    """
-    with explain_disk(out), open_draft(out) as draft:
-        draft.stream.write(text.encode())
-
-
-@contextlib.contextmanager
-def explain_disk(out: Path) -> Iterator[None]:
-    """Turn an error of the disk into a :class:`UserError`."""
+def save(text: str, out: File) -> None:
+    """Write a config, and the folders above it."""
     try:
-        yield
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding='utf-8')
     except OSError as error:
         raise UserError(f'{out} cannot be written ({error.strerror}). Choose another place with -o.') from error

@@ -25,6 +25,7 @@ from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import build_errors, run_errors
 from convnext_dense.train.own_data import prepare_data
 from convnext_dense.train.screen import prints_in_log, tame_console, tell, write_to_log
+from convnext_dense.weights.write import replaced
 
 __all__ = ['OneLineRunner', 'describe_rates', 'device_type', 'test', 'train']
 
@@ -50,14 +51,8 @@ class OneLineRunner(Runner):
         if not isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
-        draft = Path(out_dir) / f'.{filename}.draft'
-        try:
-            super().save_checkpoint(out_dir, draft.name, *args, **kwargs)
-            with draft.open('rb+') as file:
-                os.fsync(file.fileno())
-            draft.replace(draft.with_name(filename))
-        finally:
-            draft.unlink(missing_ok=True)
+        with replaced(Path(out_dir, filename)) as draft:
+            super().save_checkpoint(str(draft.parent), draft.name, *args, **kwargs)
 
 
 def train(

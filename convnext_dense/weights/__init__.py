@@ -1,9 +1,8 @@
 """Where weights come from, how foreign names become ours and back, and what was loaded."""
 
-from convnext_dense.weights import upstream
-from convnext_dense.weights.loading import fit, load_weights
+from convnext_dense.weights.load import fit, load_weights
+from convnext_dense.weights.mmengine import CheckWeightsHook
 from convnext_dense.weights.report import Report
-from convnext_dense.weights.run_hook import CheckWeightsHook
 from convnext_dense.weights.sources import Checkpoint, fetch
 
-__all__ = ['CheckWeightsHook', 'Checkpoint', 'Report', 'fetch', 'fit', 'load_weights', 'upstream']
+__all__ = ['CheckWeightsHook', 'Checkpoint', 'Report', 'fetch', 'fit', 'load_weights']

@@ -1,6 +1,4 @@
-"""Foreign parameter names <-> ours: one literal table per format, read in either direction.
-
-In: the keys and tensors of a checkpoint. Out: the same tensors under this package's names and in its shapes, and back.
+"""Foreign parameter names and ours: one literal table per format, read in either direction.
 
 ``{s}`` stands for a stage 0..3, ``{b}`` for a block and ``{i}`` for an entry of a Sequential. A row renames what its
 left side begins with; what follows (``weight``, ``bias``) is kept. Inside a classifier the final norm and the head
@@ -10,19 +8,24 @@ have facebookresearch's names, ``norm`` and ``head``; a backbone has neither.
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
-from convnext_dense.weights import licences
-
 FLAT, GRN, CHW = (-1,), (1, 1, 1, -1), (-1, 1, 1)  # how a vector of C entries is stored
 STEM = 'downsample_layers.0.0.weight'
 CLASSIFIER = ('norm.', 'head.')
-KERNEL = 7  # of the depthwise convolutions
-MOST_BACKBONES = 16  # in a file; more are no work of training
+
+# The licences of published weights.
+MIT = 'MIT'  # facebookresearch, ConvNeXt V1
+CC_BY_NC = 'CC-BY-NC 4.0'  # facebookresearch, ConvNeXt V2
+DINOV3_LICENCE = 'DINOv3 License'
+FAIR_NC = 'FAIR Noncommercial Research License'  # EUPE
+BSD = 'BSD-3-Clause'
+APACHE = "Apache-2.0; converted weights keep their makers' licence"  # mmpretrain
+OF_THE_CARD = f"the model card's; facebookresearch's V1 weights are {MIT}, V2 {CC_BY_NC}"
 
 
 def dense_kernel(kernel: Tensor) -> Tensor:
@@ -44,9 +47,7 @@ class Row(NamedTuple):
     """One line of a table: what a key begins with there, and here.
 
     Attributes:
-        theirs: Their beginning of the key.
-        ours: Our beginning of the key.
-        shape: The shape in which they store the tensor, where it is not ours.
+        shape: In which they store the tensor, where it is not ours.
         read: Makes our tensor from theirs, where a reshape does not.
     """
 
@@ -61,8 +62,8 @@ class Format:
     """A naming scheme.
 
     Attributes:
-        name: Short, for ``--to``.
-        title: What reports call it.
+        name: For ``--to``.
+        title: For reports.
         rows: The table; where two rows have the same right side, the first is written.
         classifier: Their names of the final norm and the head.
         left_out: Beginnings of keys that no backbone needs, and why they are there.
@@ -71,7 +72,9 @@ class Format:
         licence: That of their weights.
         prefix: What stands before a backbone's keys in their files.
         heads: (theirs, ours) inside the keys of a whole model's heads.
-        conv_mlp: Sizes whose pointwise layers are stored as 1x1 convolutions, (out, in, 1, 1).
+        conv_mlp: Sizes whose pointwise layers are stored as 1x1 convolutions, (out, in, 1, 1); 'all' of them.
+        final_norm: Our name of the output norm under which a classifier's final norm is stored.
+        has_other_sizes: Some of its sizes compute something else with the same weights.
     """
 
     name: str
@@ -85,11 +88,13 @@ class Format:
     prefix: str = ''
     heads: tuple[tuple[str, str], ...] = ()
     conv_mlp: tuple[str, ...] = ()
+    final_norm: str = ''
+    has_other_sizes: bool = False
 
     @property
     def licence_note(self) -> str:
         """What is known of the licence of weights in this format, whoever made them."""
-        return f'if these are {self.makers}: {self.licence}'
+        return f'if these are {self.makers}: {self.licence}' if self.makers else ''
 
     @functools.cached_property
     def readers(self) -> tuple[tuple[re.Pattern, Row], ...]:
@@ -138,7 +143,8 @@ class Format:
         for pattern, row in self.writers:
             if match := pattern.match(key):
                 name = row.theirs.format(**match.groupdict()) + key[match.end() :]
-                if arch in self.conv_mlp and '.pwconv' in key and tensor.ndim == 2:
+                is_conv = arch in self.conv_mlp or 'all' in self.conv_mlp
+                if is_conv and '.pwconv' in key and tensor.ndim == 2:
                     tensor = tensor[:, :, None, None]
                 return name, tensor.reshape(row.shape) if row.shape else tensor
         return None
@@ -175,7 +181,7 @@ FB_CLASSIFIER = (Row('norm.', 'norm.'), Row('head.', 'head.'))
 
 FACEBOOK = "facebookresearch's own"
 
-FB = Format('fb', 'facebookresearch ConvNeXt', FB_ROWS, FB_CLASSIFIER, makers=FACEBOOK, licence=licences.MIT)
+FB = Format('fb', 'facebookresearch ConvNeXt', FB_ROWS, FB_CLASSIFIER, makers=FACEBOOK, licence=MIT)
 FB_V2 = Format(
     'fb',
     'facebookresearch ConvNeXt V2',
@@ -183,7 +189,7 @@ FB_V2 = Format(
     FB_CLASSIFIER,
     mark=r'\.grn\.gamma$',
     makers=FACEBOOK,
-    licence=licences.CC_BY_NC,
+    licence=CC_BY_NC,
 )
 FCMAE = Format(
     'fcmae',
@@ -201,7 +207,7 @@ FCMAE = Format(
     left_out=dict.fromkeys(('proj.', 'mask_token', 'decoder.', 'pred.'), 'decoder'),
     mark=r'\.kernel$|^(mask_token|decoder\.)',
     makers=FACEBOOK,
-    licence=licences.CC_BY_NC,
+    licence=CC_BY_NC,
 )
 DINOV3 = Format(
     'dinov3',
@@ -211,7 +217,7 @@ DINOV3 = Format(
     left_out={'norms.': 'final norm once more'},
     mark=r'^norms\.3\.',
     makers="DINOv3's own",
-    licence=licences.DINOV3,
+    licence=DINOV3_LICENCE,
 )
 EUPE = Format(
     'eupe',
@@ -221,7 +227,7 @@ EUPE = Format(
     left_out={'norms.': 'norms of features', 'projectors.': 'projectors'},
     mark=r'^(projectors|norms\.[0-2])\.',
     makers="EUPE's own",
-    licence=licences.FAIR_NC,
+    licence=FAIR_NC,
 )
 # OpenCLIP's image tower is timm's, at `visual.trunk.`: of a plain size it loads, without its head and the text tower.
 TIMM = Format(
@@ -245,8 +251,9 @@ TIMM = Format(
     classifier=(Row('head.norm.', 'norm.'), Row('head.fc.', 'head.')),
     left_out={'head.': 'classifier', 'norm_pre.': 'final norm'},
     makers="timm's own",
-    licence=licences.OF_THE_CARD,
+    licence=OF_THE_CARD,
     conv_mlp=('atto', 'femto', 'pico', 'nano'),
+    has_other_sizes=True,
 )
 MMPRETRAIN = Format(
     'mmpretrain',
@@ -262,11 +269,11 @@ MMPRETRAIN = Format(
         Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
         Row('norm{s}.', 'norm{s}.'),
     ),
-    # The final norm of a classifier is norm3 there; `read_part` tells it from the output norm of a detector's last map.
     classifier=(Row('head.fc.', 'head.'),),
+    final_norm='norm3.',  # a detector has an output norm there
     mark=r'\.depthwise_conv\.',
     makers="mmpretrain's own",
-    licence=licences.APACHE,
+    licence=APACHE,
     prefix='backbone.',
 )
 HF = Format(
@@ -290,7 +297,7 @@ HF = Format(
     ),
     classifier=(Row('layernorm.', 'norm.'), Row('classifier.', 'head.')),
     makers='from the Hub',
-    licence=licences.OF_THE_CARD,
+    licence=OF_THE_CARD,
     heads=(('.batch_norm.', '.bn.'), ('head.classifier.', 'head.conv_seg.')),
 )
 HF_DINOV3 = Format(
@@ -306,7 +313,7 @@ HF_DINOV3 = Format(
     ),
     classifier=(Row('layer_norm.', 'norm.'),),
     makers="DINOv3's own",
-    licence=licences.DINOV3,
+    licence=DINOV3_LICENCE,
 )
 TORCHVISION = Format(
     'torchvision',
@@ -329,67 +336,58 @@ TORCHVISION = Format(
     ),
     classifier=(Row('classifier.0.', 'norm.'), Row('classifier.2.', 'head.')),
     makers="torchvision's own",
-    licence=licences.BSD,
+    licence=BSD,
 )
 
-# Where several formats know as many keys, the first one is meant: those with a mark stand first.
-FORMATS = (FCMAE, EUPE, DINOV3, MMPRETRAIN, FB_V2, FB, TIMM, HF, HF_DINOV3, TORCHVISION)
-TARGETS = {fmt.name: fmt for fmt in (FB, TIMM, MMPRETRAIN, HF, TORCHVISION)}  # that `write` serves
+# ConvNeXt as the last step of the ladder, where the pointwise layers are convolutions.
+LADDER = Format(
+    'ladder',
+    "ConvNeXt of this package's ladder",
+    rows=(
+        Row('downsample_layers.{s}.{i}.', 'downsample_layers.{s}.{i}.'),
+        Row('stages.{s}.{b}.conv1.', 'stages.{s}.{b}.dwconv.'),
+        Row('stages.{s}.{b}.norm1.', 'stages.{s}.{b}.norm.'),
+        Row('stages.{s}.{b}.conv2.', 'stages.{s}.{b}.pwconv1.'),
+        Row('stages.{s}.{b}.conv3.', 'stages.{s}.{b}.pwconv2.'),
+        Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
+        Row('norm{s}.', 'norm{s}.'),
+    ),
+    mark=r'^downsample_layers\.0\.1\.',  # the steps before have none, or no depthwise convolutions
+    conv_mlp=('all',),
+)
+# Where several formats know as many keys, the first one is meant: FB, which has no mark, stands after its relatives.
+FORMATS = (FCMAE, EUPE, DINOV3, MMPRETRAIN, FB_V2, FB, LADDER, TIMM, HF, HF_DINOV3, TORCHVISION)
 
-
-@dataclass(frozen=True)
-class Found:
-    """A ConvNeXt in a checkpoint, or another network with the names of its stem.
-
-    Attributes:
-        format: Whose names.
-        prefix: What stands before its keys.
-        num_keys: Keys that the format knows.
-        kernels: Sizes of its depthwise kernels in the first stage, or those of all stages where the first has none.
-    """
-
-    format: Format
-    prefix: str
-    num_keys: int
-    kernels: frozenset[int] = frozenset()
-
-
-def find_backbones(given: Mapping[str, Tensor]) -> list[Found]:
-    """Return the ConvNeXts in a checkpoint, the one with the most known keys first.
-
-    >>> import torch
-    >>> given = {'stem.0.weight': torch.ones(8, 3, 4, 4), 'stages.0.blocks.0.conv_dw.weight': torch.ones(8, 1, 7, 7)}
-    >>> [(found.format.name, found.prefix) for found in find_backbones(given)]
-    [('timm', '')]
-    """
-    return [found for found in find_stems(given) if found.kernels == {KERNEL}]
-
-
-def find_stems(given: Mapping[str, Tensor]) -> list[Found]:
-    """Return every network whose stem has the names of a ConvNeXt's, the one with the most known keys first."""
-    best = {}
-    for fmt in FORMATS:
-        for prefix in stem_prefixes(fmt, given)[:MOST_BACKBONES]:
-            below = {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
-            if fmt.mark and not any(re.search(fmt.mark, key) for key in below):
-                continue
-            names = {key: read[0] for key in below if (read := fmt.read(key))}
-            if prefix not in best or len(names) > best[prefix].num_keys:
-                best[prefix] = Found(fmt, prefix, len(names), depthwise_kernels(fmt, below, names))
-    return sorted(best.values(), key=lambda found: -found.num_keys)
-
-
-def depthwise_kernels(fmt: Format, below: Mapping[str, Tensor], names: Mapping[str, str]) -> frozenset[int]:
-    """Return the sizes of square depthwise kernels, of the first stage where it has any; ``names`` are ours."""
-    first, others = set(), set()
-    for key, name in names.items():
-        if name.endswith('.dwconv.weight'):
-            shape = fmt.read(key, below[key])[1].shape
-            if len(shape) == 4 and shape[1] == 1 and shape[2] == shape[3]:
-                (first if name.startswith('stages.0.') else others).add(shape[2])
-    return frozenset(first or others)
-
-
-def stem_prefixes(fmt: Format, keys: Iterable[str]) -> list[str]:
-    """Return what stands before the stem's weight in this format, once for each stem among the keys."""
-    return [key[: -len(stem)] for key in keys for stem in fmt.stems if f'.{key}'.endswith(f'.{stem}')]
+# Formats whose right side are the names of ``ModernizedResNet``: its own, and those of a ResNet-50.
+STEP = Format(
+    'step',
+    "a step of this package's ladder",
+    rows=(
+        Row('downsample_layers.{s}.{i}.', 'downsample_layers.{s}.{i}.'),
+        *(
+            Row(f'stages.{{s}}.{{b}}.{part}', f'stages.{{s}}.{{b}}.{part}')
+            for part in ('conv{i}.', 'norm{i}.', 'shortcut.{i}.', 'gamma')
+        ),
+        Row('norm{s}.', 'norm{s}.'),
+    ),
+    mark=r'^stages\.0\.0\.conv1\.',
+)
+RESNET = Format(
+    'resnet',
+    'ResNet of torchvision, timm or mmdet',
+    rows=(
+        Row('conv1.', 'downsample_layers.0.0.'),
+        Row('bn1.', 'downsample_layers.0.1.'),
+        *(
+            Row(f'layer{s + 1}.{{b}}.{theirs}', f'stages.{s}.{{b}}.{ours}')
+            for s in range(4)
+            for theirs, ours in (
+                ('conv{i}.', 'conv{i}.'),
+                ('bn{i}.', 'norm{i}.'),
+                ('downsample.{i}.', 'shortcut.{i}.'),
+            )
+        ),
+    ),
+    left_out={'fc.': 'classifier'},
+    mark=r'^layer4\.0\.conv3\.',  # bottlenecks
+)

@@ -1,14 +1,14 @@
-"""Where weights come from: a source's name goes in, what the file holds comes out, read without running code.
+"""Where weights come from, and how they are fetched and read without running code.
 
 ========================  =============================================================================================
 ``PATH``                  a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file
-``convnext://NAME``       a file that facebookresearch published (:mod:`convnext_dense.weights.published`)
+``convnext://NAME``       a file that facebookresearch published: a row of :data:`PUBLISHED`
 ``timm://NAME[.TAG]``     pretrained weights of timm's registry, from the Hub or the address that it names
 ``hf://ORG/REPO[@REV]``   a repository of the Hugging Face Hub; ``hf://ORG/REPO[@REV]/FILE`` names the file in it
 ``https://...``           any address; a name that carries a hash (``NAME-1a2b3c4d.pth``) is checked against it
 ========================  =============================================================================================
 
-The first four are registered with MMEngine's ``CheckpointLoader``, so that they work wherever MMEngine takes a
+The schemes are registered with MMEngine's ``CheckpointLoader``, so that they work wherever MMEngine takes a
 checkpoint, also for other models; its own schemes (``torchvision://``, ``open-mmlab://``, ``s3://``) work here.
 """
 
@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from convnext_dense.compat import read_checkpoint
@@ -31,20 +30,89 @@ from convnext_dense.compat.checkpoints import (
     warn_of_old_torch,
 )
 from convnext_dense.compat.errors import UserError
-from convnext_dense.weights.provenance import licence_of
-from convnext_dense.weights.published import find_published
+from convnext_dense.variants import VARIANTS
+from convnext_dense.weights.formats import CC_BY_NC, MIT
 
 CONVNEXT = 'convnext://'
-# in a repository of the Hub, best first
-HUB_FILES = (
+HOST = 'https://dl.fbaipublicfiles.com/convnext/'
+# Name -> path below HOST, and the weights in units of 1e6 bytes; some files hold the state of an optimizer besides.
+# Sources: the READMEs of facebookresearch/ConvNeXt and ConvNeXt-V2. `1k` and `22k` are the classes of ImageNet in the
+# order of training, `_384` and `_512` the image size in pixels where it is not 224.
+PUBLISHED = {
+    # classifiers
+    'tiny_1k': ('convnext_tiny_1k_224.pth', 114),
+    'small_1k': ('convnext_small_1k_224.pth', 201),
+    'base_1k': ('convnext_base_1k_224.pth', 354),
+    'large_1k': ('convnext_large_1k_224.pth', 791),
+    'tiny_1k_ema': ('convnext_tiny_1k_224_ema.pth', 114),
+    'small_1k_ema': ('convnext_small_1k_224_ema.pth', 201),
+    'base_1k_ema': ('convnext_base_1k_224_ema.pth', 354),
+    'large_1k_ema': ('convnext_large_1k_224_ema.pth', 791),
+    'base_1k_384': ('convnext_base_1k_384.pth', 354),
+    'large_1k_384': ('convnext_large_1k_384.pth', 791),
+    'tiny_22k': ('convnext_tiny_22k_224.pth', 178),
+    'small_22k': ('convnext_small_22k_224.pth', 265),
+    'base_22k': ('convnext_base_22k_224.pth', 440),
+    'large_22k': ('convnext_large_22k_224.pth', 919),
+    'xlarge_22k': ('convnext_xlarge_22k_224.pth', 1572),
+    'tiny_22k_1k': ('convnext_tiny_22k_1k_224.pth', 114),
+    'small_22k_1k': ('convnext_small_22k_1k_224.pth', 201),
+    'base_22k_1k': ('convnext_base_22k_1k_224.pth', 354),
+    'large_22k_1k': ('convnext_large_22k_1k_224.pth', 791),
+    'xlarge_22k_1k': ('convnext_xlarge_22k_1k_224_ema.pth', 1401),
+    'tiny_22k_1k_384': ('convnext_tiny_22k_1k_384.pth', 114),
+    'small_22k_1k_384': ('convnext_small_22k_1k_384.pth', 201),
+    'base_22k_1k_384': ('convnext_base_22k_1k_384.pth', 354),
+    'large_22k_1k_384': ('convnext_large_22k_1k_384.pth', 791),
+    'xlarge_22k_1k_384': ('convnext_xlarge_22k_1k_384_ema.pth', 1401),
+    'v2_atto_fcmae': ('convnextv2/pt_only/convnextv2_atto_1k_224_fcmae.pt', 14),
+    'v2_femto_fcmae': ('convnextv2/pt_only/convnextv2_femto_1k_224_fcmae.pt', 19),
+    'v2_pico_fcmae': ('convnextv2/pt_only/convnextv2_pico_1k_224_fcmae.pt', 34),
+    'v2_nano_fcmae': ('convnextv2/pt_only/convnextv2_nano_1k_224_fcmae.pt', 60),
+    'v2_tiny_fcmae': ('convnextv2/pt_only/convnextv2_tiny_1k_224_fcmae.pt', 111),
+    'v2_base_fcmae': ('convnextv2/pt_only/convnextv2_base_1k_224_fcmae.pt', 351),
+    'v2_large_fcmae': ('convnextv2/pt_only/convnextv2_large_1k_224_fcmae.pt', 786),
+    'v2_huge_fcmae': ('convnextv2/pt_only/convnextv2_huge_1k_224_fcmae.pt', 2630),
+    'v2_atto_1k': ('convnextv2/im1k/convnextv2_atto_1k_224_ema.pt', 15),
+    'v2_femto_1k': ('convnextv2/im1k/convnextv2_femto_1k_224_ema.pt', 21),
+    'v2_pico_1k': ('convnextv2/im1k/convnextv2_pico_1k_224_ema.pt', 36),
+    'v2_nano_1k': ('convnextv2/im1k/convnextv2_nano_1k_224_ema.pt', 62),
+    'v2_tiny_1k': ('convnextv2/im1k/convnextv2_tiny_1k_224_ema.pt', 115),
+    'v2_base_1k': ('convnextv2/im1k/convnextv2_base_1k_224_ema.pt', 355),
+    'v2_large_1k': ('convnextv2/im1k/convnextv2_large_1k_224_ema.pt', 792),
+    'v2_huge_1k': ('convnextv2/im1k/convnextv2_huge_1k_224_ema.pt', 2641),
+    'v2_nano_22k_1k': ('convnextv2/im22k/convnextv2_nano_22k_224_ema.pt', 62),
+    'v2_tiny_22k_1k': ('convnextv2/im22k/convnextv2_tiny_22k_224_ema.pt', 115),
+    'v2_base_22k_1k': ('convnextv2/im22k/convnextv2_base_22k_224_ema.pt', 355),
+    'v2_large_22k_1k': ('convnextv2/im22k/convnextv2_large_22k_224_ema.pt', 792),
+    'v2_nano_22k_1k_384': ('convnextv2/im22k/convnextv2_nano_22k_384_ema.pt', 62),
+    'v2_tiny_22k_1k_384': ('convnextv2/im22k/convnextv2_tiny_22k_384_ema.pt', 115),
+    'v2_base_22k_1k_384': ('convnextv2/im22k/convnextv2_base_22k_384_ema.pt', 355),
+    'v2_large_22k_1k_384': ('convnextv2/im22k/convnextv2_large_22k_384_ema.pt', 792),
+    'v2_huge_22k_1k_384': ('convnextv2/im22k/convnextv2_huge_22k_384_ema.pt', 2641),
+    'v2_huge_22k_1k_512': ('convnextv2/im22k/convnextv2_huge_22k_512_ema.pt', 2641),
+    # whole detectors and segmentors
+    'mask_rcnn_tiny_1k': ('coco/mask_rcnn_convnext_tiny_1k_3x.pth', 192),
+    'cascade_mask_rcnn_tiny_1k': ('coco/cascade_mask_rcnn_convnext_tiny_1k_3x.pth', 344),
+    'cascade_mask_rcnn_small_1k': ('coco/cascade_mask_rcnn_convnext_small_1k_3x.pth', 430),
+    'cascade_mask_rcnn_base_1k': ('coco/cascade_mask_rcnn_convnext_base_1k_3x.pth', 583),
+    'cascade_mask_rcnn_base_22k': ('coco/cascade_mask_rcnn_convnext_base_22k_3x.pth', 583),
+    'cascade_mask_rcnn_large_22k': ('coco/cascade_mask_rcnn_convnext_large_22k_3x.pth', 1019),
+    'cascade_mask_rcnn_xlarge_22k': ('coco/cascade_mask_rcnn_convnext_xlarge_22k_3x.pth', 1628),
+    'upernet_tiny_1k': ('ade20k/upernet_convnext_tiny_1k_512x512.pth', 241),
+    'upernet_small_1k': ('ade20k/upernet_convnext_small_1k_512x512.pth', 328),
+    'upernet_base_1k': ('ade20k/upernet_convnext_base_1k_512x512.pth', 488),
+    'upernet_base_22k': ('ade20k/upernet_convnext_base_22k_640x640.pth', 488),
+    'upernet_large_22k': ('ade20k/upernet_convnext_large_22k_640x640.pth', 940),
+    'upernet_xlarge_22k': ('ade20k/upernet_convnext_xlarge_22k_640x640.pth', 1565),
+}
+HUB_FILES = (  # in a repository of the Hub, best first
     'model.safetensors',
     'pytorch_model.safetensors',
     'open_clip_model.safetensors',
     'pytorch_model.bin',
     'open_clip_pytorch_model.bin',
 )
-
-
 HUB_SOURCE = re.compile(
     r'hf://(?P<repository>[^/@]+/[^/@]+)'
     r'(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?'  # these alone have slashes
@@ -71,32 +139,36 @@ class Checkpoint(dict):
         return OrderedDict, (), {'_metadata': self._metadata}, None, iter(self.items())
 
 
-def fetch(source: str | os.PathLike) -> Checkpoint:
-    """Return what a source holds, with its tensors on the CPU.
+def fetch(source: str | os.PathLike, map_location: Any = 'cpu') -> Checkpoint:
+    """Return what a source holds.
 
     Local files are mapped into memory, not read: do not write such a file in place while its tensors are in use.
+
+    Args:
+        source: One of the above.
+        map_location: Where the tensors go, as for ``torch.load``.
 
     Raises:
         UserError: It does not exist, cannot be fetched, is damaged, or is not safe to read.
     """
-    return load_with_source(CheckpointLoader, os.fspath(source), map_location='cpu', logger='silent')
-
-
-def load_with_source(cls: type, filename: str, *args: Any, **options: Any) -> Checkpoint:
-    """Load by MMEngine's schemes, the ones below among them; takes the place of ``CheckpointLoader.load_checkpoint``.
-
-    Raises:
-        UserError: As for :func:`fetch`.
-    """
-    source = str(filename)
+    source = os.fspath(source)
     check_source(source)
     with explained_failures(source):
-        content = load_by_scheme(cls, source, *args, **options)
+        content = CheckpointLoader.load_checkpoint(source, map_location, logger='silent')
+    return as_checkpoint(content, source)
+
+
+def as_checkpoint(content: Any, source: str) -> Checkpoint:
+    """Return what was read from a source, with its source.
+
+    Raises:
+        UserError: It is no mapping.
+    """
     if not isinstance(content, Mapping):
         raise UserError(
             f'{source} holds {type(content).__name__}, not a checkpoint. Save the state_dict() of the model.'
         )
-    return content if isinstance(content, Checkpoint) else Checkpoint(content, source, licence_of(source))
+    return content if isinstance(content, Checkpoint) else Checkpoint(content, source)
 
 
 def check_source(source: str) -> None:
@@ -112,30 +184,37 @@ def check_source(source: str) -> None:
             raise UserError(f'Weights are not fetched from {source}. Give a path, or one of {known}.')
         check_exists(Path(source).expanduser())
     if source.startswith(CONVNEXT):
-        find_published(source.removeprefix(CONVNEXT))
+        find_published(source)
 
 
-def load_by_scheme(cls: type, source: str, map_location: Any = None, logger: Any = 'current') -> Any:
-    """Call MMEngine's loader of the scheme, as ``CheckpointLoader.load_checkpoint`` did before it was replaced.
+def find_published(source: str) -> tuple[str, int]:
+    """Return the address of ``convnext://NAME`` and its size in units of 1e6 bytes.
 
-    The original method is not kept: a module that is imported again would take its own replacement for the original.
+    Raises:
+        UserError: No such file was published; the message lists those of the same size, or all names.
+
+    >>> find_published('convnext://tiny_1k')
+    ('https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224.pth', 114)
     """
-    loader = cls._get_checkpoint_loader(source)
-    name = loader.__name__.removeprefix('load_from_')
-    print_log(f'Loads checkpoint by {name} backend from path: {source}', logger=logger)
-    return loader(source, map_location)
+    name = source.removeprefix(CONVNEXT)
+    if name not in PUBLISHED:
+        sizes = VARIANTS.keys() & name.split('_')
+        near = [known for known in PUBLISHED if sizes.intersection(known.split('_'))]
+        raise UserError(f'No published weights are called {name!r}. Known: {", ".join(near or PUBLISHED)}.')
+    path, megabytes = PUBLISHED[name]
+    return HOST + path, megabytes
 
 
 @CheckpointLoader.register_scheme(prefixes=CONVNEXT, force=True)
 def load_from_convnext(source: str, map_location: Any = None) -> Checkpoint:
     """Load a file of facebookresearch's by its short name."""
-    published = find_published(source.removeprefix(CONVNEXT))
-    source = f'{source} ({published.url}, {published.megabytes} MB)'
-    # the names differ, so that the file may lie where torch.hub and facebookresearch's own code put it
-    name = published.path.rpartition('/')[2]
-    with explained_failures(source), first_on_this_machine():
-        content = read_checkpoint_from_url(published.url, map_location=map_location, file_name=name)
-    return Checkpoint(content, source, published.licence)
+    url, megabytes = find_published(source)
+    licence = CC_BY_NC if 'convnextv2' in url else MIT
+    named = f'{source} ({url}, {megabytes} MB)'
+    with explained_failures(named), first_on_this_machine():
+        # The names differ, so that the file may lie where torch.hub and facebookresearch's own code put it.
+        content = read_checkpoint_from_url(url, map_location=map_location, file_name=url.rpartition('/')[2])
+    return Checkpoint(content, named, licence)
 
 
 @CheckpointLoader.register_scheme(prefixes='timm://', force=True)
@@ -166,7 +245,7 @@ def load_from_timm(source: str, map_location: Any = None) -> Checkpoint:
 @CheckpointLoader.register_scheme(prefixes='hf://', force=True)
 def load_from_hf(source: str, map_location: Any = None) -> Checkpoint:
     """Load a file of a Hugging Face repository: safetensors where there is one."""
-    return Checkpoint(read_from_hub(source, *split_hub_source(source), map_location), source, licence_of(source))
+    return Checkpoint(read_from_hub(source, *split_hub_source(source), map_location), source)
 
 
 def read_from_hub(source: str, repository: str, revision: str | None, file: str | None, map_location: Any) -> Any:
