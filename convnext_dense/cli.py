@@ -87,12 +87,7 @@ RUN = (
     option('--local_rank', '--local-rank', action=LocalRank, type=int, help=argparse.SUPPRESS),
 )
 DATA = (
-    option(
-        '--format',
-        dest='data_format',
-        choices='convnext_dense.data.formats:FORMATS',
-        help='where the data can be read in several ways',
-    ),
+    option('--format', dest='data_format', help='coco, voc, yolo, labelme or masks, where the data is not clear'),
     option('--images', metavar='DIR', help='folder of the images of label maps, where its name does not tell it'),
     option('--labels', metavar='DIR', help='folder of the label maps'),
     option(
@@ -265,7 +260,7 @@ class QuietParser(argparse.ArgumentParser):
 
 def command_parser() -> argparse.ArgumentParser:
     """Return the parser of the first word."""
-    rows = '\n'.join(f'  {name:<9}{command.help}.' for name, command in COMMANDS.items())
+    rows = '\n'.join(f'  {name:<12}{command.help}.' for name, command in COMMANDS.items())
     parser = QuietParser(
         prog=PROGRAM,
         usage=f'{PROGRAM} COMMAND ...',

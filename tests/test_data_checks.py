@@ -660,15 +660,20 @@ def test_wrappers_are_opened(coco, segmentation):
     'dataset',
     [
         None,
-        {},
+        {'type': 'ListedLabels'},
         {'type': 'ShapesInstances', 'data_root': 'x'},
         {'type': 'ShapesLabels'},
-        {'type': 'VOCDataset'},
         object(),
     ],
 )
-def test_other_types_are_passed_over(dataset):
+def test_what_this_package_writes_is_passed_over(dataset):
     assert check_dataset(dataset) == []
+
+
+def test_other_types_are_a_note():
+    (note,) = check_dataset({'type': 'CrowdHumanDataset'}, 'train_dataloader.dataset')
+    assert 'train_dataloader.dataset' in note
+    assert 'CrowdHumanDataset' in note
 
 
 @pytest.mark.parametrize(

@@ -413,7 +413,7 @@ def test_a_save_replaces_the_old_checkpoint_when_it_is_on_the_disk(tmp_path, mon
 
 
 def test_missing_library_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(configs.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(configs.files.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r"needs MMDetection, .*pip install 'convnext-dense\[mm\]'"):
         runs.train(CONFIG, str(tmp_path))
 

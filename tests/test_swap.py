@@ -13,10 +13,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
-from convnext_dense import UserError, cli, ladder
-from convnext_dense.configs import config_folder, find_config, load_config
+from convnext_dense import UserError, cli, configs, ladder
+from convnext_dense.configs import config_folder, dotted, find_config, load_config
 from convnext_dense.swap import fit, proof, read, recipe, swap_backbone, write, write_swap
-from convnext_dense.swap.read import Map, backbone_maps, dotted, stages_for
+from convnext_dense.swap.read import Map, backbone_maps, stages_for
 
 ROOT = Path(__file__).parent.parent
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -190,7 +190,7 @@ def test_the_notes_on_a_segmentor():
 def test_the_written_config_says_what_was_to_change(config, users):
     swap = swap_backbone(config, 'atto', weights='')
     written = load_config(users(swap.text()))
-    expected = write.apply(read.read_config(find_config(config)), swap.changes)
+    expected = configs.apply(read.read_config(find_config(config)), swap.changes)
     assert {key: without_scope(value) for key, value in written.items()} == {**expected}
 
 
@@ -203,7 +203,7 @@ def without_scope(node):
 
 def test_values_are_written_as_a_config_has_them():
     value = {'type': 'A', 'sizes': (1,), 'nested': [{'a-b': None, 'b': 1.5}, "it's"], 'is_on': True}
-    text = write.source(value)
+    text = configs.text.source(value)
     assert text == "dict(type='A', sizes=(1,), nested=[{'a-b': None, 'b': 1.5}, \"it's\"], is_on=True)"
     assert eval(text) == value
 

@@ -19,10 +19,10 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 
 from convnext_dense import UserError
-from convnext_dense.configs import load_config, model_scope
+from convnext_dense.configs import dotted, load_config, model_scope
 from convnext_dense.swap import prove, swap_backbone
 from convnext_dense.swap.proof import SEED, build_model, predict, take_step
-from convnext_dense.swap.read import STRIDES, dotted
+from convnext_dense.swap.read import STRIDES
 from convnext_dense.train.screen import quiet
 
 ROWS = list(csv.DictReader(Path(__file__).with_name('swap_configs.csv').read_text().splitlines()))

@@ -7,6 +7,7 @@ import timm
 import torch
 import torchvision
 from small_models import SMALL, Detector, assert_holds, randomize, with_head
+from timm.models._manipulate import adapt_input_conv
 from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
@@ -57,9 +58,8 @@ DEEPER = dict(depths=(1, 1, 5, 1), dims=SMALL['dims'])
         (dict(arch=DEEPER), dict(arch=SMALL), ['(1, 1, 5, 1)', '(1, 1, 2, 1)', 'Only in the file (27): stages.2.2']),
         (dict(arch=DEEPER), dict(arch=SMALL, out_indices=(2,)), ['Only in the file (27): stages.2.2']),
         (dict(arch=SMALL), dict(arch=SMALL, layer_scale_init_value=0), ['Only in the file (5): stages.0.0.gamma']),
-        (dict(arch=SMALL), dict(arch=SMALL, in_channels=1), ['type (1)', '(8, 3, 4, 4)', '(8, 1, 4, 4)']),
     ],
-    ids=['size', 'version', 'depth', 'depth of a stage', 'layer scale', 'channels'],
+    ids=['size', 'version', 'depth', 'depth of a stage', 'layer scale'],
 )
 def test_what_does_not_fit_is_named_and_the_model_stays_as_it_was(given, own, words):
     model = ConvNeXt(**own)
@@ -162,6 +162,18 @@ def test_a_model_without_memory_is_refused():
     model.to_empty(device='cpu')
     load_weights(model, given)
     assert_holds(model, given)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 12])
+def test_another_number_of_channels_is_adapted_as_timm_does(channels):
+    theirs = adapt_input_conv
+    source = randomize(ConvNeXt(SMALL))
+    model = ConvNeXt(SMALL, in_channels=channels)
+    report = load_weights(model, source.state_dict())
+    stem = 'downsample_layers.0.0.weight'
+    torch.testing.assert_close(model.state_dict()[stem], theirs(channels, source.state_dict()[stem]), rtol=0, atol=0)
+    assert f'3 to {channels} channels' in str(report)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items() if key != stem)
 
 
 # Several backbones in a file or in a model

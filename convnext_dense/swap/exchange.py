@@ -9,12 +9,22 @@ from typing import Any
 
 from mmengine.config import Config
 
-from convnext_dense.configs import find_config, model_scope, package_name
+from convnext_dense.configs import (
+    Changes,
+    apply,
+    at,
+    config_text,
+    dotted,
+    find_config,
+    model_scope,
+    nest,
+    package_name,
+)
 from convnext_dense.swap.fit import fit_model, match_maps
 from convnext_dense.swap.proof import prove
-from convnext_dense.swap.read import STRIDES, Map, at, backbone_maps, dotted, find_owner, read_config, type_name
+from convnext_dense.swap.read import STRIDES, Map, backbone_maps, find_owner, read_config, type_name
 from convnext_dense.swap.recipe import find_backbone, fit_optimizer, fit_run, fit_schedules
-from convnext_dense.swap.write import Changes, apply, check_new, config_text, nest, relative_path, save
+from convnext_dense.swap.write import check_new, relative_path, save
 from convnext_dense.train.screen import quiet, tell
 
 TOLD = ('model', 'data_preprocessor', 'load_from', 'sync_bn')  # whose changes get a note each

@@ -16,14 +16,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.configs import LIBRARIES, load_config, require_library
+from convnext_dense.configs import LIBRARIES, Path, dotted, load_config, require_library
 from convnext_dense.variants import channels
 
 SIDE = 256  # pixels of the image on which a backbone is run
 STRIDES = (4, 8, 16, 32)  # of ConvNeXt's stages
 MMPRETRAIN_CONVNEXT = 'mmpretrain.ConvNeXt'
 ADVICE = 'Choose the config of the same method with a ResNet or a Swin Transformer.'
-Path = tuple[str | int, ...]
 
 
 class Map(NamedTuple):
@@ -34,13 +33,6 @@ class Map(NamedTuple):
     stage: int | None = None
 
 
-def at(cfg: Config, path: Path) -> Any:
-    """Return the value at a path of a config."""
-    for key in path:
-        cfg = cfg[key]
-    return cfg
-
-
 def dicts(node: Any, path: Path) -> Iterator[tuple[Path, Mapping]]:
     """Yield every dict below and including a node of a config, with its path; ``path`` is that of the node."""
     children = enumerate(node) if isinstance(node, (list, tuple)) else ()
@@ -49,11 +41,6 @@ def dicts(node: Any, path: Path) -> Iterator[tuple[Path, Mapping]]:
         children = node.items()
     for key, child in children:
         yield from dicts(child, (*path, key))
-
-
-def dotted(path: Path) -> str:
-    """Return a path in the notation of ``--cfg-options``, as ``model.decode_head.0.in_channels``."""
-    return '.'.join(map(str, path))
 
 
 def type_name(cfg: Mapping) -> str:

@@ -10,9 +10,8 @@ from mmengine.registry import MODELS
 
 from convnext_dense import ladder
 from convnext_dense.compat.errors import UserError
-from convnext_dense.configs import PACKAGE, config_folder, load_config
-from convnext_dense.swap.read import Path, dotted, explain_failure, imported_modules, type_name
-from convnext_dense.swap.write import Changes
+from convnext_dense.configs import PACKAGE, Changes, Path, config_folder, dotted, load_config
+from convnext_dense.swap.read import explain_failure, imported_modules, type_name
 from convnext_dense.variants import VARIANTS
 from convnext_dense.weights.sources import check_source
 

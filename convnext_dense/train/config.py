@@ -28,7 +28,7 @@ def settle(cfg: Config) -> list[str]:
         cfg.custom_hooks = [*hooks, *(dict(type=name) for name in RUN_HOOKS if name not in present)]
         if processor.get('type') in (None, 'LogProcessor'):
             cfg.log_processor = {**processor, 'type': 'OneLineLogProcessor'}
-    notes = fit_classes(cfg)
+    notes = fit_classes(cfg) + fit_bands(cfg)
     return notes if torch.cuda.is_available() else notes + fit_to_cpu(cfg)
 
 
@@ -213,6 +213,15 @@ def drop_initial_weights(model_cfg: Mapping) -> None:
         init_cfg = node.get('init_cfg')
         if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
             node['init_cfg'] = None
+
+
+def fit_bands(cfg: Config) -> list[str]:
+    """Normalise images of other than one or three channels, which MMEngine's preprocessors refuse; return a note."""
+    given = cfg.model.get('data_preprocessor') or {}
+    if len(given.get('mean') or ()) in (0, 1, 3) or given.get('type') == 'BandsPreprocessor':
+        return []
+    cfg.model.data_preprocessor = ConfigDict({**given, 'type': 'BandsPreprocessor', 'base': given['type']})
+    return [f'{len(given["mean"])} channels are normalised by BandsPreprocessor, in place of {given["type"]}']
 
 
 def fit_classes(cfg: Config) -> list[str]:

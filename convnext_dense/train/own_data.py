@@ -15,11 +15,19 @@ from mmengine.config import Config
 
 from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
-from convnext_dense.configs import CLASS_AGNOSTIC, SPLITS, walk
+from convnext_dense.configs import (
+    CLASS_AGNOSTIC,
+    SPLITS,
+    Changes,
+    Source,
+    config_text,
+    dotted,
+    nest,
+    package_name,
+    walk,
+)
 from convnext_dense.data.importing import Imported, import_data
 from convnext_dense.data.pictures import ImageKind
-from convnext_dense.swap.changes import Changes
-from convnext_dense.swap.write import Source, config_text
 from convnext_dense.train.config import set_classes
 from convnext_dense.train.launch import process_rank
 
@@ -69,7 +77,10 @@ def prepare_data(config: str | os.PathLike, source: str | os.PathLike, out: Path
     advice = 'Edit it as you like; it is a config like any other.'
     show(f'{found}\nschedule    {describe_schedule(cfg, changes)}\nconfig      {file}')
     draft = file.with_suffix('.draft')
-    draft.write_text(config_text(f'{heading}\n\n{advice}\n', base_name(config), changes), encoding='utf-8')
+    text = config_text(
+        f'{heading}\n\n{advice}\n', package_name(configs.find_config(config).absolute()), nest(cfg, changes)
+    )
+    draft.write_text(text, encoding='utf-8')
     draft.replace(file)
     return file
 
@@ -77,12 +88,6 @@ def prepare_data(config: str | os.PathLike, source: str | os.PathLike, out: Path
 def show(text: str) -> None:
     """Print what became of the data on standard error, as all that is no result."""
     print(text, file=sys.stderr)
-
-
-def base_name(config: str | os.PathLike) -> str:
-    """Return a config as ``_base_`` names it."""
-    file, own = configs.find_config(config).absolute(), configs.config_folder()
-    return f'convnext_dense::{file.relative_to(own).as_posix()}' if own in file.parents else file.as_posix()
 
 
 def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> Changes:
@@ -179,11 +184,18 @@ def differences(old: Any, new: Any, path: tuple) -> Iterator[tuple[tuple, Any]]:
     if isinstance(new, Mapping):
         for key in new:
             yield from differences(old[key], new[key], (*path, key))
-    elif isinstance(new, list | tuple) and len(new) == len(old) and any(isinstance(each, Mapping) for each in new):
-        for i, each in enumerate(new):
-            yield from differences(old[i], each, (*path, i))
     elif old != new:
-        yield path, plain(new)
+        yield path, new_list(old, new, path) if isinstance(new, list) else plain(new)
+
+
+def new_list(old: list, new: list, path: tuple) -> Source | list:
+    """Return a list of heads as the inherited one with another number of classes, where that is all that differs."""
+    counts = {each.get('num_classes') for each in new if isinstance(each, Mapping)}
+    if len(counts) != 1 or [{**each, 'num_classes': None} for each in old] != [
+        {**each, 'num_classes': None} for each in new
+    ]:
+        return plain(new)
+    return Source(f'[dict(head, num_classes={counts.pop()}) for head in _base_.{dotted(path)}]')
 
 
 def schedule_changes(cfg: Config, num_images: int, task: str) -> Changes:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convnext_dense.backbone import ConvNeXt, StagedBackbone
 from convnext_dense.compat.errors import UserError
 from convnext_dense.ladder import ModernizedResNet
-from convnext_dense.weights.formats import CLASSIFIER, FB, FORMATS, LADDER, RESNET, STEP, Format
+from convnext_dense.weights.formats import CLASSIFIER, FB, FORMATS, LADDER, RESNET, STEM, STEP, Format
 from convnext_dense.weights.identify import (
     NORM_EPS,
     Architecture,
@@ -248,8 +248,26 @@ def prepare(
             if written := LADDER.write(name, entry.tensor):  # not the classifier
                 del part.entries[name]
                 part.entries[written[0]] = Entry(entry.origin, written[1])
+    adapt_stem(part, backbone.in_channels, report)
     for key in part.unknown:  # a subclass has parameters of its own, which no format knows
         part.entries[key.removeprefix(part.found.prefix)] = Entry(key, given[key])
+
+
+def adapt_stem(part: Part, channels: int, report: Report) -> None:
+    """Give the stem of an RGB network another number of input channels, and note it.
+
+    The kernels of R, G and B are repeated in turn and scaled by 3 / channels, so that a grey image in all channels
+    gives the same map; one channel gets their sum. That is what timm does (``adapt_input_conv``).
+    """
+    entry = part.entries.get(STEM)
+    if entry is None or entry.tensor.ndim != 4 or entry.tensor.shape[1] != 3 or channels == 3:
+        return
+    kernel = entry.tensor.float()
+    adapted = kernel.repeat(1, math.ceil(channels / 3), 1, 1)[:, :channels] * (3 / channels)
+    if channels == 1:
+        adapted = kernel.sum(1, keepdim=True)
+    part.entries[STEM] = Entry(entry.origin, adapted.to(entry.tensor.dtype))
+    report.adapted = f'stem from 3 to {channels} channels: RGB repeated in turn, times 3/{channels}'
 
 
 def move_final_norm(part: Part, source: str) -> None:

@@ -24,7 +24,7 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.weights.identify import find_state_dict, other_weights
 from convnext_dense.weights.load import find_places, fit, load_weights
 from convnext_dense.weights.meta import read_dataset
-from convnext_dense.weights.report import Report
+from convnext_dense.weights.report import Report, shorten
 from convnext_dense.weights.sources import Checkpoint, as_checkpoint, fetch
 
 INIT_OPTIONS = ('strict', 'final_norm')  # of init_cfg, besides MMEngine's own
@@ -148,6 +148,24 @@ class CheckWeightsHook(Hook):
             )
         if not is_to_train(runner):
             fit(runner.model, checkpoint, need='all')
+            check_classes(checkpoint, runner)
+
+
+def check_classes(checkpoint: Mapping, runner: Runner) -> None:
+    """Raise a :class:`UserError` where the data has the checkpoint's number of classes, but others or another order.
+
+    A class is its number in the model; labels would be exchanged in silence.
+    """
+    trained = read_dataset(checkpoint.get('meta') or {}).get('classes')
+    for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
+        dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
+        own = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+        if trained and own and len(own) == len(trained) and tuple(own) != tuple(trained):
+            source = getattr(checkpoint, 'source', 'the checkpoint')
+            raise UserError(
+                f'{source} was trained on the classes {shorten(trained, 8)}, and the data has {shorten(own, 8)}. Give '
+                "metainfo=dict(classes=...) in the checkpoint's names and order."
+            )
 
 
 @contextlib.contextmanager

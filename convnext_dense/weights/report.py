@@ -29,6 +29,7 @@ class Report:
         from_scratch: The model's keys that keep their initial values: output norms, and heads for other classes.
         missing: The model's keys that should have been in the file.
         unexpected: The file's keys for which the model has no place.
+        adapted: What was changed to fit, beside shapes.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Report:
     from_scratch: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    adapted: str = ''
 
     def leave_out(self, why: str, *keys: str) -> None:
         """Note keys of the file that are left out on purpose."""
@@ -76,6 +78,7 @@ class Report:
             ('licence', self.licence),
             ('loaded', f'{len(self.loaded)} weights'),
             ('reshaped', shorten(self.reshaped)),
+            ('adapted', self.adapted),
             ('converted', ', '.join(f'{number} from {dtype}' for dtype, number in self.converted.items())),
             ('left out', format_reasons(self.left_out)),
             ('from scratch', shorten(self.from_scratch)),

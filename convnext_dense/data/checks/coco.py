@@ -60,6 +60,7 @@ class Annotations:
     classes_are_default: bool
     masks: bool
     polygons_only: bool
+    is_evaluated: bool
     key: str
 
 
@@ -101,6 +102,7 @@ def check_coco(
         classes_are_default,
         masks,
         polygons_only,
+        not is_labelled,
         key,
     )
     notes = _conclude(finding for check in CHECKS for finding in check(coco))
@@ -312,6 +314,8 @@ def _crowds_alone(coco: Annotations) -> Iterator[Finding]:
 
 def _unreadable_by_pycocotools(coco: Annotations) -> Iterator[Finding]:
     """Find what the evaluation ends in an error on, or counts wrongly in silence."""
+    if not coco.is_evaluated:
+        return
     faults = {
         'have no "iscrowd"': [entry['id'] for entry in coco.annotations if 'iscrowd' not in entry],
         'have the id 0, which pycocotools takes for no object': [e['id'] for e in coco.annotations if e['id'] == 0],

@@ -84,7 +84,7 @@ def _check_plain(dataset: Mapping, key: str) -> list[str]:
     checks |= dict.fromkeys(SEGMENTATION_TYPES, _check_segmentation_config)
     check = checks.get(kind) or (_check_coco_config if coco_subclass(dataset) else None)
     if check is None:
-        return [f'{key} was not checked: datasets of type {kind} are not known.']
+        return [f'{key} was not checked: datasets of type {kind!r} are not known.']
     if _is_remote(dataset):
         return [f'{key} was not checked: its files are not on a local disk.']
     return check(dataset, key)

@@ -39,10 +39,11 @@ def check_run(cfg: Config, splits: Sequence[str], num_processes: int = 1) -> lis
         UserError: Something would stop the run, or spoil it in silence; the message has all that was found.
     """
     loaders = {split: cfg[f'{split}_dataloader'] for split in splits if cfg.get(f'{split}_dataloader')}
+    datasets = [(f'{split}_dataloader.dataset', loader['dataset']) for split, loader in loaders.items()]
+    notes = [note for key, dataset in datasets for note in check_dataset(dataset, key)]
     if errors := [error for rule in RULES for error in rule(cfg, loaders, num_processes)]:
         raise UserError('\n'.join(errors))
-    datasets = [(f'{split}_dataloader.dataset', loader['dataset']) for split, loader in loaders.items()]
-    return [note for key, dataset in datasets for note in check_dataset(dataset, key)]
+    return notes
 
 
 def _plain(loaders: Mapping[str, Mapping]) -> Iterator[tuple[str, Mapping]]:
@@ -125,7 +126,7 @@ def _ignored_value(cfg: Config, loaders: Mapping[str, Mapping], num_processes: i
     if others:
         values = listed(sorted(wanted))
         yield (
-            f'The datasets have ignore_index={values}, and {listed(others)} another one. Set ignore_index={values} there.'
+            f'The datasets have ignore_index={values}, and {listed(others)} another. Set ignore_index={values} there.'
         )
 
 

@@ -1,0 +1,42 @@
+"""Configs: how they are found and read, and how a config that changes another one is written."""
+
+from convnext_dense.configs.files import (
+    CLASS_AGNOSTIC,
+    LIBRARIES,
+    PACKAGE,
+    SPLITS,
+    TASKS,
+    check_keys,
+    config_folder,
+    find_config,
+    load_config,
+    model_scope,
+    package_name,
+    require_library,
+    walk,
+)
+from convnext_dense.configs.text import Changes, Path, Source, apply, at, config_text, dotted, nest
+
+__all__ = [
+    'CLASS_AGNOSTIC',
+    'LIBRARIES',
+    'PACKAGE',
+    'SPLITS',
+    'TASKS',
+    'Changes',
+    'Path',
+    'Source',
+    'apply',
+    'at',
+    'check_keys',
+    'config_folder',
+    'config_text',
+    'dotted',
+    'find_config',
+    'load_config',
+    'model_scope',
+    'nest',
+    'package_name',
+    'require_library',
+    'walk',
+]
