@@ -23,7 +23,11 @@ OPENMMLAB = [
     'regex',
 ]
 DOCUMENTATION = ['mkdocs-material', 'mkdocstrings[python]']
-DEVELOPMENT = ['timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'pytest-xdist', 'ruff', 'pre-commit', 'import-linter']
+DATA = ['tifffile']
+DEVELOPMENT = [
+    'timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff', 'pre-commit', 'import-linter',
+    *DATA,
+]  # fmt: skip
 
 
 class BuildWithConfigs(build_py):
@@ -66,7 +70,7 @@ setup(
         'safetensors',
         'tqdm',
     ],
-    extras_require={'mm': OPENMMLAB, 'dev': DEVELOPMENT, 'docs': DOCUMENTATION},
+    extras_require={'mm': OPENMMLAB, 'data': DATA, 'dev': DEVELOPMENT, 'docs': DOCUMENTATION},
     entry_points={'console_scripts': ['convnext-dense=convnext_dense.cli:main']},
     cmdclass={'build_py': BuildWithConfigs},
 )
