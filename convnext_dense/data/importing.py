@@ -25,7 +25,7 @@ from convnext_dense.data.annotation import polygon_area
 from convnext_dense.data.formats import FORMATS, recognise
 from convnext_dense.data.formats.masks import LabelMaps, recoded
 from convnext_dense.data.pictures import ImageKind, find_kind
-from convnext_dense.data.records import Collection, Picture, Thing
+from convnext_dense.data.records import IMPORTED, Collection, Picture, Thing
 from convnext_dense.data.splits import complete_splits
 
 BACKGROUND = 'background'
@@ -113,6 +113,7 @@ def import_data(
     complete_splits(collection, seed)
     folder = Path(out).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / IMPORTED).touch()
     is_seg = task == 'seg' or isinstance(collection, LabelMaps)
     if is_seg:
         if task == 'det':

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from convnext_dense.compat.errors import UserError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.jp2', '.gif')
+IMPORTED = '.imported'  # file in a folder that an import wrote, which may lie inside of the data
 # Words in the names of files and folders -> split.
 SPLIT_WORDS = {
     'train': 'train', 'training': 'train', 'trainval': 'train', 'train2017': 'train',
@@ -130,8 +131,11 @@ def split_of(path: Path | PurePosixPath, root: Path) -> str:
 
 
 def find_files(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    """Yield the files below a folder that end so, in a fixed order; hidden ones are left out."""
+    """Yield the files below a folder that end so, in a fixed order, but hidden ones and what an import wrote."""
     for folder, folders, names in os.walk(root, followlinks=True):
+        if IMPORTED in names:
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith('.') and name != '__MACOSX')
         for name in sorted(names):
             if name.lower().endswith(tuple(suffixes)) and not name.startswith('.'):
