@@ -326,3 +326,7 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+if __name__ == '__main__':
+    main()

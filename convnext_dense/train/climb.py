@@ -134,7 +134,7 @@ def train_step(folder: Path, step: str, seed: int, jobs: int) -> None:
     if read_score(work_dir) is not None:
         return
     work_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, '-m', 'convnext_dense', 'train', str(step_config(f'upernet_{step}_shapes'))]
+    command = [sys.executable, '-m', 'convnext_dense.cli', 'train', str(step_config(f'upernet_{step}_shapes'))]
     command += ['--work-dir', str(work_dir), '--resume', '--cfg-options', f'randomness.seed={seed}']
     environment = os.environ | ({'OMP_NUM_THREADS': '1'} if jobs > 1 else {})
     with (work_dir / 'output.txt').open('a') as output:
