@@ -1,6 +1,7 @@
 """Checks of a whole run: each mistake is named with its cure, and the cure, when followed, passes."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from convnext_dense import UserError
 from convnext_dense.data import check_run, import_data, write_shapes
+from convnext_dense.weights.mmengine import check_classes
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 
@@ -243,3 +245,19 @@ def test_images_of_other_suffixes_are_a_note(labels):
     (note,) = check_run(segmentor(labels), ('train', 'val'))
     assert 'more.jpg' in note
     assert '--data' in note
+
+
+@pytest.mark.parametrize(
+    ('trained', 'is_refused'), [(CLASSES, False), (REVERSED, True), (CLASSES[:3], False), ((), False)]
+)
+def test_a_checkpoint_of_other_classes(trained, is_refused):
+    """Labels are numbers: with as many classes in another order they are exchanged in silence."""
+    dataset = SimpleNamespace(metainfo=dict(classes=CLASSES))
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
+    runner = SimpleNamespace(_train_loop=None, _val_loop=dict(type='ValLoop'), _test_loop=loop)
+    checkpoint = dict(meta=dict(dataset_meta=dict(classes=trained)))
+    if not is_refused:
+        check_classes(checkpoint, runner)
+        return
+    with pytest.raises(UserError, match='cross.*circle.*order'):
+        check_classes(checkpoint, runner)
