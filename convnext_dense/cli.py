@@ -135,6 +135,17 @@ COMMANDS = {
             switch('--tta', 'test-time augmentation'),
         ),
     ),
+    'browse-data': Command(
+        'Draw augmented training samples of a config, and describe its data in numbers',
+        'convnext_dense.train.browse:browse',
+        (
+            CONFIG, OVERRIDES,
+            option('--out', help='folder to write to (default: work_dirs/<config name>/data)'),
+            option('--samples', type=int, default=16, help='how many are drawn (default: %(default)s)'),
+            option('--seed', type=int, default=0, help='of their choice and augmentation (default: %(default)s)'),
+        ),
+        shown=True,
+    ),
     'show-lr': Command(
         'Print the learning rate and weight decay of every parameter group of a config, without data or training',
         'convnext_dense.train.run:describe_rates',

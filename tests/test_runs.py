@@ -83,7 +83,11 @@ def logged_rows(work_dir: Path) -> list[dict]:
 
 
 def test_train_kill_resume_test(options, tmp_path, run_command):
-    train = [sys.executable, '-m', *command('convnext_dense', 'train', CONFIG, '--work-dir', tmp_path, options=options)]
+    train = [
+        sys.executable,
+        '-m',
+        *command('convnext_dense.cli', 'train', CONFIG, '--work-dir', tmp_path, options=options),
+    ]
     with subprocess.Popen(train, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 240
         while 'epoch_2' not in read_if_there(tmp_path / 'last_checkpoint'):

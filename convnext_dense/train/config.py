@@ -217,7 +217,7 @@ def drop_initial_weights(model_cfg: Mapping) -> None:
 
 def fit_bands(cfg: Config) -> list[str]:
     """Normalise images of other than one or three channels, which MMEngine's preprocessors refuse; return a note."""
-    given = cfg.model.get('data_preprocessor') or {}
+    given = (cfg.get('model') or {}).get('data_preprocessor') or {}
     if len(given.get('mean') or ()) in (0, 1, 3) or given.get('type') == 'BandsPreprocessor':
         return []
     cfg.model.data_preprocessor = ConfigDict({**given, 'type': 'BandsPreprocessor', 'base': given['type']})

@@ -3,29 +3,21 @@
 import contextlib
 import datetime
 import json
-import math
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement, PixelData
-from mmengine.visualization import Visualizer
+
+from convnext_dense.train.pictures import draw_batch, draw_predictions
 
 COCO_ROWS = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m', 'APl': 'mAP_l'}
 COCO_COLUMNS = {'box': 'coco/bbox_', 'mask': 'coco/segm_'}
 CURVES = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50', 'mIoU', 'mAcc')
-MIN_SIDE = 320  # pixels; smaller images are enlarged so that labels can be read
-MARGIN = 6  # pixels of white around a picture
 
 
 @HOOKS.register_module()
@@ -46,6 +38,21 @@ class RunSummaryHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Start the clock."""
         self.started, self.first_iter = time.monotonic(), runner.iter
+        self.is_first = True
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Draw the first batch as the model gets it."""
+        if self.is_first and hasattr(runner.visualizer, 'dataset_meta'):
+            self.draw_first_batch(runner, data_batch)
+        self.is_first = False
+
+    @master_only
+    def draw_first_batch(self, runner: Runner, batch: dict) -> None:
+        """Write ``first_batch.png``; the batches of semi-supervised models and of videos are of other kinds."""
+        if isinstance(batch, dict) and all(isinstance(batch.get(key), list) for key in ('inputs', 'data_samples')):
+            file = Path(runner.work_dir, 'first_batch.png')
+            if self.draw(runner, file, draw_batch, runner.visualizer, batch['inputs'], batch['data_samples']):
+                runner.logger.info(f'the first batch as the model gets it: {file}')
 
     # MMEngine calls the following two for training, validation and test.
 
@@ -155,49 +162,3 @@ def draw_curves(rows: Sequence[dict], metrics: Sequence[str], file: Path) -> Non
     if right.lines:
         right.legend()
     figure.savefig(file, dpi=110)
-
-
-def draw_predictions(visualizer: Visualizer, samples: Sequence[BaseDataElement], file: Path) -> None:
-    """Write a PNG with two columns of pairs as :func:`draw_pair` returns them.
-
-    The samples are what the model returned, with ``img_path`` and the ground truth at the original image size.
-    """
-    pairs = [draw_pair(visualizer, sample) for sample in samples]
-    height, width = np.max([pair.shape[:2] for pair in pairs], axis=0) + MARGIN
-    columns = min(2, len(pairs))
-    grid = np.full((math.ceil(len(pairs) / columns) * height, columns * width, 3), 255, np.uint8)
-    for i, pair in enumerate(pairs):
-        top, left = i // columns * height, i % columns * width
-        grid[top : top + pair.shape[0], left : left + pair.shape[1]] = pair
-    cv2.imwrite(str(file), grid)
-
-
-def draw_pair(visualizer: Visualizer, sample: BaseDataElement) -> np.ndarray:
-    """Return the image (H, W, 3) of a sample, with its ground truth on the left and its predictions on the right."""
-    image = cv2.imread(sample.img_path)
-    factor = max(1, round(MIN_SIDE / min(image.shape[:2])))
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).repeat(factor, axis=0).repeat(factor, axis=1)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # the visualizer warns of boxes that touch the border
-        visualizer.add_datasample('pair', image, enlarge(sample, factor), out_file=f'{folder}/pair.png')
-        return cv2.imread(f'{folder}/pair.png')
-
-
-def enlarge(sample: BaseDataElement, factor: int) -> BaseDataElement:
-    """Return a copy of a data sample for an image enlarged by an integer factor."""
-    sample = sample.clone()
-    for instances in [sample.get(name) for name in ('gt_instances', 'pred_instances') if name in sample]:
-        instances.bboxes = getattr(instances.bboxes, 'tensor', instances.bboxes) * factor
-        if 'masks' in instances:
-            masks = instances.masks
-            masks = masks if torch.is_tensor(masks) else masks.to_tensor(torch.bool, 'cpu')
-            instances.masks = repeat(masks, factor)
-    for name in ('gt_sem_seg', 'pred_sem_seg'):
-        if name in sample:
-            setattr(sample, name, PixelData(data=repeat(sample.get(name).data, factor)))
-    return sample
-
-
-def repeat(maps: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return maps (N, H, W) in which each pixel is a square."""
-    return maps.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
