@@ -1,5 +1,6 @@
 """What a run trains on, as pictures and in numbers."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DATASETS, VISUALIZERS
 
 from convnext_dense import UserError, train
+from convnext_dense.configs import load_config, model_scope
 from convnext_dense.data import write_shapes
 from convnext_dense.train.browse import browse
-from convnext_dense.train.pictures import as_rgb
+from convnext_dense.train.pictures import as_rgb, draw_batch
 
-pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # pycocotools, NumPy 2
+pytestmark = pytest.mark.filterwarnings('ignore:__array:DeprecationWarning')  # pycocotools, PyTorch and NumPy 2
 DRAWN = dict(num_train=4, num_val=2, size=64)
 
 
@@ -50,6 +53,23 @@ def test_a_config_without_training_data(tmp_path):
     (tmp_path / 'config.py').write_text("model = dict(type='RetinaNet')\n")
     with pytest.raises(UserError, match='train_dataloader'):
         browse(tmp_path / 'config.py', tmp_path)
+
+
+def test_drawing_leaves_the_batch_as_it_is(options, tmp_path):
+    cfg = load_config('det/cascade_convnext_atto_shapes', options)
+    with model_scope(cfg):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': 'unchanged', 'vis_backends': []})
+    visualizer.dataset_meta = dataset.metainfo
+    batch = [dataset[0], dataset[1]]
+    before = copy.deepcopy(batch)
+    draw_batch(visualizer, [e['inputs'] for e in batch], [e['data_samples'] for e in batch], tmp_path / 'batch.png')
+    for ours, theirs in zip(batch, before, strict=True):
+        assert torch.equal(ours['inputs'], theirs['inputs'])
+        boxes = [each['data_samples'].gt_instances.bboxes.tensor for each in (ours, theirs)]
+        masks = [each['data_samples'].gt_instances.masks.masks for each in (ours, theirs)]
+        assert torch.equal(*boxes)
+        assert np.array_equal(*masks)
 
 
 def test_colours_are_those_of_the_image():

@@ -1,5 +1,6 @@
 """Pictures of samples: what the model gets, and what it predicts beside what is right."""
 
+import copy
 import math
 import tempfile
 import warnings
@@ -72,7 +73,7 @@ def draw(visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, **o
 
 def enlarge(sample: BaseDataElement, factor: int) -> BaseDataElement:
     """Return a copy of a data sample for an image enlarged by an integer factor."""
-    sample = sample.clone()
+    sample = copy.deepcopy(sample)  # a clone shares the instances, which are to be trained on
     for instances in [sample.get(name) for name in ('gt_instances', 'pred_instances') if name in sample]:
         instances.bboxes = getattr(instances.bboxes, 'tensor', instances.bboxes) * factor
         if 'masks' in instances:

@@ -61,7 +61,7 @@ def _evaluator_files(cfg: Config, loaders: Mapping[str, Mapping], num_processes:
         own = [_join(each, each['ann_file']) for _, each in _plain({split: loaders[split]}) if each.get('ann_file')]
         for evaluator in given if isinstance(given, list) else [given]:
             file = (evaluator or {}).get('ann_file')
-            if not file or '://' in file:
+            if not file or not own or '://' in file:  # the drawn data is written when it is first built
                 continue
             key = f'{split}_evaluator.ann_file'
             if not os.path.isfile(file):
