@@ -23,7 +23,7 @@ OPENMMLAB = [
     'regex',
 ]
 DOCUMENTATION = ['mkdocs-material', 'mkdocstrings[python]']
-DATA = ['tifffile']
+DATA = ['tifffile', 'imagehash']
 DEVELOPMENT = [
     'timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff', 'pre-commit', 'import-linter',
     *DATA,

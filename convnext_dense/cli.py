@@ -135,6 +135,17 @@ COMMANDS = {
             switch('--tta', 'test-time augmentation'),
         ),
     ),
+    'check-data': Command(
+        'Check the data of a config, or data in any known format, and look for images that are in two splits',
+        'convnext_dense.train.check:check_data',
+        (
+            option('source', metavar='CONFIG|PATH', help='config, or a file or folder of data'), OVERRIDES,
+            option('--fix', dest='out', metavar='OUT', help='write sound copies of the annotations of data into OUT'),
+            option('--json', dest='as_json', metavar='FILE', help='write the report as JSON too'),
+            *DATA,
+        ),
+        shown=True,
+    ),
     'browse-data': Command(
         'Draw augmented training samples of a config, and describe its data in numbers',
         'convnext_dense.train.browse:browse',

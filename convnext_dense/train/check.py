@@ -1,0 +1,147 @@
+"""A report on data before it is trained on: what is wrong with it, what is worth a look, and images that leak."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from PIL import Image
+
+from convnext_dense import configs
+from convnext_dense.compat.errors import UserError
+from convnext_dense.configs import SPLITS
+from convnext_dense.data import check_run, import_data, open_wrappers
+from convnext_dense.data.pictures import read_image
+from convnext_dense.data.records import some
+from convnext_dense.train.config import fit_classes
+from convnext_dense.weights.write import write_text
+
+NEAR = 2  # bits of 64 in which the hashes of the same image differ after it was stored anew
+MOST_NAMED = 20  # pairs of images in the report
+
+
+def check_data(
+    source: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    as_json: str | os.PathLike | None = None,
+    cfg_options: Mapping | None = None,
+    **data_options,
+) -> str:
+    """Check the data of a config, or data in any format that can be imported, and return a report.
+
+    Images that are the same in two splits, byte by byte or to the eye (difference hash, package imagehash), make a
+    validation too good; within a split they are counted.
+
+    Args:
+        source: A config, or data as for :func:`~convnext_dense.data.importing.import_data`.
+        out: Where to write copies of the annotations without what no training can use; data alone is imported.
+        as_json: A file for the report as JSON.
+        cfg_options: Dotted keys to override in a config.
+        **data_options: Of ``import_data``.
+
+    Raises:
+        UserError: The data has errors; the message lists them after the notes.
+    """
+    is_config = Path(source).suffix == '.py' or not Path(source).exists()
+    report = report_on_config(source, cfg_options) if is_config else report_on_data(source, out, data_options)
+    report['same images'] = find_same(report.pop('images'))
+    if as_json is not None:
+        write_text(json.dumps(report, indent=1), Path(as_json))
+    lines = [f'note: {note}' for note in [*report['notes'], *report['same images']]]
+    if report['errors']:
+        raise UserError('\n'.join([*lines, *report['errors']]))
+    return '\n'.join([*lines, *report['summary']])
+
+
+def report_on_config(config: str | os.PathLike, options: Mapping | None) -> dict:
+    """Return notes, errors and the images of each split of a config's data."""
+    cfg = configs.load_config(config, options)
+    notes, errors = fit_classes(cfg), []
+    splits = [split for split in SPLITS if cfg.get(f'{split}_dataloader')]
+    for split in splits:  # one at a time, so that the errors of all are told
+        try:
+            notes += check_run(cfg, (split,))
+        except UserError as error:
+            errors += str(error).split('\n')
+    if not errors:
+        try:
+            check_run(cfg, splits)
+        except UserError as error:
+            errors += str(error).split('\n')
+    images = {} if errors else {split: images_of(cfg, split) for split in splits}
+    summary = [f'{split}: {len(files)} images' for split, files in images.items()] + ['no errors']
+    return {'notes': list(dict.fromkeys(notes)), 'errors': errors, 'images': images, 'summary': summary}
+
+
+def images_of(cfg: Config, split: str) -> list[str]:
+    """Return the image files that the datasets of a split read."""
+    found = []
+    with configs.model_scope(cfg):
+        for _, given in open_wrappers(cfg[f'{split}_dataloader'].dataset):
+            dataset = DATASETS.build({**given, 'pipeline': []})
+            found += [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+    return found
+
+
+def report_on_data(path: str | os.PathLike, out: str | os.PathLike | None, options: Mapping) -> dict:
+    """Return the same for data that is imported, to ``out`` or to a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = import_data(path, out or folder, **options)
+        except UserError as error:
+            return {'notes': [], 'errors': str(error).split('\n'), 'images': {}, 'summary': []}
+        images = {}
+        for split, file in found.files.items():
+            content = json.loads(file.read_text())
+            names = [entry.get('file_name') or entry.get('img_path') for entry in content.get('images', ())]
+            names = names or [entry['img_path'] for entry in content['data_list']]
+            images[split] = [str(found.root / name) for name in names]
+        summary = [line for line in str(found).splitlines() if not line.startswith(('note', 'written'))]
+        written = [f'written to  {out}'] if out else []
+        return {'notes': found.notes, 'errors': [], 'images': images, 'summary': [*summary, *written]}
+
+
+def find_same(images: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line for each two splits that share images, and for each split with an image twice."""
+    with ThreadPoolExecutor() as pool:
+        hashes = {split: list(pool.map(hash_image, files)) for split, files in images.items()}
+    lines = []
+    for split, found in hashes.items():
+        if twice := len(found) - len({digest for digest, _ in found}):
+            lines.append(f'{split} has {twice} images twice, byte by byte')
+    for (first, ours), (other, theirs) in itertools.combinations(hashes.items(), 2):
+        pairs = [(images[first][i], images[other][j]) for i, j in same_pairs(ours, theirs)]
+        if pairs and list(images[first]) != list(images[other]):
+            named = some([f'{a} = {b}' for a, b in pairs], MOST_NAMED)
+            lines.append(f'{first} and {other} share {len(pairs)} images, which makes the scores too good: {named}')
+    return lines
+
+
+def hash_image(file: str) -> tuple[str, int]:
+    """Return the digest of a file's bytes, and its difference hash of 64 bits (imagehash)."""
+    from imagehash import dhash
+
+    digest = hashlib.sha1(Path(file).read_bytes(), usedforsecurity=False).hexdigest()
+    bits = dhash(Image.fromarray(read_image(Path(file)).astype(np.uint8))).hash.ravel()
+    return digest, int.from_bytes(np.packbits(bits).tobytes(), 'big')
+
+
+def same_pairs(ours: Sequence[tuple[str, int]], theirs: Sequence[tuple[str, int]]) -> list[tuple[int, int]]:
+    """Return the places of images that are the same in two lists, to the byte or to a few bits of their hashes."""
+    other = np.array([bits for _, bits in theirs], np.uint64)
+    pairs = []
+    for i, (digest, bits) in enumerate(ours):
+        differing = np.unpackbits((other ^ np.uint64(bits)).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
+        is_flat = bits in (0, 2**64 - 1)  # an image of one colour, whose hash says nothing
+        near = [] if is_flat else np.flatnonzero(differing <= NEAR).tolist()
+        pairs += [(i, j) for j in dict.fromkeys([*near, *(j for j, each in enumerate(theirs) if each[0] == digest)])]
+    return pairs
