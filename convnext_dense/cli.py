@@ -58,7 +58,7 @@ def option(*flags: str, **settings) -> Option:
 
 def switch(flag: str, text: str, **settings) -> Option:
     """Return an option without a value."""
-    return Option((flag,), dict(action='store_true', help=text, **settings))
+    return Option((flag,), {'action': 'store_true', 'help': text, **settings})
 
 
 class Command(NamedTuple):
@@ -80,7 +80,9 @@ class Command(NamedTuple):
 CONFIG = option('config', help='config file, or the name of one, as det/cascade_convnext_t_coco')
 OVERRIDES = option('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE', help='override the config')
 TRUST = switch('--trust-checkpoint', 'read checkpoints that hold more than tensors and plain data; they can run code')
+NO_CHECK = switch('--no-check', 'do not check data and config first', dest='check', action='store_false')
 RUN = (
+    NO_CHECK,
     option('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)'),
     option('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher'),
     # PyTorch's old launcher passes this instead of setting LOCAL_RANK

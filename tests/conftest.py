@@ -3,6 +3,7 @@
 import http.server
 import os
 import re
+import tempfile
 import threading
 from functools import cache, partial
 
@@ -19,6 +20,7 @@ def pytest_configure(config):
     Warnings are errors here, but for the third-party ones that the commands silence. One thread each: the tensors are
     small, and threads that wait for each other on a busy machine take twice the time.
     """
+    os.environ['CONVNEXT_DENSE_CACHE'] = tempfile.mkdtemp(prefix='convnext-dense-tests-')
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # of the programs that tests start
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     for message, category, module in WARNINGS:

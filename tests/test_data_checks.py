@@ -13,7 +13,6 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.data import write_shapes
 from convnext_dense.data.checks import check_coco, check_dataset, check_segmentation, configs, files
 from convnext_dense.data.checks import coco as coco_checks
-from convnext_dense.data.checks import segmentation as segmentation_checks
 from convnext_dense.data.shapes import LABELS, SHAPES
 
 WIDTH, HEIGHT = 32, 24
@@ -474,12 +473,10 @@ BREAKAGES = {
 @pytest.mark.parametrize('defect', BREAKAGES)
 def test_broken_pictures(coco, segmentation, defect):
     BREAKAGES[defect](coco.images / '5.jpg')
-    expected = f'1 of 8 picture files looked at are broken: {coco.images / "5.jpg"} ({defect}). Copy or download them'
+    expected = f'1 of 8 images are broken: {coco.images / "5.jpg"} ({defect}). Copy or download them'
     assert expected in coco.error()
     BREAKAGES[defect](segmentation.images / '5.jpg')
-    assert (
-        f'1 of 6 picture files looked at are broken: {segmentation.images / "5.jpg"} ({defect})' in segmentation.error()
-    )
+    assert f'1 of 6 images are broken: {segmentation.images / "5.jpg"} ({defect})' in segmentation.error()
 
 
 @pytest.mark.parametrize('trailer', [b'', bytes(2000), b'maker note' * 50])
@@ -491,12 +488,18 @@ def test_pictures_with_a_trailer_pass(coco, form, trailer):
     assert coco.check() == []
 
 
-def test_many_pictures_are_looked_at_evenly(coco, monkeypatch):
-    monkeypatch.setattr(files, 'MAX_PICTURES', 4)
-    (coco.images / '1.jpg').write_bytes(b'')
+def test_every_picture_is_looked_at_once(coco, monkeypatch, tmp_path):
+    monkeypatch.setenv('CONVNEXT_DENSE_CACHE', str(tmp_path / 'cache'))
+    looked = []
+    original = files._defect
+    monkeypatch.setattr(files, '_defect', lambda path: looked.append(path) or original(path))
     assert coco.check() == []
+    assert len(looked) == len(set(looked)) == 8
+    assert coco.check() == []
+    assert len(looked) == 8  # what did not change is remembered
     (coco.images / '6.jpg').write_bytes(b'')
-    assert '1 of 4 picture files looked at are broken' in coco.error()
+    assert '1 of 8 images are broken' in coco.error()
+    assert len(looked) == 9
 
 
 # -------------------------------------------------------------------------------------------------------- segmentation
@@ -635,12 +638,10 @@ def test_classes_unknown_is_a_note(segmentation):
     ]
 
 
-def test_at_most_so_many_label_maps_are_read(segmentation, monkeypatch):
-    monkeypatch.setattr(segmentation_checks, 'MAX_LABEL_MAPS', 3)
+def test_every_label_map_is_read(segmentation):
     segmentation.write(1, np.full((HEIGHT, WIDTH), 9))
-    assert segmentation.check() == []
     segmentation.write(2, np.full((HEIGHT, WIDTH), 9))
-    assert '1 of 3 label maps looked at' in segmentation.error()
+    assert '2 of 8 label maps' in segmentation.error()
 
 
 # ------------------------------------------------------------------------------------------------------------- configs

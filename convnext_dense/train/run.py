@@ -63,6 +63,7 @@ def train(
     auto_scale_lr: bool = False,
     cfg_options: Mapping | None = None,
     launcher: str = 'none',
+    check: bool = True,
     data: str | os.PathLike | None = None,
     **data_options,
 ) -> Runner:
@@ -76,6 +77,7 @@ def train(
         auto_scale_lr: Scale the lr by the total batch size over ``auto_scale_lr.base_batch_size``.
         cfg_options: Dotted keys to override.
         launcher: 'none', 'pytorch' or 'slurm'; under torchrun 'none' means 'pytorch'.
+        check: Check data and config first.
         data: The user's own data, in any format that :func:`~convnext_dense.data.importing.import_data` reads, in place
             of the config's.
         **data_options: Options of ``import_data``.
@@ -92,7 +94,7 @@ def train(
         run_config.enable_amp(cfg)
     notes += run_config.settle(cfg)
     notes += run_config.fit_lr(cfg, launch.num_processes(cfg.launcher), auto_scale_lr)
-    runner = build_runner(cfg, notes, ('train', 'val'))
+    runner = build_runner(cfg, notes, ('train', 'val'), check)
     launch.check_same_checkpoint(cfg.load_from if cfg.resume else None)
     with prints_in_log(runner.logger):
         with build_errors():  # what MMEngine would build in train(), so that mistakes are answered the same way
@@ -117,6 +119,7 @@ def test(
     cfg_options: Mapping | None = None,
     launcher: str = 'none',
     tta: bool = False,
+    check: bool = True,
 ) -> dict:
     """Evaluate a checkpoint as the config says and return the metrics.
 
@@ -131,6 +134,7 @@ def test(
         cfg_options: Dotted keys to override.
         launcher: As in :func:`train`.
         tta: Test-time augmentation as the config's ``tta_model`` and ``tta_pipeline`` say.
+        check: Check data and config first.
 
     Raises:
         UserError: A mistake of the user.
@@ -146,7 +150,7 @@ def test(
         run_config.dump_predictions(cfg, out)
     run_config.drop_training(cfg)
     notes += run_config.settle(cfg)
-    runner = build_runner(cfg, notes, ('test',))
+    runner = build_runner(cfg, notes, ('test',), check)
     with prints_in_log(runner.logger):
         with build_errors():
             _ = runner.test_loop
@@ -227,9 +231,9 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
 
 
-def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...]) -> Runner:
+def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...], check: bool = True) -> Runner:
     """Check the data, show the notes, build the runner, and repeat the notes in its log file."""
-    if launch.process_rank() == 0:
+    if check and launch.process_rank() == 0:
         notes = [*notes, *check_run(cfg, splits, launch.num_processes(cfg.launcher))]
     tell(*notes)
     if cfg.launcher == 'pytorch' and device_type() == 'cpu' and not launch.is_in_group():

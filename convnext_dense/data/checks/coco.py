@@ -14,17 +14,14 @@ import numpy as np
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.data.annotation import FaultError, bounding_box, read_segmentation
-from convnext_dense.data.checks import files
 from convnext_dense.data.checks.files import (
     check_files,
     check_folder,
     check_present,
     in_full,
     listed,
-    picture_size,
     share,
     some,
-    spread,
     where_to_put,
 )
 
@@ -109,9 +106,8 @@ def check_coco(
     check_folder(image_dir, 'image', f'{key}.data_prefix.img', key)
     paths = [os.path.join(image_dir, image['file_name']) for image in coco.images]
     check_present(paths, f'images named in {ann_file}', key)
-    chosen = spread(list(zip(paths, coco.images, strict=True)), files.MAX_PICTURES)
-    check_files([path for path, _ in chosen])
-    return notes + _conclude(_odd_sizes(chosen, ann_file))
+    sizes = check_files(paths, 'images')
+    return notes + _conclude(_odd_sizes(paths, coco.images, sizes, ann_file))
 
 
 def _conclude(findings: Iterator[Finding]) -> list[str]:
@@ -410,20 +406,25 @@ CHECKS: tuple[Callable[[Annotations], Iterator[Finding]], ...] = (
 )
 
 
-def _odd_sizes(chosen: Sequence[tuple[str, dict]], ann_file: str | os.PathLike) -> Iterator[Finding]:
+def _odd_sizes(
+    paths: Sequence[str],
+    images: Sequence[dict],
+    sizes: Sequence[tuple[int, int] | None],
+    ann_file: str | os.PathLike,
+) -> Iterator[Finding]:
     """Compare the sizes in the file with those of the pictures: masks are drawn at the former."""
-    differing = []
-    for path, image in chosen:
-        size = picture_size(path)
-        if size is not None and size != (image['width'], image['height']):
-            differing.append(f'{path} is {size[0]}x{size[1]}, not {image["width"]}x{image["height"]}')
+    differing = [
+        f'{path} is {size[0]}x{size[1]}, not {image["width"]}x{image["height"]}'
+        for path, image, size in zip(paths, images, sizes, strict=True)
+        if size is not None and size != (image['width'], image['height'])
+    ]
     if not differing:
         return
     what = f'pictures have another width x height than {ann_file} says'
-    text = f'{share(differing, chosen)} {what}: {some(differing, str)}.'
+    text = f'{share(differing, paths)} {what}: {some(differing, str)}.'
     advice = (
         ' Boxes and masks would be misplaced. Were the pictures resized after they were annotated, or '
         'are they photos with an EXIF rotation, which loading applies? Export them and the file together again.'
     )
-    is_error = len(differing) > TOLERATED_SHARE * len(chosen)
+    is_error = len(differing) > TOLERATED_SHARE * len(paths)
     yield Finding(text + advice * is_error, is_error)

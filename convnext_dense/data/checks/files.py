@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence, Sized
-from typing import Any, TypeVar
-
-from PIL import ExifTags, Image
+from pathlib import Path
+from typing import Any
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.data.checks.remembered import look_at
+from convnext_dense.data.pictures import image_size
 
-MAX_PICTURES = 2000  # whose files are looked into
 TAIL_BYTES = 4096  # some cameras append to a JPEG; its end marker is looked for in so many bytes
 
 
@@ -32,8 +31,6 @@ LAYOUTS = {
     'val2017': ('COCO', COCO_PLACES),
     'ADEChallengeData2016': ('ADE20K', ADE20K_PLACES),
 }
-
-_T = TypeVar('_T')
 
 
 def check_folder(folder: str | os.PathLike, what: str, option: str, key: str) -> None:
@@ -86,14 +83,25 @@ def _stem(name: str) -> str:
     return os.path.splitext(name)[0].lower()
 
 
-def check_files(paths: Sequence[str]) -> None:
-    """Raise if the first or last bytes of a file show that it is no whole image."""
-    broken = [f'{path} ({defect})' for path in paths if (defect := _defect(path))]
+def check_files(paths: Sequence[str], what: str) -> list[tuple[int, int] | None]:
+    """Return width and height of each image, None where its header does not tell them.
+
+    Raises:
+        UserError: The first or last bytes of a file show that it is no whole image.
+    """
+    headers = look_at(paths, read_header, what)
+    broken = [f'{path} ({defect})' for path, (defect, _) in zip(paths, headers, strict=True) if defect]
     if broken:
         raise UserError(
-            f'{share(broken, paths)} picture files looked at are broken: {some(broken, str)}. '
+            f'{share(broken, paths)} {what} are broken: {some(broken, str)}. '
             'Copy or download them again, or take them out of the data set.'
         )
+    return [tuple(size) if size else None for _, size in headers]
+
+
+def read_header(path: str) -> list:
+    """Return what is wrong with an image file, or None, and its width and height, or None."""
+    return [_defect(path), image_size(Path(path))]
 
 
 def _defect(path: str) -> str | None:
@@ -111,23 +119,6 @@ def _defect(path: str) -> str | None:
         'a PNG that is cut short': head.startswith(b'\x89PNG') and b'IEND' not in tail,
     }
     return next((defect for defect, is_so in defects.items() if is_so), None)
-
-
-def picture_size(path: str) -> tuple[int, int] | None:
-    """Return width and height as loading gives them, EXIF rotation applied; None for formats unknown to Pillow."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # very large pictures, odd EXIF: no concern of ours
-            with Image.open(path) as picture:
-                turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-                return picture.size[::-1] if turned else picture.size
-    except (OSError, Image.DecompressionBombError):
-        return None
-
-
-def spread(items: Sequence[_T], most: int) -> Sequence[_T]:
-    """Return at most so many of the items, evenly spaced."""
-    return items if len(items) <= most else [items[i * len(items) // most] for i in range(most)]
 
 
 def in_full(path: str | os.PathLike) -> str:

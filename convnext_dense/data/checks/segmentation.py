@@ -10,20 +10,17 @@ import numpy as np
 from PIL import Image
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.checks import files
 from convnext_dense.data.checks.files import (
     check_files,
     check_folder,
     check_present,
     listed,
-    picture_size,
     share,
     some,
-    spread,
 )
+from convnext_dense.data.checks.remembered import look_at
 from convnext_dense.data.records import IMAGE_SUFFIXES, find_files
 
-MAX_LABEL_MAPS = 50  # that are read
 IGNORED = 255
 
 
@@ -65,14 +62,20 @@ def check_segmentation(
     pictures = [os.path.join(image_dir, name + img_suffix) for name in names]
     if names_file:
         check_present(pictures, f'images named in {names_file}', key)
-    check_files(spread(pictures, files.MAX_PICTURES))
+    sizes = check_files(pictures, 'images')
     if label_dir is None:
         return []
     label_maps = [os.path.join(label_dir, name + seg_map_suffix) for name in names]
     check_present(label_maps, f'label maps of the images in {image_dir}', key)
-    pairs = spread(list(zip(pictures, label_maps, strict=True)), MAX_LABEL_MAPS)
-    check_files([label_map for _, label_map in pairs])
-    values = {label_map: _label_values(picture, label_map) for picture, label_map in pairs}
+    check_files(label_maps, 'label maps')
+    found = look_at(label_maps, read_values, 'label maps')
+    for picture, size, label_map, (own, _) in zip(pictures, sizes, label_maps, found, strict=True):
+        if size is not None and list(size) != list(own):
+            raise UserError(
+                f'{label_map} is {own[0]}x{own[1]} (width x height), and its picture {picture} is {size[0]}x{size[1]} '
+                'once loaded, EXIF rotation included. Make the label map at the size of its picture.'
+            )
+    values = {label_map: numbers for label_map, (_, numbers) in zip(label_maps, found, strict=True)}
     notes = [] if names_file else _other_suffixes(image_dir, img_suffix, key)
     if num_classes is None:
         return [*notes, f'{key} names no classes: the values of the label maps were not checked.']
@@ -117,8 +120,12 @@ def _find_names(image_dir: str | os.PathLike, suffix: str, key: str) -> list[str
     return pictures
 
 
-def _label_values(picture: str, label_map: str) -> list[int]:
-    """Return the values of a label map, once it is one and fits its picture."""
+def read_values(label_map: str) -> tuple[tuple[int, int], list[int]]:
+    """Return width and height of a label map, and its values.
+
+    Raises:
+        UserError: It cannot be read, or has more than one channel.
+    """
     try:
         with Image.open(label_map) as opened:
             labels = np.asarray(opened)  # of a palette picture: the indices
@@ -129,13 +136,11 @@ def _label_values(picture: str, label_map: str) -> list[int]:
             f'{label_map} is a colour picture, shape {labels.shape}: a label map has one channel, with the number of '
             'the class in each pixel. Map the colours to class numbers and write grey (or palette) PNGs.'
         )
-    size = picture_size(picture)
-    if size is not None and size != labels.shape[::-1]:
-        raise UserError(
-            f'{label_map} is {labels.shape[1]}x{labels.shape[0]} (width x height), and its picture {picture} is '
-            f'{size[0]}x{size[1]} once loaded, EXIF rotation included. Make the label map at the size of its picture.'
-        )
-    return [int(value) for value in np.unique(labels)]
+    if labels.dtype == np.uint8:  # five times as fast as a sort
+        values = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
+    else:
+        values = np.unique(labels)
+    return labels.shape[::-1], [int(value) for value in values]
 
 
 def _check_values(

@@ -1,0 +1,73 @@
+"""Look at every file of a data set in parallel, with a progress bar, and remember what was found.
+
+What a file holds is kept by its path, size and time of change, so that the next start looks at changed files alone.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+PATIENCE = 2.0  # seconds until the bar is shown
+
+
+def cache_folder() -> Path:
+    """Return where results are kept: ``CONVNEXT_DENSE_CACHE``, or a folder of the user's cache."""
+    given = os.environ.get('CONVNEXT_DENSE_CACHE')
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    return Path(given or Path(home, 'convnext-dense'))
+
+
+def look_at(files: Sequence[str], function: Callable[[str], Any], what: str) -> list[Any]:
+    """Return what a function finds in each file; the result must be one that JSON holds.
+
+    Args:
+        files: Paths.
+        function: Called with a path, in several threads.
+        what: What the files are, for the bar and for the name of the cache.
+    """
+    paths = [os.path.abspath(file) for file in files]
+    digest = hashlib.sha256(os.path.commonpath(paths).encode()).hexdigest()[:16] if paths else ''
+    cache = cache_folder() / f'{function.__name__}-{digest}.json'
+    known = read_cache(cache)
+    stamps = [stamp(path) for path in paths]
+    changed = [i for i, path in enumerate(paths) if known.get(path, [None])[0] != stamps[i]]
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(function, [files[i] for i in changed])
+        bar = tqdm(found, total=len(changed), desc=f'checking {what}', delay=PATIENCE, leave=False)
+        known.update({paths[i]: [stamps[i], result] for i, result in zip(changed, bar, strict=True)})
+    if changed:
+        write_cache(cache, {path: known[path] for path in paths})
+    return [known[path][1] for path in paths]
+
+
+def stamp(path: str) -> list[int]:
+    """Return size and time of the last change."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+def read_cache(file: Path) -> dict[str, list]:
+    """Return what is remembered; nothing where the file is missing or damaged."""
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def write_cache(file: Path, known: dict[str, list]) -> None:
+    """Remember results, in one step; where the disk refuses, nothing is remembered."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile('w', dir=file.parent, delete=False) as draft:
+            json.dump(known, draft)
+        os.replace(draft.name, file)
+    except OSError:
+        pass
