@@ -545,7 +545,7 @@ def test_values_out_of_range(segmentation):
     assert (
         f'{segmentation.labels / "2.png"} holds the value 7, 9; allowed are 0 to 2, and 255 for unlabelled ' in message
     )
-    assert '(3 classes, reduce_zero_label=False). 1 of 6 label maps looked at have such values.' in message
+    assert '(3 classes, reduce_zero_label=False). 1 of 6 label maps have such values.' in message
     assert message.endswith('Correct the label maps, or the classes in the config.')
 
 
@@ -573,10 +573,10 @@ def test_black_and_white_label_maps(segmentation):
     for index in range(6):
         segmentation.write(index, np.resize([0, 255], (HEIGHT, WIDTH)))
     message = segmentation.error(num_classes=2)
-    assert 'the 6 label maps looked at hold the values 0 and 255 only, and 255 is ignored' in message
+    assert 'the 6 label maps hold the values 0 and 255 only, and 255 is ignored' in message
     assert 'Write the class numbers, 0 and 1, in the place of black and white.' in message
     message = segmentation.error(num_classes=2, reduce_zero_label=True)
-    assert 'the 6 label maps looked at have no labelled pixel, only 0, 255' in message
+    assert 'the 6 label maps have no labelled pixel, only 0, 255' in message
 
 
 def test_colour_label_map(segmentation):
@@ -641,7 +641,7 @@ def test_classes_unknown_is_a_note(segmentation):
 def test_every_label_map_is_read(segmentation):
     segmentation.write(1, np.full((HEIGHT, WIDTH), 9))
     segmentation.write(2, np.full((HEIGHT, WIDTH), 9))
-    assert '2 of 8 label maps' in segmentation.error()
+    assert '2 of 6 label maps' in segmentation.error()
 
 
 # ------------------------------------------------------------------------------------------------------------- configs

@@ -154,7 +154,7 @@ def _check_values(
     seen = set().union(*values.values())
     if seen == {0, IGNORED} and not reduce_zero_label and num_classes > 1:
         raise UserError(
-            f'the {len(values)} label maps looked at hold the values 0 and 255 only, and 255 is ignored: class 1 would '
+            f'the {len(values)} label maps hold the values 0 and 255 only, and 255 is ignored: class 1 would '
             'never be learned. Write the class numbers, 0 and 1, in the place of black and white.'
         )
     wrong = {label_map: set(found) - classes - ignored for label_map, found in values.items()}
@@ -168,10 +168,10 @@ def _check_values(
             cure = f'If 0 means unlabelled and the classes count from 1, set reduce_zero_label=True in {key}.'
         raise UserError(
             f'{label_map} holds the value {some(sorted(found), str)}; allowed are {allowed} ({setting}). '
-            f'{share(wrong, values)} label maps looked at have such values. {cure}'
+            f'{share(wrong, values)} label maps have such values. {cure}'
         )
     if not seen & classes:
         raise UserError(
-            f'the {len(values)} label maps looked at have no labelled pixel, only {some(sorted(seen), str)}; the '
+            f'the {len(values)} label maps have no labelled pixel, only {some(sorted(seen), str)}; the '
             f'classes are {allowed} ({setting}). Set reduce_zero_label=False in {key} if 0 is a class.'
         )
