@@ -163,6 +163,12 @@ def bare_name(file: Path) -> str:
     return name or file.stem
 
 
+def name_first(title: str, files: Iterable[Path]) -> str:
+    """Say what files were found by the first of them; empty where there are none."""
+    first = next(iter(files), None)
+    return f'{title}: {first.name} and others' if first else ''
+
+
 class ImageIndex:
     """The image files below a folder, found by whatever part of their path an annotation names."""
 

@@ -17,7 +17,16 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.data.annotation import FaultError, bounding_box, read_box, read_polygon
 from convnext_dense.data.datasets import polygons
 from convnext_dense.data.pictures import image_size
-from convnext_dense.data.records import Collection, Faults, ImageIndex, Picture, Thing, find_files, split_of
+from convnext_dense.data.records import (
+    Collection,
+    Faults,
+    ImageIndex,
+    Picture,
+    Thing,
+    find_files,
+    name_first,
+    split_of,
+)
 
 CIRCLE_POINTS = 32  # corners of the polygon that stands for a circle
 NO_AREA = ('line', 'linestrip', 'point', 'points')
@@ -25,8 +34,7 @@ NO_AREA = ('line', 'linestrip', 'point', 'points')
 
 def find(path: Path) -> str:
     """Say what files of this format are at a path; empty where there are none."""
-    first = next(find_annotations(path), None)
-    return f'LabelMe JSON: {first.name} and others' if first else ''
+    return name_first('LabelMe JSON', find_annotations(path))
 
 
 def find_annotations(path: Path) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from convnext_dense.data.records import (
     Picture,
     Thing,
     find_files,
+    name_first,
     split_of,
 )
 
@@ -25,8 +26,7 @@ SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 def find(path: Path) -> str:
     """Say what files of this format are at a path; empty where there are none."""
-    first = next(find_annotations(path), None)
-    return f'Pascal VOC XML: {first.name} and others' if first else ''
+    return name_first('Pascal VOC XML', find_annotations(path))
 
 
 def find_annotations(path: Path) -> Iterator[Path]:

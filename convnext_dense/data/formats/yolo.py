@@ -19,6 +19,7 @@ from convnext_dense.data.records import (
     Picture,
     Thing,
     find_files,
+    name_first,
     some,
     split_of,
 )
@@ -31,8 +32,8 @@ def find(path: Path) -> str:
     """Say what files of this format are at a path; empty where there are none."""
     if file := find_yaml(path):
         return f'YOLO: {file.name}'
-    file = next((file for file in find_files(path, ['.txt']) if is_label_file(file)), None) if path.is_dir() else None
-    return f'YOLO: {file.name} and others' if file else ''
+    files = find_files(path, ['.txt']) if path.is_dir() else ()
+    return name_first('YOLO', (file for file in files if is_label_file(file)))
 
 
 def find_yaml(path: Path) -> Path | None:
