@@ -97,6 +97,16 @@ DATA = (
     ),
     option('--seed', type=int, default=0, help='of the draw of validation images (default: %(default)s)'),
 )
+SWITCHES = (  # of convnext_dense.train.switches
+    switch('--ema', 'evaluate and save an average of the weights'),
+    option('--early-stop', type=int, metavar='N', help='end where N evaluations bring nothing better'),
+    switch('--save-best', 'keep the checkpoint of the best evaluation'),
+    option('--accumulate', type=int, metavar='N', help='gradients of N batches for each step'),
+    option('--freeze', type=int, metavar='N', help='do not train the stem and the first N stages'),
+    switch('--balance', 'repeat images with rare classes'),
+    option('--log', metavar='NAME', help='send metrics to tensorboard, wandb or mlflow as well'),
+    switch('--profile', 'write a trace of the first steps'),
+)
 SOURCE_HELP = 'checkpoint file, address, or convnext://, timm:// or hf:// name'
 FORCE = switch('--force', 'replace files that exist')
 
@@ -110,6 +120,7 @@ COMMANDS = {
             option('--resume', nargs='?', const='auto', metavar='CKPT',
                    help='continue from the latest checkpoint of the work dir, or from CKPT'),
             switch('--auto-scale-lr', 'scale the lr with the batch size'),
+            *SWITCHES,
             option('--data', metavar='PATH', help="your own data in place of the config's: COCO, VOC, YOLO ..."),
             *DATA,
         ),

@@ -25,6 +25,7 @@ from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import build_errors, run_errors
 from convnext_dense.train.own_data import prepare_data
 from convnext_dense.train.screen import prints_in_log, tame_console, tell, write_to_log
+from convnext_dense.train.switches import SWITCHES, apply_switches
 from convnext_dense.weights.write import replaced
 
 __all__ = ['OneLineRunner', 'describe_rates', 'device_type', 'test', 'train']
@@ -65,7 +66,7 @@ def train(
     launcher: str = 'none',
     check: bool = True,
     data: str | os.PathLike | None = None,
-    **data_options,
+    **options,
 ) -> Runner:
     """Train as the config says.
 
@@ -80,18 +81,20 @@ def train(
         check: Check data and config first.
         data: The user's own data, in any format that :func:`~convnext_dense.data.importing.import_data` reads, in place
             of the config's.
-        **data_options: Options of ``import_data``.
+        **options: Of ``import_data``, and the switches of :mod:`convnext_dense.train.switches`.
 
     Raises:
         UserError: A mistake of the user, found before training starts where possible.
     """
+    switches = {name: options.pop(name, None) for name in SWITCHES}
     if data is not None:
         work_dir = work_dir or os.path.join('work_dirs', f'{Path(config).stem}_{Path(data).stem}')
-        config = prepare_data(config, data, Path(work_dir, 'data'), **data_options)
+        config = prepare_data(config, data, Path(work_dir, 'data'), **options)
     cfg = open_config(config, cfg_options, 'train', launcher, work_dir)
     notes = resume_training(cfg, resume)
     if amp:
         run_config.enable_amp(cfg)
+    notes += apply_switches(cfg, **switches)
     notes += run_config.settle(cfg)
     notes += run_config.fit_lr(cfg, launch.num_processes(cfg.launcher), auto_scale_lr)
     runner = build_runner(cfg, notes, ('train', 'val'), check)

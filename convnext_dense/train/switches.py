@@ -1,0 +1,185 @@
+"""Switches of the command line that change a training's config: one table, a row for each.
+
+Each can be written into a config instead; ``docs/first_training.md`` shows the lines.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.registry import VISBACKENDS
+from mmengine.visualization.vis_backend import BaseVisBackend
+
+from convnext_dense.compat.errors import UserError
+
+EMA_MOMENTUM = 2e-4
+PROFILED_STEPS = 5
+RARE = 0.3  # a class on fewer images than this share is repeated
+MONITORS = {'CocoMetric': 'coco/bbox_mAP', 'IoUMetric': 'mIoU', 'VOCMetric': 'pascal_voc/mAP'}
+LOGGERS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend', 'mlflow': 'MLflowVisBackend'}
+
+
+def apply_switches(cfg: Config, **given: Any) -> list[str]:
+    """Change a config as the switches say, and return a note on each.
+
+    Args:
+        cfg: Of a training; it is changed.
+        **given: Names of :data:`SWITCHES` and their values; None and False change nothing.
+
+    Raises:
+        UserError: A value is out of range, or the config has nothing that the switch could change.
+    """
+    return [SWITCHES[name](cfg, value) for name, value in given.items() if value is not None and value is not False]
+
+
+def add_hook(cfg: Config, **hook: Any) -> None:
+    """Add a hook, unless the config has one of its type."""
+    hooks = list(cfg.get('custom_hooks') or [])
+    if not any(each.get('type') == hook['type'] for each in hooks):
+        cfg.custom_hooks = [*hooks, hook]
+
+
+def average(cfg: Config, value: bool) -> str:
+    """Keep an exponential moving average of the weights, which is evaluated and saved."""
+    add_hook(cfg, type='EMAHook', momentum=EMA_MOMENTUM, update_buffers=True)
+    return f'--ema: an average of the weights, momentum {EMA_MOMENTUM:g}, is evaluated and saved'
+
+
+def stop_early(cfg: Config, patience: int) -> str:
+    """End the training where the metric has not improved in so many evaluations."""
+    check_count('--early-stop', patience)
+    metric = monitored(cfg, '--early-stop')
+    add_hook(cfg, type='EarlyStoppingHook', monitor=metric, rule='greater', min_delta=0.0, patience=patience)
+    return f'--early-stop: the training ends where {metric} has not improved in {patience} evaluations'
+
+
+def keep_best(cfg: Config, value: bool) -> str:
+    """Keep the checkpoint of the best evaluation."""
+    metric = monitored(cfg, '--save-best')
+    cfg.default_hooks.checkpoint.update(save_best=metric, rule='greater')
+    return f'--save-best: the checkpoint with the best {metric} is kept'
+
+
+def accumulate(cfg: Config, steps: int) -> str:
+    """Add up the gradients of so many batches for a step of the optimizer."""
+    check_count('--accumulate', steps)
+    cfg.optim_wrapper.accumulative_counts = steps
+    return f'--accumulate: {steps} batches for each step of the optimizer'
+
+
+def freeze(cfg: Config, stages: int) -> str:
+    """Freeze the stem and the first stages of the backbone."""
+    if not 0 <= stages <= 4:
+        raise UserError(f'--freeze takes 0 (the stem) to 4 (with all stages); got {stages}.')
+    cfg.model.backbone.frozen_stages = stages
+    return f'--freeze: the stem and {stages} stages of the backbone are not trained'
+
+
+def balance(cfg: Config, value: bool) -> str:
+    """Repeat images with rare classes (``ClassBalancedDataset``, arXiv 1908.03195)."""
+    if cfg.get('default_scope') != 'mmdet':
+        raise UserError('--balance repeats images by their objects, and the config is for no detector.')
+    wrapped = dict(type='ClassBalancedDataset', oversample_thr=RARE, dataset=cfg.train_dataloader.dataset)
+    cfg.train_dataloader.dataset = ConfigDict(wrapped)
+    return f'--balance: images with classes that are on fewer than {RARE:.0%} of the images are repeated'
+
+
+def log_to(cfg: Config, name: str) -> str:
+    """Send metrics to a logger as well; where it fails, the run goes on without it."""
+    if name not in LOGGERS:
+        raise UserError(f'--log takes {", ".join(LOGGERS)}; got {name!r}.')
+    visualizer = cfg.setdefault('visualizer', ConfigDict(type='Visualizer'))
+    backends = list(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
+    visualizer.vis_backends = [*backends, dict(type='GuardedVisBackend', backend=LOGGERS[name])]
+    return f'--log: metrics go to {name} as well'
+
+
+def profile(cfg: Config, value: bool) -> str:
+    """Write a trace of the first steps."""
+    add_hook(
+        cfg, type='ProfilerHook', by_epoch=False, profile_times=PROFILED_STEPS,
+        json_trace_path=f'{cfg.work_dir}/profile.json',
+    )  # fmt: skip
+    return f'--profile: a trace of {PROFILED_STEPS} steps goes to {cfg.work_dir}/profile.json (chrome://tracing)'
+
+
+def check_count(switch: str, value: int) -> None:
+    """Raise a :class:`UserError` unless a value is 1 or more."""
+    if value < 1:
+        raise UserError(f'{switch} takes a number of 1 or more; got {value}.')
+
+
+def monitored(cfg: Config, switch: str) -> str:
+    """Return the metric that tells which evaluation is best.
+
+    Raises:
+        UserError: The config evaluates nothing, or with a metric that is not known here.
+    """
+    given = cfg.get('val_evaluator')
+    kinds = [str(each.get('type')) for each in (given if isinstance(given, list) else [given or {}])]
+    found = [MONITORS[kind.rpartition('.')[-1]] for kind in kinds if kind.rpartition('.')[-1] in MONITORS]
+    if not found:
+        raise UserError(
+            f'{switch} needs val_evaluator of type {", ".join(MONITORS)}; the config has {", ".join(kinds)}.'
+        )
+    return found[0]
+
+
+SWITCHES: Mapping[str, Callable[[Config, Any], str]] = {
+    'ema': average,
+    'early_stop': stop_early,
+    'save_best': keep_best,
+    'accumulate': accumulate,
+    'freeze': freeze,
+    'balance': balance,
+    'log': log_to,
+    'profile': profile,
+}
+
+
+def guarded(name: str) -> Callable:
+    """Return a method that calls the backend's, and switches the backend off where that fails."""
+
+    @functools.wraps(getattr(BaseVisBackend, name))
+    def method(self: GuardedVisBackend, *args: Any, **options: Any) -> None:
+        if self.backend is None:
+            return
+        try:
+            getattr(self.backend, name)(*args, **options)
+        except Exception as error:  # whatever a service, a disk or a missing package makes of it
+            kind, self.backend = type(self.backend).__name__, None
+            note = f'{kind} failed and is switched off; the run goes on: {type(error).__name__}: {error}'
+            print_log(note, logger='current', level=logging.WARNING)
+
+    return method
+
+
+@VISBACKENDS.register_module()
+class GuardedVisBackend(BaseVisBackend):
+    """A logger that cannot end a run: where it fails, at the start or later, one warning is logged.
+
+    Args:
+        save_dir: Where the backend keeps files.
+        backend: Its type, such as ``'TensorboardVisBackend'``.
+        **options: Of the backend.
+    """
+
+    def __init__(self, save_dir: str, backend: str, **options: Any) -> None:
+        super().__init__(save_dir)
+        self.backend = VISBACKENDS.build(dict(type=backend, save_dir=save_dir, **options))
+
+    @property
+    def experiment(self) -> Any:
+        """The backend's experiment; None where it has failed."""
+        return getattr(self.backend, 'experiment', None)
+
+    def _init_env(self) -> None:
+        """Do nothing: the backend starts itself when it is first used."""
+
+    add_config, add_image = guarded('add_config'), guarded('add_image')
+    add_scalar, add_scalars, close = guarded('add_scalar'), guarded('add_scalars'), guarded('close')

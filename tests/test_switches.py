@@ -1,0 +1,105 @@
+"""Switches of a training: what each changes, and a run with all of them."""
+
+import pytest
+from mmengine.config import Config
+
+from convnext_dense import UserError, cli, train
+from convnext_dense.configs import load_config
+from convnext_dense.data import write_shapes
+from convnext_dense.train.switches import SWITCHES, GuardedVisBackend, apply_switches
+
+DET, SEG = 'det/cascade_convnext_atto_shapes', 'seg/upernet_convnext_atto_shapes'
+
+
+def changed(name, value, config=DET):
+    cfg = load_config(config)
+    cfg.work_dir = 'w'
+    notes = apply_switches(cfg, **{name: value})
+    return cfg, notes
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'place', 'expected'),
+    [
+        ('accumulate', 4, 'optim_wrapper.accumulative_counts', 4),
+        ('freeze', 2, 'model.backbone.frozen_stages', 2),
+        ('save_best', True, 'default_hooks.checkpoint.save_best', 'coco/bbox_mAP'),
+        ('balance', True, 'train_dataloader.dataset.type', 'ClassBalancedDataset'),
+        ('ema', True, 'custom_hooks.1.type', 'EMAHook'),
+        ('early_stop', 3, 'custom_hooks.1.patience', 3),
+        ('profile', True, 'custom_hooks.1.json_trace_path', 'w/profile.json'),
+        ('log', 'wandb', 'visualizer.vis_backends.1.backend', 'WandbVisBackend'),
+    ],
+)
+def test_what_each_changes(name, value, place, expected):
+    cfg, (note,) = changed(name, value)
+    node = cfg
+    for key in place.split('.'):
+        node = node[int(key)] if key.isdigit() else node[key]
+    assert node == expected
+    assert name.replace('_', '-') in note
+    assert changed(name, None)[1] == []
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'config', 'named'),
+    [
+        ('accumulate', 0, DET, ('--accumulate', '1 or more', '0')),
+        ('early_stop', -1, DET, ('--early-stop', '1 or more')),
+        ('freeze', 5, DET, ('--freeze', '0', '4', '5')),
+        ('log', 'excel', DET, ('--log', 'tensorboard', 'excel')),
+        ('balance', True, SEG, ('--balance', 'detector')),
+    ],
+)
+def test_values_out_of_range(name, value, config, named):
+    with pytest.raises(UserError) as error:
+        changed(name, value, config)
+    assert all(word in str(error.value) for word in named)
+
+
+def test_a_metric_must_be_known():
+    cfg = Config(dict(val_evaluator=dict(type='CityscapesMetric')))
+    with pytest.raises(UserError, match='CocoMetric, IoUMetric.*CityscapesMetric'):
+        apply_switches(cfg, early_stop=2)
+
+
+def test_the_command_line_has_every_switch():
+    flags = {flags[0].lstrip('-').replace('-', '_') for flags, _ in cli.SWITCHES}
+    assert flags == set(SWITCHES)
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_a_run_with_all_of_them(tmp_path):
+    drawn = dict(num_train=8, num_val=2, size=64)
+    root = write_shapes(tmp_path / 'shapes', **drawn)
+    options = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val')
+               for key, value in {**drawn, 'data_root': str(root)}.items()}  # fmt: skip
+    options |= {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 2, 'train_dataloader.batch_size': 2}
+    options |= {'visualizer.name': 'switches', 'default_hooks.checkpoint.interval': 2}
+    runner = train.train(
+        SEG, str(tmp_path / 'w'), cfg_options=options, ema=True, early_stop=9, save_best=True, accumulate=2, freeze=1,
+        log='mlflow', profile=False,
+    )  # fmt: skip
+    assert runner.iter == 4
+    assert list((tmp_path / 'w').glob('best_mIoU*.pth'))
+    frozen = [name for name, p in runner.model.backbone.named_parameters() if not p.requires_grad]
+    assert {name.split('.')[0] for name in frozen} == {'downsample_layers', 'stages'}
+    assert any(type(hook).__name__ == 'EMAHook' for hook in runner.hooks)
+
+
+def test_a_logger_that_fails_is_switched_off(tmp_path, caplog):
+    backend = GuardedVisBackend(str(tmp_path), 'LocalVisBackend')
+    calls = []
+
+    class Broken:
+        def add_scalar(self, *args, **options):
+            calls.append(args)
+            raise ConnectionError('no route')
+
+    backend.backend = Broken()
+    backend.add_scalar('loss', 1.0)
+    backend.add_scalar('loss', 0.5)
+    backend.close()
+    assert len(calls) == 1
+    assert backend.experiment is None
