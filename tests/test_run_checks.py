@@ -97,10 +97,13 @@ ONE = {f'{split}_dataloader.dataset.metainfo.classes': ('plum',) for split in ('
          {'train_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]}),
         (segmentor, IGNORES, ('ignore_index=250', 'decode_head', 'val_evaluator'),
          {'model.decode_head.ignore_index': 250, 'val_evaluator.ignore_index': 250}),
+        (segmentor, {'val_dataloader.dataset.data_prefix': dict(img_path='img/val', seg_map_path=None)},
+         ('val_dataloader.dataset', 'seg_map_path', 'format_only', 'val_evaluator'),
+         {'val_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile')]}),
         (segmentor, {'train_dataloader.batch_size': 1}, ('batch_size', 'UPerHead', 'GN'),
          {'model.decode_head.norm_cfg': dict(type='GN', num_groups=32)}),
     ],
-    ids=['evaluator', 'masks', 'zero label', 'ignored value', 'batch of one'],
+    ids=['evaluator', 'masks', 'zero label', 'ignored value', 'no labels', 'batch of one'],
 )  # fmt: skip
 def test_parts_that_do_not_fit(build, changes, named, cure, shapes, labels):
     data = shapes if build is detector else labels

@@ -130,6 +130,20 @@ def _ignored_value(cfg: Config, loaders: Mapping[str, Mapping], num_processes: i
         )
 
 
+def _labels_for_the_pipeline(cfg: Config, loaders: Mapping[str, Mapping], num_processes: int) -> Iterator[str]:
+    """A pipeline that loads label maps needs their folder."""
+    for key, dataset in _plain(loaders):
+        prefixes = dataset.get('data_prefix', {'seg_map_path': ''})
+        is_labelled = prefixes.get('seg_map_path') is not None
+        if _type_name(dataset) in SEGMENTATION_TYPES and annotation_steps(dataset) and not is_labelled:
+            evaluator = key.replace('dataloader.dataset', 'evaluator')
+            yield (
+                f'{key}.data_prefix names no seg_map_path, and its pipeline loads label maps. Name their folder; to '
+                f'predict without labels, take LoadAnnotations out of the pipeline and set {evaluator}='
+                'dict(type="IoUMetric", format_only=True, output_dir="predictions").'
+            )
+
+
 def _one_class(cfg: Config, loaders: Mapping[str, Mapping], num_processes: int) -> Iterator[str]:
     """A softmax over one class is always 1, and its loss 0."""
     for name, head in cfg.model.items():
@@ -164,6 +178,7 @@ RULES: tuple[Callable[..., Iterator[str]], ...] = (
     _masks_for_heads,
     _zero_label,
     _ignored_value,
+    _labels_for_the_pipeline,
     _one_class,
     _batch_of_one,
 )
