@@ -9,6 +9,7 @@ from PIL import Image, ImageFilter
 from convnext_dense import UserError
 from convnext_dense.data import write_shapes
 from convnext_dense.data.pictures import image_size
+from convnext_dense.train import check
 from convnext_dense.train.check import check_data
 
 
@@ -71,6 +72,11 @@ def test_a_sound_copy_and_the_original_stays(data, tmp_path):
     assert file.read_bytes() == before
     written = json.loads((tmp_path / 'sound/train.json').read_text())
     assert all(len(each['segmentation'][0]) >= 6 for each in written['annotations'])
+
+
+def test_without_the_package_for_hashes(data, monkeypatch):
+    monkeypatch.setattr(check, 'find_spec', lambda name: None)
+    assert "pip install 'convnext-dense[data]'" in check_data(data, data_format='coco')
 
 
 def test_data_that_cannot_be_read(tmp_path):

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,8 @@ def report_on_data(path: str | os.PathLike, out: str | os.PathLike | None, optio
 
 def find_same(images: Mapping[str, Sequence[str]]) -> list[str]:
     """Return a line for each two splits that share images, and for each split with an image twice."""
+    if find_spec('imagehash') is None:
+        return ["images were not compared with each other: pip install 'convnext-dense[data]'"]
     with ThreadPoolExecutor() as pool:
         hashes = {split: list(pool.map(hash_image, files)) for split, files in images.items()}
     lines = []
