@@ -101,10 +101,11 @@ SWITCHES = (  # of convnext_dense.train.switches
     switch('--ema', 'evaluate and save an average of the weights'),
     option('--early-stop', type=int, metavar='N', help='end where N evaluations bring nothing better'),
     switch('--save-best', 'keep the checkpoint of the best evaluation'),
+    option('--batch', metavar='N|auto', help='images for each process and step; auto: as many as fit the GPU'),
     option('--accumulate', type=int, metavar='N', help='gradients of N batches for each step'),
     option('--freeze', type=int, metavar='N', help='do not train the stem and the first N stages'),
     switch('--balance', 'repeat images with rare classes'),
-    option('--log', metavar='NAME', help='send metrics to tensorboard, wandb or mlflow as well'),
+    option('--log', metavar='NAME', help='send metrics to tensorboard, wandb, mlflow or trackio as well'),
     switch('--profile', 'write a trace of the first steps'),
 )
 SOURCE_HELP = 'checkpoint file, address, or convnext://, timm:// or hf:// name'

@@ -1,12 +1,23 @@
 """Switches of a training: what each changes, and a run with all of them."""
 
+import sys
+from types import ModuleType
+
 import pytest
+import torch
 from mmengine.config import Config
 
 from convnext_dense import UserError, cli, train
 from convnext_dense.configs import load_config
 from convnext_dense.data import write_shapes
-from convnext_dense.train.switches import SWITCHES, GuardedVisBackend, apply_switches
+from convnext_dense.train.switches import (
+    SWITCHES,
+    GuardedVisBackend,
+    apply_switches,
+    image_side,
+    largest_batch,
+    try_steps,
+)
 
 DET, SEG = 'det/cascade_convnext_atto_shapes', 'seg/upernet_convnext_atto_shapes'
 
@@ -21,6 +32,7 @@ def changed(name, value, config=DET):
 @pytest.mark.parametrize(
     ('name', 'value', 'place', 'expected'),
     [
+        ('batch', '6', 'train_dataloader.batch_size', 6),
         ('accumulate', 4, 'optim_wrapper.accumulative_counts', 4),
         ('freeze', 2, 'model.backbone.frozen_stages', 2),
         ('save_best', True, 'default_hooks.checkpoint.save_best', 'coco/bbox_mAP'),
@@ -44,6 +56,7 @@ def test_what_each_changes(name, value, place, expected):
 @pytest.mark.parametrize(
     ('name', 'value', 'config', 'named'),
     [
+        ('batch', 'many', DET, ('--batch', 'auto', 'many')),
         ('accumulate', 0, DET, ('--accumulate', '1 or more', '0')),
         ('early_stop', -1, DET, ('--early-stop', '1 or more')),
         ('freeze', 5, DET, ('--freeze', '0', '4', '5')),
@@ -86,6 +99,51 @@ def test_a_run_with_all_of_them(tmp_path):
     frozen = [name for name, p in runner.model.backbone.named_parameters() if not p.requires_grad]
     assert {name.split('.')[0] for name in frozen} == {'downsample_layers', 'stages'}
     assert any(type(hook).__name__ == 'EMAHook' for hook in runner.hooks)
+
+
+@pytest.mark.parametrize(('room', 'expected'), [(1, 1), (2, 2), (3, 3), (5, 4), (13, 12), (10**6, 256)])
+def test_the_largest_batch(room, expected):
+    tried = []
+    assert largest_batch(lambda images: tried.append(images) or images <= room) == expected
+    assert len(tried) <= 10
+    with pytest.raises(UserError, match='not even one image'):
+        largest_batch(lambda images: False)
+
+
+def test_without_a_gpu_the_batch_stays():
+    if torch.cuda.is_available():
+        pytest.skip('is about machines without a GPU')
+    cfg, (note,) = changed('batch', 'auto')
+    assert cfg.train_dataloader.batch_size == 8
+    assert 'GPU' in note
+
+
+def test_the_batch_is_tried_at_the_size_of_the_images():
+    side = image_side(load_config('det/cascade_convnext_t_coco'))
+    assert side**2 >= 800 * 1333
+    assert side % 32 == 0
+    assert image_side(load_config('seg/upernet_convnext_t_ade20k')) >= 512
+
+
+def test_the_steps_that_are_tried_run():
+    cfg = load_config(SEG)
+    cfg.model.decode_head.num_classes = 8
+    try_steps(cfg, 2)  # on the CPU where there is no GPU
+
+
+def test_trackio_gets_the_numbers(tmp_path, monkeypatch):
+    calls = []
+    module = ModuleType('trackio')
+    for name in ('init', 'log', 'finish'):
+        setattr(module, name, lambda *args, name=name, **options: calls.append((name, args, options)))
+    monkeypatch.setitem(sys.modules, 'trackio', module)
+    backend = GuardedVisBackend(str(tmp_path), 'TrackioVisBackend')
+    assert calls == []  # it starts when it is first used
+    backend.add_scalars(dict(loss=torch.tensor(1.5), lr=0.1), step=3)
+    backend.add_scalar('mIoU', 50.0, step=4)
+    backend.close()
+    assert [name for name, *_ in calls] == ['init', 'log', 'log', 'finish']
+    assert calls[1][1:] == (({'loss': 1.5, 'lr': 0.1},), {'step': 3})
 
 
 def test_a_logger_that_fails_is_switched_off(tmp_path, caplog):

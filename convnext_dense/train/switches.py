@@ -5,23 +5,37 @@ Each can be written into a config instead; ``docs/first_training.md`` shows the 
 
 from __future__ import annotations
 
+import copy
 import functools
+import gc
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.registry import VISBACKENDS
-from mmengine.visualization.vis_backend import BaseVisBackend
+from mmengine.registry import MODELS, OPTIM_WRAPPERS, VISBACKENDS
+from mmengine.visualization.vis_backend import BaseVisBackend, force_init_env
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.configs import model_scope, walk
+from convnext_dense.data.samples import draw_for
+from convnext_dense.train.launch import device_type
 
 EMA_MOMENTUM = 2e-4
 PROFILED_STEPS = 5
 RARE = 0.3  # a class on fewer images than this share is repeated
 MONITORS = {'CocoMetric': 'coco/bbox_mAP', 'IoUMetric': 'mIoU', 'VOCMetric': 'pascal_voc/mAP'}
-LOGGERS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend', 'mlflow': 'MLflowVisBackend'}
+LOGGERS = {
+    'tensorboard': 'TensorboardVisBackend',
+    'wandb': 'WandbVisBackend',
+    'mlflow': 'MLflowVisBackend',
+    'trackio': 'TrackioVisBackend',
+}
+SIZE_KEYS = ('scale', 'scales', 'crop_size')  # of transforms
+MOST_IMAGES = 256  # of a batch that is tried
 
 
 def apply_switches(cfg: Config, **given: Any) -> list[str]:
@@ -70,6 +84,78 @@ def accumulate(cfg: Config, steps: int) -> str:
     check_count('--accumulate', steps)
     cfg.optim_wrapper.accumulative_counts = steps
     return f'--accumulate: {steps} batches for each step of the optimizer'
+
+
+def set_batch(cfg: Config, value: str) -> str:
+    """Take so many images for a step, or as many as the GPU holds."""
+    if value != 'auto':
+        if not value.isdigit() or int(value) < 1:
+            raise UserError(f'--batch takes auto, or a number of 1 or more; got {value!r}.')
+        cfg.train_dataloader.batch_size = int(value)
+        return f'--batch: {value} images for each process and step'
+    before = cfg.train_dataloader.get('batch_size', 1)
+    if not torch.cuda.is_available():
+        return f'--batch auto acts on a GPU alone; the batch stays at {before} images'
+    cfg.train_dataloader.batch_size = largest_batch(lambda images: fits(cfg, images))
+    return f'--batch auto: {cfg.train_dataloader.batch_size} images fit the GPU, instead of {before}'
+
+
+def largest_batch(fit: Callable[[int], bool]) -> int:
+    """Return the largest batch that fits, among 1, 2, 3, 4, 6, 8, 12, 16, ...
+
+    Raises:
+        UserError: Not even one image does.
+
+    >>> largest_batch(lambda images: images <= 13)
+    12
+    """
+    largest, step = 0, 1
+    while step <= MOST_IMAGES and fit(step):
+        largest, step = step, step * 2
+    if not largest:
+        raise UserError('--batch auto: not even one image fits the GPU. Take smaller images or a smaller model.')
+    between = largest + largest // 2
+    return between if largest > 1 and between <= MOST_IMAGES and fit(between) else largest
+
+
+def fits(cfg: Config, images: int) -> bool:
+    """Tell whether a training step on so many drawn images, as large as the config's, fits the GPU with some room."""
+    try:
+        try_steps(cfg, images)
+        free, total = torch.cuda.mem_get_info()
+        return free > 0.05 * total
+    except torch.cuda.OutOfMemoryError:
+        return False
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def try_steps(cfg: Config, images: int) -> None:
+    """Take two training steps; the second one has the optimizer's state."""
+    with model_scope(cfg):
+        model = MODELS.build(copy.deepcopy(cfg.model)).to(device_type()).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+        wrapper = OPTIM_WRAPPERS.build(dict(type=cfg.optim_wrapper.get('type', 'OptimWrapper'), optimizer=optimizer))
+        batch = draw_for(cfg, range(images), training=True, side=image_side(cfg))
+        for _ in range(2):
+            model.train_step(batch, wrapper)
+
+
+def image_side(cfg: Config) -> int:
+    """Return the side of a square as large as the largest image that the training pipeline makes, in pixels."""
+    sizes = [size for step in walk(cfg.train_dataloader) for key in SIZE_KEYS for size in pairs(step.get(key))]
+    area = max((width * height for width, height in sizes), default=512 * 512)
+    return 32 * math.ceil(math.sqrt(area) / 32)
+
+
+def pairs(value: Any) -> list[tuple[int, int]]:
+    """Return a width and height in pixels, or several, as transforms take them; nothing of other values."""
+    if not isinstance(value, (list, tuple)):
+        return []
+    if len(value) == 2 and all(isinstance(each, int) for each in value):
+        return [tuple(value)]
+    return [size for each in value for size in pairs(each)]
 
 
 def freeze(cfg: Config, stages: int) -> str:
@@ -134,6 +220,7 @@ SWITCHES: Mapping[str, Callable[[Config, Any], str]] = {
     'ema': average,
     'early_stop': stop_early,
     'save_best': keep_best,
+    'batch': set_batch,
     'accumulate': accumulate,
     'freeze': freeze,
     'balance': balance,
@@ -183,3 +270,45 @@ class GuardedVisBackend(BaseVisBackend):
 
     add_config, add_image = guarded('add_config'), guarded('add_image')
     add_scalar, add_scalars, close = guarded('add_scalar'), guarded('add_scalars'), guarded('close')
+
+
+@VISBACKENDS.register_module()
+class TrackioVisBackend(BaseVisBackend):
+    """Send metrics to trackio, whose interface is that of Weights & Biases.
+
+    Args:
+        save_dir: Not used: trackio has a place of its own.
+        project: The name under which runs are shown together.
+    """
+
+    def __init__(self, save_dir: str, project: str = 'convnext-dense') -> None:
+        super().__init__(save_dir)
+        self.project = project
+
+    def _init_env(self) -> None:
+        """Start a run."""
+        import trackio
+
+        self.trackio = trackio
+        trackio.init(project=self.project)
+
+    @property
+    @force_init_env
+    def experiment(self) -> Any:
+        """The module trackio, with a run that was started."""
+        return self.trackio
+
+    @force_init_env
+    def add_scalar(self, name: str, value: Any, step: int = 0, **options: Any) -> None:
+        """Log a number."""
+        self.trackio.log({name: float(value)}, step=step)
+
+    @force_init_env
+    def add_scalars(self, scalar_dict: dict, step: int = 0, file_path: str | None = None, **options: Any) -> None:
+        """Log numbers of one step."""
+        self.trackio.log({name: float(value) for name, value in scalar_dict.items()}, step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        if self._env_initialized:
+            self.trackio.finish()
