@@ -100,10 +100,13 @@ ONE = {f'{split}_dataloader.dataset.metainfo.classes': ('plum',) for split in ('
         (segmentor, {'val_dataloader.dataset.data_prefix': dict(img_path='img/val', seg_map_path=None)},
          ('val_dataloader.dataset', 'seg_map_path', 'format_only', 'val_evaluator'),
          {'val_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile')]}),
+        (segmentor, {'model.decode_head.loss_decode': dict(class_weight=[1.0, 2.0, 3.0, 4.0])},
+         ('UPerHead.loss_decode.class_weight', '4 weights', '2 classes'),
+         {'model.decode_head.loss_decode': dict(class_weight=[1.0, 2.0])}),
         (segmentor, {'train_dataloader.batch_size': 1}, ('batch_size', 'UPerHead', 'GN'),
          {'model.decode_head.norm_cfg': dict(type='GN', num_groups=32)}),
     ],
-    ids=['evaluator', 'masks', 'zero label', 'ignored value', 'no labels', 'batch of one'],
+    ids=['evaluator', 'masks', 'zero label', 'ignored value', 'no labels', 'class weights', 'batch of one'],
 )  # fmt: skip
 def test_parts_that_do_not_fit(build, changes, named, cure, shapes, labels):
     data = shapes if build is detector else labels
@@ -117,6 +120,14 @@ def test_the_evaluator_reads_the_file_of_its_images(shapes):
     other = str(shapes / 'annotations/instances_train.json')
     with pytest.raises(UserError, match=r'val_evaluator\.ann_file.*instances_train.*instances_val'):
         check_run(detector(shapes, **{'val_evaluator.ann_file': other}), ('train', 'val'))
+
+
+def test_joined_files_have_no_one_numbering(shapes):
+    cfg = detector(shapes)
+    plain = cfg.val_dataloader.dataset
+    cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[plain, plain])
+    with pytest.raises(UserError, match='joins 2 annotation files.*import-data'):
+        check_run(cfg, ('train', 'val'))
 
 
 def test_one_class_under_a_softmax(labels):

@@ -66,7 +66,12 @@ def _evaluator_files(cfg: Config, loaders: Mapping[str, Mapping], num_processes:
             key = f'{split}_evaluator.ann_file'
             if not os.path.isfile(file):
                 yield f'{key} names {file}, which does not exist. Give the file of {split}_dataloader: {listed(own)}.'
-            elif len(own) == 1 and os.path.isfile(own[0]) and not os.path.samefile(file, own[0]):
+            elif len(own) > 1:
+                yield (
+                    f'{split}_dataloader joins {len(own)} annotation files, whose image ids are not one numbering, and '
+                    f'{key} is one file. Join them: `convnext-dense import-data FOLDER OUT` reads all of a folder.'
+                )
+            elif os.path.isfile(own[0]) and not os.path.samefile(file, own[0]):
                 yield f'{key} names {file}, and {split}_dataloader reads {own[0]}. Give both the same file.'
 
 
@@ -144,6 +149,19 @@ def _labels_for_the_pipeline(cfg: Config, loaders: Mapping[str, Mapping], num_pr
             )
 
 
+def _class_weights(cfg: Config, loaders: Mapping[str, Mapping], num_processes: int) -> Iterator[str]:
+    """A loss has a weight for each class, and detectors' may have one more for the background."""
+    for head in walk(cfg.model, CLASS_AGNOSTIC):
+        losses = {key: loss for key, loss in head.items() if isinstance(loss, Mapping) and 'class_weight' in loss}
+        for key, loss in losses.items():
+            weights, count = loss['class_weight'], head.get('num_classes')
+            if isinstance(weights, (list, tuple)) and count and len(weights) - count not in (0, 1):
+                yield (
+                    f'{_type_name(head)}.{key}.class_weight has {len(weights)} weights, and the head {count} classes. '
+                    'Give a weight for each class.'
+                )
+
+
 def _one_class(cfg: Config, loaders: Mapping[str, Mapping], num_processes: int) -> Iterator[str]:
     """A softmax over one class is always 1, and its loss 0."""
     for name, head in cfg.model.items():
@@ -179,6 +197,7 @@ RULES: tuple[Callable[..., Iterator[str]], ...] = (
     _zero_label,
     _ignored_value,
     _labels_for_the_pipeline,
+    _class_weights,
     _one_class,
     _batch_of_one,
 )
