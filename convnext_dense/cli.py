@@ -156,6 +156,7 @@ COMMANDS = {
             option('source', metavar='CONFIG|PATH', help='config, or a file or folder of data'), OVERRIDES,
             option('--fix', dest='out', metavar='OUT', help='write sound copies of the annotations of data into OUT'),
             option('--json', dest='as_json', metavar='FILE', help='write the report as JSON too'),
+            option('--html', dest='page', metavar='FILE', help='write it as one page, with pictures of what is wrong'),
             *DATA,
         ),
         shown=True,

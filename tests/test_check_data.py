@@ -46,7 +46,8 @@ def test_images_in_two_splits(leak, is_found, data, tmp_path):
         for image in content['images']:
             image['width'], image['height'] = image_size(data / f'images/{split}' / image['file_name'])
         file.write_text(json.dumps(content))
-    text = check_data(data, data_format='coco')
+    text = check_data(data, data_format='coco', page=tmp_path / 'report.html')
+    assert ('<h2>images in two splits</h2>' in (tmp_path / 'report.html').read_text()) == is_found
     assert ('train and val share 1 images' in text and '000001.png' in text) == is_found
 
 
@@ -67,7 +68,10 @@ def test_a_sound_copy_and_the_original_stays(data, tmp_path):
     content['annotations'][0]['segmentation'] = [[1, 2, 3, 4]]
     file.write_text(json.dumps(content))
     before = file.read_bytes()
-    text = check_data(file, out=tmp_path / 'sound')
+    text = check_data(file, out=tmp_path / 'sound', page=tmp_path / 'report.html')
+    page = (tmp_path / 'report.html').read_text()
+    assert '<h2>a polygon of fewer than three points</h2><figure><img src="data:image/png;base64,' in page
+    assert 'http' not in page  # it needs no other file
     assert 'fewer than three points' in text
     assert file.read_bytes() == before
     written = json.loads((tmp_path / 'sound/train.json').read_text())

@@ -48,6 +48,7 @@ class Imported:
         reduce_zero_label: In the label maps 0 is unlabelled, and the classes count from 1.
         images: What the images are, and how they are loaded.
         notes: What the user should know.
+        examples: Kind of a fault -> images that have it, each with the box as it was given.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Imported:
     reduce_zero_label: bool
     images: ImageKind
     notes: list[str]
+    examples: dict[str, list[tuple[Path, object]]]
 
     def __str__(self) -> str:
         images = ', '.join(f'{name} {number}' for name, number in self.num_images.items())
@@ -139,6 +141,7 @@ def import_data(
         reduce_zero_label=is_seg and getattr(collection, 'reduce_zero_label', False),
         images=kind,
         notes=collection.notes,
+        examples=collection.examples,
     )
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from convnext_dense.compat.errors import UserError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.jp2', '.gif')
+EXAMPLES = 4  # of each kind of fault
 IMPORTED = '.imported'  # file in a folder that an import wrote, which may lie inside of the data
 # Words in the names of files and folders -> split.
 SPLIT_WORDS = {
@@ -72,6 +73,7 @@ class Collection:
         splits: 'train', 'val', 'test' -> pictures; '' are those of no split.
         palette: A colour (R, G, B) for each class, where the data has them.
         notes: What the user should know.
+        examples: Kind of a fault -> images that have it, each with the box as it was given.
     """
 
     title: str
@@ -80,6 +82,7 @@ class Collection:
     splits: dict[str, list[Picture]]
     palette: list[tuple[int, int, int]] | None = None
     notes: list[str] = field(default_factory=list)
+    examples: dict[str, list[tuple[Path, object]]] = field(default_factory=dict)
 
     @property
     def pictures(self) -> list[Picture]:
@@ -92,10 +95,13 @@ class Faults:
 
     def __init__(self) -> None:
         self.places: dict[str, list[str]] = {}
+        self.examples: dict[str, list[tuple[Path, object]]] = {}  # image, and its box as it was given
 
-    def add(self, kind: str, place: str) -> None:
-        """Note a fault."""
+    def add(self, kind: str, place: str, image: Path | None = None, box: object = None) -> None:
+        """Note a fault, with the image that it is on and the box that it has."""
         self.places.setdefault(kind, []).append(place)
+        if image is not None and len(examples := self.examples.setdefault(kind, [])) < EXAMPLES:
+            examples.append((image, box))
 
     def __len__(self) -> int:
         return sum(map(len, self.places.values()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
 import itertools
 import json
 import os
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -21,12 +24,14 @@ from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
 from convnext_dense.configs import SPLITS
 from convnext_dense.data import check_run, import_data, open_wrappers
+from convnext_dense.data.annotation import FaultError, number
 from convnext_dense.data.pictures import read_image
-from convnext_dense.data.records import some
+from convnext_dense.data.records import EXAMPLES, some
 from convnext_dense.train.config import fit_classes
 from convnext_dense.weights.write import write_text
 
 NEAR = 2  # bits of 64 in which the hashes of the same image differ after it was stored anew
+THUMBNAIL = 320  # pixels
 MOST_NAMED = 20  # pairs of images in the report
 
 
@@ -34,6 +39,7 @@ def check_data(
     source: str | os.PathLike,
     out: str | os.PathLike | None = None,
     as_json: str | os.PathLike | None = None,
+    page: str | os.PathLike | None = None,
     cfg_options: Mapping | None = None,
     **data_options,
 ) -> str:
@@ -46,6 +52,7 @@ def check_data(
         source: A config, or data as for :func:`~convnext_dense.data.importing.import_data`.
         out: Where to write copies of the annotations without what no training can use; data alone is imported.
         as_json: A file for the report as JSON.
+        page: A file for the report as one HTML page, with pictures of what is wrong.
         cfg_options: Dotted keys to override in a config.
         **data_options: Of ``import_data``.
 
@@ -54,7 +61,10 @@ def check_data(
     """
     is_config = Path(source).suffix == '.py' or not Path(source).exists()
     report = report_on_config(source, cfg_options) if is_config else report_on_data(source, out, data_options)
-    report['same images'] = find_same(report.pop('images'))
+    examples = report.pop('examples', {})
+    report['same images'], examples['images in two splits'] = find_same(report.pop('images'))
+    if page is not None:
+        write_text(page_text(f'The data {source}', report, examples), Path(page))
     if as_json is not None:
         write_text(json.dumps(report, indent=1), Path(as_json))
     lines = [f'note: {note}' for note in [*report['notes'], *report['same images']]]
@@ -106,18 +116,19 @@ def report_on_data(path: str | os.PathLike, out: str | os.PathLike | None, optio
             names = [entry.get('file_name') or entry.get('img_path') for entry in content.get('images', ())]
             names = names or [entry['img_path'] for entry in content['data_list']]
             images[split] = [str(found.root / name) for name in names]
+        report = {'notes': found.notes, 'errors': [], 'images': images, 'examples': dict(found.examples)}
         summary = [line for line in str(found).splitlines() if not line.startswith(('note', 'written'))]
         written = [f'written to  {out}'] if out else []
-        return {'notes': found.notes, 'errors': [], 'images': images, 'summary': [*summary, *written]}
+        return {**report, 'summary': [*summary, *written]}
 
 
-def find_same(images: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a line for each two splits that share images, and for each split with an image twice."""
+def find_same(images: Mapping[str, Sequence[str]]) -> tuple[list[str], list[tuple[Path, None]]]:
+    """Return a line for each two splits that share images, and for each split with an image twice; and such images."""
     if find_spec('imagehash') is None:
-        return ["images were not compared with each other: pip install 'convnext-dense[data]'"]
+        return ["images were not compared with each other: pip install 'convnext-dense[data]'"], []
     with ThreadPoolExecutor() as pool:
         hashes = {split: list(pool.map(hash_image, files)) for split, files in images.items()}
-    lines = []
+    lines, examples = [], []
     for split, found in hashes.items():
         if twice := len(found) - len({digest for digest, _ in found}):
             lines.append(f'{split} has {twice} images twice, byte by byte')
@@ -125,8 +136,38 @@ def find_same(images: Mapping[str, Sequence[str]]) -> list[str]:
         pairs = [(images[first][i], images[other][j]) for i, j in same_pairs(ours, theirs)]
         if pairs and list(images[first]) != list(images[other]):
             named = some([f'{a} = {b}' for a, b in pairs], MOST_NAMED)
+            examples += [(Path(file), None) for pair in pairs for file in pair]
             lines.append(f'{first} and {other} share {len(pairs)} images, which makes the scores too good: {named}')
-    return lines
+    return lines, examples[: 2 * EXAMPLES]
+
+
+def page_text(title: str, report: Mapping, examples: Mapping[str, Sequence[tuple[Path, object]]]) -> str:
+    """Return a page that needs no other file: the report, and pictures of the faults."""
+    lines = [*report['errors'], *report['notes'], *report['same images'], *report['summary']]
+    sections = [f'<ul>{"".join(f"<li>{html.escape(line)}</li>" for line in lines)}</ul>']
+    for kind, found in examples.items():
+        pictures = ''.join(
+            f'<figure><img src="data:image/png;base64,{thumbnail(image, box)}" alt="">'
+            f'<figcaption>{html.escape(image.name)}</figcaption></figure>'
+            for image, box in found
+        )
+        sections.append(f'<h2>{html.escape(kind)}</h2>{pictures}' if found else '')
+    style = 'body{font:15px sans-serif;margin:2em}figure{display:inline-block;margin:6px}'
+    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
+    return f'{head}<h1>{html.escape(title)}</h1>{"".join(sections)}\n'
+
+
+def thumbnail(image: Path, box: object) -> str:
+    """Return a small picture as base64 of a PNG, with a red box where one was given that is four numbers."""
+    pixels = read_image(image).astype(np.uint8)
+    factor = THUMBNAIL / max(pixels.shape[:2])
+    small = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    try:
+        x, y, w, h = (number(value) * factor for value in box)
+        cv2.rectangle(small, (round(x), round(y)), (round(x + w), round(y + h)), (0, 0, 255), 2)
+    except (FaultError, TypeError, ValueError):  # no box
+        pass
+    return base64.b64encode(cv2.imencode('.png', small)[1].tobytes()).decode()
 
 
 def hash_image(file: str) -> tuple[str, int]:

@@ -60,6 +60,7 @@ def read(path: Path) -> Collection:
         pictures = read_file(file, content, classes, images, faults)
         collection.splits.setdefault(split_of(file, root) if len(files) > 1 else '', []).extend(pictures)
     collection.notes += faults.notes()
+    collection.examples = faults.examples
     return collection
 
 
@@ -128,7 +129,7 @@ def read_file(file: Path, content: Mapping, classes: list[str], images: ImageInd
         try:
             picture.things.append(read_thing(entry, number, picture))
         except FaultError as error:
-            faults.add(str(error), place)
+            faults.add(str(error), place, picture.path, entry.get('bbox'))
     return [*pictures.values()]
 
 
@@ -155,7 +156,7 @@ def read_images(file: Path, content: Mapping, images: ImageIndex, faults: Faults
         elif size := image_size(path):
             pictures[entry['id']] = Picture(path, *size, [])
             if (entry.get('width'), entry.get('height')) not in (size, (None, None)):
-                faults.add('images whose size in the annotations is not that of the file', f'{file.name}: {name}')
+                faults.add('images whose size in the annotations is not that of the file', f'{file.name}: {name}', path)
         else:
             faults.add('image files that cannot be read', str(path))
     if missing:

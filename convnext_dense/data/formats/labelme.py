@@ -78,6 +78,7 @@ def read(path: Path) -> Collection:
         picture.things.extend(read_shapes(file, shapes, classes, picture, faults))
         collection.splits.setdefault(split_of(file, path), []).append(picture)
     collection.notes += faults.notes()
+    collection.examples = faults.examples
     return collection
 
 
@@ -90,7 +91,7 @@ def read_shapes(file: Path, shapes: list[Mapping], classes: list[str], picture: 
         try:
             outlines, has_mask = read_shape(shape, picture)
         except FaultError as error:
-            faults.add(str(error), f'{file.name}: shape {i + 1}')
+            faults.add(str(error), f'{file.name}: shape {i + 1}', picture.path)
             continue
         group = shape.get('group_id')
         key = i if group is None else (str(group), str(shape['label']))

@@ -65,13 +65,14 @@ def read(path: Path) -> Collection:
             try:
                 picture.things.append(read_object(each, classes, picture))
             except FaultError as error:
-                faults.add(str(error), f'{file.name}: object {number_}')
+                faults.add(str(error), f'{file.name}: object {number_}', image)
         split = splits.get(file.stem, '' if splits else split_of(file, path))
         collection.splits.setdefault(split, []).append(picture)
     if splits and collection.splits.get(''):
         left_out = collection.splits.pop('')
         collection.notes.append(f'left out: {len(left_out)} images that no list in ImageSets names')
     collection.notes += faults.notes()
+    collection.examples = faults.examples
     return collection
 
 

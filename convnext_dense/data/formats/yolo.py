@@ -87,6 +87,7 @@ def read(path: Path) -> Collection:
     if not collection.pictures:
         raise UserError(f'{root} has no images with labels. YOLO has images/NAME.jpg and labels/NAME.txt.')
     collection.notes += faults.notes()
+    collection.examples = faults.examples
     return collection
 
 
@@ -182,7 +183,7 @@ def read_picture(image: Path, root: Path, names: list[str], faults: Faults) -> P
             try:
                 picture.things.append(read_line(line.split(), names, picture))
             except FaultError as error:
-                faults.add(str(error), f'{file.name}, line {i}')
+                faults.add(str(error), f'{file.name}, line {i}', image)
     return picture
 
 
