@@ -111,6 +111,9 @@ def import_data(
     wants_objects = None if task is None else task == 'det'
     name = recognise(path, data_format, wants_objects, **folders)
     collection = FORMATS[name].read(path, **(folders if name == 'masks' else {}))
+    # Halves of characters, which escapes in YAML and JSON can leave, would not be equal again once they were written.
+    names = [name.encode('utf-16', 'surrogatepass') for name in collection.classes]
+    collection.classes = [name.decode('utf-16', 'replace') for name in names]
     rename_classes(collection, classes)
     complete_splits(collection, seed)
     folder = Path(out).absolute()
