@@ -524,3 +524,17 @@ def test_labelme_masks_and_circles(tmp_path):
     assert by_name['r']['bbox'] == [1, 2, 8, 6]
     assert 'l' not in by_name
     assert any('line' in note for note in found.notes)
+
+
+def test_a_wrapper_with_a_pipeline_of_its_own_keeps_the_inner_one(shapes, tmp_path):
+    loading = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
+    mixing = [dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]
+    base = tmp_path / 'mixed.py'
+    base.write_text(
+        "_base_ = 'convnext_dense::det/faster_rcnn_convnext_t_coco.py'\n"
+        "train_dataloader = dict(dataset=dict(_delete_=True, type='MultiImageMixDataset',\n"
+        f"    dataset=dict(type='CocoDataset', ann_file='a.json', pipeline={loading}), pipeline={mixing}))\n"
+    )
+    dataset = own_config(base, shapes, tmp_path).train_dataloader.dataset
+    assert [step.type for step in dataset.pipeline] == [step['type'] for step in mixing]
+    assert [step.type for step in dataset.dataset.pipeline] == [step['type'] for step in loading]

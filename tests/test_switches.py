@@ -30,6 +30,12 @@ def changed(name, value, config=DET):
     return cfg, notes
 
 
+def drawn_data(folder, num_train):
+    drawn = dict(num_train=num_train, num_val=2, size=64)
+    drawn['data_root'] = str(write_shapes(folder / 'shapes', **drawn))
+    return {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val') for key, value in drawn.items()}
+
+
 @pytest.mark.parametrize(
     ('name', 'value', 'place', 'expected'),
     [
@@ -85,10 +91,7 @@ def test_the_command_line_has_every_switch():
 @pytest.mark.filterwarnings('ignore::UserWarning')
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_run_with_all_of_them(tmp_path):
-    drawn = dict(num_train=8, num_val=2, size=64)
-    root = write_shapes(tmp_path / 'shapes', **drawn)
-    options = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val')
-               for key, value in {**drawn, 'data_root': str(root)}.items()}  # fmt: skip
+    options = drawn_data(tmp_path, num_train=8)
     options |= {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 2, 'train_dataloader.batch_size': 2}
     options |= {'visualizer.name': 'switches', 'default_hooks.checkpoint.interval': 2}
     runner = train.train(
@@ -105,10 +108,7 @@ def test_a_run_with_all_of_them(tmp_path):
 @pytest.mark.filterwarnings('ignore::UserWarning')
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_the_average_goes_on_where_a_run_is_resumed(tmp_path):
-    drawn = dict(num_train=4, num_val=2, size=64)
-    root = write_shapes(tmp_path / 'shapes', **drawn)
-    options = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val')
-               for key, value in {**drawn, 'data_root': str(root)}.items()}  # fmt: skip
+    options = drawn_data(tmp_path, num_train=4)
     options |= {'train_cfg.val_interval': 9, 'train_dataloader.batch_size': 2, 'default_hooks.checkpoint.interval': 2}
     for end, resume in ((2, None), (4, 'auto')):
         more = {'train_cfg.max_iters': end, 'visualizer.name': f'average {end}'}

@@ -5,6 +5,8 @@ from convnext_dense.data.checks import (
     check_dataset,
     check_run,
     check_segmentation,
+    check_split,
+    find_misfits,
     open_wrappers,
     read_classes,
 )
@@ -23,6 +25,8 @@ __all__ = [
     'check_dataset',
     'check_run',
     'check_segmentation',
+    'check_split',
+    'find_misfits',
     'import_data',
     'open_wrappers',
     'read_classes',

@@ -40,7 +40,7 @@ class Imported:
         title: The format that was read.
         root: The folder of the images.
         files: Split -> file.
-        num_images: Split -> images.
+        paths: Split -> image files.
         classes: Names in the order of their numbers.
         palette: A colour (R, G, B) for each class.
         num_objects: Class -> objects; empty for label maps.
@@ -54,7 +54,7 @@ class Imported:
     title: str
     root: Path
     files: dict[str, Path]
-    num_images: dict[str, int]
+    paths: dict[str, list[Path]]
     classes: list[str]
     palette: list[tuple[int, int, int]]
     num_objects: dict[str, int]
@@ -63,6 +63,11 @@ class Imported:
     images: ImageKind
     notes: list[str]
     examples: dict[str, list[tuple[Path, object]]]
+
+    @property
+    def num_images(self) -> dict[str, int]:
+        """Split -> images."""
+        return {split: len(paths) for split, paths in self.paths.items()}
 
     def __str__(self) -> str:
         images = ', '.join(f'{name} {number}' for name, number in self.num_images.items())
@@ -111,6 +116,7 @@ def import_data(
     wants_objects = None if task is None else task == 'det'
     name = recognise(path, data_format, wants_objects, **folders)
     collection = FORMATS[name].read(path, **(folders if name == 'masks' else {}))
+    collection.notes += collection.faults.notes()
     # Halves of characters, which escapes in YAML and JSON can leave, would not be equal again once they were written.
     names = [name.encode('utf-16', 'surrogatepass') for name in collection.classes]
     collection.classes = [name.decode('utf-16', 'replace') for name in names]
@@ -136,7 +142,7 @@ def import_data(
         title=collection.title,
         root=collection.root.absolute(),
         files={split: folder / f'{split}.json' for split in collection.splits},
-        num_images={split: len(pictures) for split, pictures in collection.splits.items()},
+        paths={split: [each.path.absolute() for each in found] for split, found in collection.splits.items()},
         classes=collection.classes,
         palette=palette_of(collection),
         num_objects=counts,
@@ -144,7 +150,7 @@ def import_data(
         reduce_zero_label=is_seg and getattr(collection, 'reduce_zero_label', False),
         images=kind,
         notes=collection.notes,
-        examples=collection.examples,
+        examples=collection.faults.examples,
     )
 
 
@@ -243,13 +249,10 @@ def annotation_of(thing: Thing, with_masks: bool) -> dict[str, Any]:
 
 
 def mask_of(thing: Thing, width: int, height: int) -> np.ndarray:
-    """Return the pixels of an object, (H, W) of bool; those of its box where it has no mask."""
+    """Return the pixels of an object with a mask, (H, W) of bool."""
     from pycocotools import mask
 
     segmentation = thing.segmentation
-    if segmentation is None:
-        x, y, w, h = thing.box
-        segmentation = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     if isinstance(segmentation, list):
         return mask.decode(mask.merge(mask.frPyObjects(segmentation, height, width))).astype(bool)
     if isinstance(segmentation['counts'], list):
@@ -276,6 +279,7 @@ def write_seg(collection: Collection, folder: Path) -> None:
         collection.notes.append(f'label maps are drawn from the objects; the class {BACKGROUND} is added')
     if len(collection.classes) >= FEW_BINS:
         raise UserError(f'{collection.root} has {len(collection.classes)} classes; label maps have at most 255.')
+    metainfo = {'classes': collection.classes, 'palette': palette_of(collection)}
     for split, pictures in collection.splits.items():
         with ThreadPoolExecutor() as pool:
             maps = list(pool.map(lambda picture: write_label_map(picture, collection, folder), pictures))
@@ -283,7 +287,6 @@ def write_seg(collection: Collection, folder: Path) -> None:
             {'img_path': relative(picture.path, collection.root), 'seg_map_path': relative(label_map, collection.root)}
             for picture, label_map in zip(pictures, maps, strict=True)
         ]
-        metainfo = {'classes': collection.classes, 'palette': palette_of(collection)}
         write_json({'metainfo': metainfo, 'data_list': entries}, folder / f'{split}.json')
 
 

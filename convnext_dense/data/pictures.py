@@ -47,19 +47,34 @@ def read_bands(path: Path) -> np.ndarray:
     if path.suffix.lower() in TIFF:
         values = read_tiff(path)
     else:
-        values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
-        if values is not None and values.ndim == 3:
+        values = decode(path, cv2.IMREAD_UNCHANGED)
+        if values.ndim == 3:
             values = cv2.cvtColor(values, cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-    if values is None:
-        raise UserError(f'The image {path} cannot be read. Copy it again, or take it out of the data.')
     return values[..., None] if values.ndim == 2 else values
 
 
-def read_tiff(path: Path) -> np.ndarray | None:
+def unreadable(path: Path) -> UserError:
+    """Return the error for a file that is no image."""
+    return UserError(f'The image {path} cannot be read. Copy it again, or take it out of the data.')
+
+
+def decode(path: Path, flags: int) -> np.ndarray:
+    """Return an image as OpenCV decodes it.
+
+    Raises:
+        UserError: It is no image.
+    """
+    values = cv2.imdecode(np.fromfile(path, np.uint8), flags) if path.stat().st_size else None
+    if values is None:
+        raise unreadable(path)
+    return values
+
+
+def read_tiff(path: Path) -> np.ndarray:
     """Return the values of a TIFF file, (H, W) or (H, W, bands); of several pages, each is a band.
 
     Raises:
-        UserError: It needs the package tifffile, which is not installed.
+        UserError: It is no image, or needs the package tifffile, which is not installed.
     """
     try:
         import tifffile
@@ -67,11 +82,13 @@ def read_tiff(path: Path) -> np.ndarray | None:
         raise UserError(f"The image {path} is a TIFF: pip install 'convnext-dense[data]' reads it.") from error
     try:
         values = np.squeeze(tifffile.imread(path))
-    except Exception:  # whatever a damaged file makes of the reader
-        return None
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise unreadable(path) from error
     if values.ndim == 3 and values.shape[0] < values.shape[2]:  # a plane for each band
         values = np.moveaxis(values, 0, -1)
-    return values if values.ndim in (2, 3) else None
+    if values.ndim not in (2, 3):
+        raise unreadable(path)
+    return values
 
 
 def read_image(path: Path, channels: int = 3, stretch: Sequence[float] | None = None) -> np.ndarray:
@@ -89,9 +106,11 @@ def read_image(path: Path, channels: int = 3, stretch: Sequence[float] | None = 
     Raises:
         UserError: It cannot be read, or has other bands.
     """
+    if channels == 3 and path.suffix.lower() not in TIFF and is_plain(path):
+        image = decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # turned as EXIF says
+        if image.dtype == np.uint8:
+            return image
     bands = read_bands(path)
-    if bands.dtype == np.uint8 and channels == 3 and path.suffix.lower() not in TIFF:
-        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)  # which turns it
     if bands.dtype != np.uint8:
         bands = stretched(bands, stretch)
     if channels != 3:

@@ -62,34 +62,6 @@ class Picture(NamedTuple):
     label_map: Path | None = None
 
 
-@dataclass
-class Collection:
-    """A data set.
-
-    Attributes:
-        title: What it is, in words.
-        root: The folder that its files lie in.
-        classes: Names in the order of their numbers.
-        splits: 'train', 'val', 'test' -> pictures; '' are those of no split.
-        palette: A colour (R, G, B) for each class, where the data has them.
-        notes: What the user should know.
-        examples: Kind of a fault -> images that have it, each with the box as it was given.
-    """
-
-    title: str
-    root: Path
-    classes: list[str]
-    splits: dict[str, list[Picture]]
-    palette: list[tuple[int, int, int]] | None = None
-    notes: list[str] = field(default_factory=list)
-    examples: dict[str, list[tuple[Path, object]]] = field(default_factory=dict)
-
-    @property
-    def pictures(self) -> list[Picture]:
-        """The pictures of all splits."""
-        return [picture for pictures in self.splits.values() for picture in pictures]
-
-
 class Faults:
     """What was wrong with entries that could not be read, by kind, with the places of the first few."""
 
@@ -103,12 +75,37 @@ class Faults:
         if image is not None and len(examples := self.examples.setdefault(kind, [])) < EXAMPLES:
             examples.append((image, box))
 
-    def __len__(self) -> int:
-        return sum(map(len, self.places.values()))
-
-    def notes(self, what: str = 'left out') -> list[str]:
+    def notes(self) -> list[str]:
         """Return one line for each kind of fault."""
-        return [f'{what}: {kind}, {len(places)} times: {some(places)}' for kind, places in self.places.items()]
+        return [f'left out: {kind}, {len(places)} times: {some(places)}' for kind, places in self.places.items()]
+
+
+@dataclass
+class Collection:
+    """A data set.
+
+    Attributes:
+        title: What it is, in words.
+        root: The folder that its files lie in.
+        classes: Names in the order of their numbers.
+        splits: 'train', 'val', 'test' -> pictures; '' are those of no split.
+        palette: A colour (R, G, B) for each class, where the data has them.
+        notes: What the user should know.
+        faults: The entries that could not be read.
+    """
+
+    title: str
+    root: Path
+    classes: list[str]
+    splits: dict[str, list[Picture]]
+    palette: list[tuple[int, int, int]] | None = None
+    notes: list[str] = field(default_factory=list)
+    faults: Faults = field(default_factory=Faults)
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The pictures of all splits."""
+        return [picture for pictures in self.splits.values() for picture in pictures]
 
 
 def some(items: Iterable[object], most: int = 3) -> str:

@@ -24,8 +24,9 @@ from convnext_dense.swap.fit import fit_model, match_maps
 from convnext_dense.swap.proof import prove
 from convnext_dense.swap.read import STRIDES, Map, backbone_maps, find_owner, read_config, type_name
 from convnext_dense.swap.recipe import find_backbone, fit_optimizer, fit_run, fit_schedules
-from convnext_dense.swap.write import check_new, relative_path, save
+from convnext_dense.swap.write import check_new, relative_path
 from convnext_dense.train.screen import quiet, tell
+from convnext_dense.weights.write import write_text
 
 TOLD = ('model', 'data_preprocessor', 'load_from', 'sync_bn')  # whose changes get a note each
 
@@ -77,7 +78,7 @@ def write_swap(
     if proof:
         with tempfile.TemporaryDirectory() as folder:
             file = File(folder, 'config.py')
-            save(swap.text(folder), file)
+            write_text(swap.text(folder), file)
             proven = prove(file)
         notes.append(f'proven on drawn images: a training step (loss {proven.loss:.3g}) and a prediction')
         if silent := ', '.join(proven.without_gradient):
@@ -86,7 +87,7 @@ def write_swap(
     if out is None:
         print(swap.text(), end='')
     else:
-        save(swap.text(File(out).parent), File(out))
+        write_text(swap.text(File(out).parent), File(out))
         notes.append(f'written: {out}')
     tell(*notes)
 

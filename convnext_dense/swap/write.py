@@ -25,12 +25,3 @@ def check_new(out: File) -> None:
         raise UserError(f'-o {out}: a config needs a name that ends in .py.')
     if os.path.lexists(out):
         raise UserError(f'{out} exists already. Choose another name with -o, or remove it.')
-
-
-def save(text: str, out: File) -> None:
-    """Write a config, and the folders above it."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding='utf-8')
-    except OSError as error:
-        raise UserError(f'{out} cannot be written ({error.strerror}). Choose another place with -o.') from error

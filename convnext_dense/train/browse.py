@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import itertools
 import math
@@ -10,7 +9,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.data import check_run
 from convnext_dense.data.records import IMPORTED
 from convnext_dense.train.config import fit_classes
+from convnext_dense.train.page import image, listed, page_text
 from convnext_dense.train.pictures import draw_batch
 from convnext_dense.weights.write import write_text
 
@@ -75,7 +75,7 @@ def browse(
     draw_batch(visualizer, [each['inputs'] for each in chosen], [each['data_samples'] for each in chosen], picture)
     tables = describe(dataset, [each['data_samples'] for each in chosen])
     page = folder / 'data.html'
-    write_text(page_text(f'Training data of {Path(config).stem}', tables, notes, picture), page)
+    write_text(page_text(f'Training data of {Path(config).stem}', page_parts(tables, notes, picture)), page)
     lines = [f'{name}: {", ".join(f"{key} {value}" for key, value in table.items())}' for name, table in tables.items()]
     return '\n'.join([*lines, *(f'note: {note}' for note in notes), f'pictures  {picture}', f'page      {page}'])
 
@@ -134,17 +134,10 @@ def escaped(value: object) -> str:
     return html.escape(str(value))
 
 
-def page_text(title: str, tables: Mapping[str, Mapping], notes: Sequence[str], picture: Path) -> str:
-    """Return a page that needs no other file."""
-    rows = []
+def page_parts(tables: Mapping[str, Mapping], notes: Sequence[str], picture: Path) -> Iterator[str]:
+    """Yield the parts of a page: samples, tables and notes."""
+    yield image(picture.read_bytes(), 'augmented samples')
     for name, table in tables.items():
         cells = ''.join(f'<tr><td>{escaped(key)}</td><td>{escaped(value)}</td></tr>' for key, value in table.items())
-        rows.append(f'<h2>{escaped(name)}</h2><table>{cells}</table>')
-    listed = ''.join(f'<li>{escaped(note)}</li>' for note in notes)
-    image = base64.b64encode(picture.read_bytes()).decode()
-    style = 'body{font:15px sans-serif;margin:2em}td{padding:2px 12px 2px 0}img{max-width:100%}'
-    return (
-        f'<!doctype html><meta charset="utf-8"><title>{escaped(title)}</title><style>{style}</style>'
-        f'<h1>{escaped(title)}</h1><img src="data:image/png;base64,{image}" alt="augmented samples">'
-        f'{"".join(rows)}<ul>{listed}</ul>\n'
-    )
+        yield f'<h2>{escaped(name)}</h2><table>{cells}</table>'
+    yield listed(notes)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
 import itertools
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,11 +22,12 @@ from PIL import Image
 from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
 from convnext_dense.configs import SPLITS
-from convnext_dense.data import check_run, import_data, open_wrappers
+from convnext_dense.data import check_split, find_misfits, import_data, open_wrappers
 from convnext_dense.data.annotation import FaultError, number
 from convnext_dense.data.pictures import read_image
 from convnext_dense.data.records import EXAMPLES, some
 from convnext_dense.train.config import fit_classes
+from convnext_dense.train.page import image, listed, page_text
 from convnext_dense.weights.write import write_text
 
 NEAR = 2  # bits of 64 in which the hashes of the same image differ after it was stored anew
@@ -64,7 +64,7 @@ def check_data(
     examples = report.pop('examples', {})
     report['same images'], examples['images in two splits'] = find_same(report.pop('images'))
     if page is not None:
-        write_text(page_text(f'The data {source}', report, examples), Path(page))
+        write_text(page_text(f'The data {source}', page_parts(report, examples)), Path(page))
     if as_json is not None:
         write_text(json.dumps(report, indent=1), Path(as_json))
     lines = [f'note: {note}' for note in [*report['notes'], *report['same images']]]
@@ -76,18 +76,15 @@ def check_data(
 def report_on_config(config: str | os.PathLike, options: Mapping | None) -> dict:
     """Return notes, errors and the images of each split of a config's data."""
     cfg = configs.load_config(config, options)
-    notes, errors = fit_classes(cfg), []
+    notes, errors, sound = fit_classes(cfg), [], []
     splits = [split for split in SPLITS if cfg.get(f'{split}_dataloader')]
     for split in splits:  # one at a time, so that the errors of all are told
         try:
-            notes += check_run(cfg, (split,))
+            notes += check_split(cfg, split)
+            sound.append(split)
         except UserError as error:
             errors += str(error).split('\n')
-    if not errors:
-        try:
-            check_run(cfg, splits)
-        except UserError as error:
-            errors += str(error).split('\n')
+    errors += [line for error in find_misfits(cfg, sound) for line in error.split('\n')]
     images = {} if errors else {split: images_of(cfg, split) for split in splits}
     summary = [f'{split}: {len(files)} images' for split, files in images.items()] + ['no errors']
     return {'notes': list(dict.fromkeys(notes)), 'errors': errors, 'images': images, 'summary': summary}
@@ -110,12 +107,7 @@ def report_on_data(path: str | os.PathLike, out: str | os.PathLike | None, optio
             found = import_data(path, out or folder, **options)
         except UserError as error:
             return {'notes': [], 'errors': str(error).split('\n'), 'images': {}, 'summary': []}
-        images = {}
-        for split, file in found.files.items():
-            content = json.loads(file.read_text())
-            names = [entry.get('file_name') or entry.get('img_path') for entry in content.get('images', ())]
-            names = names or [entry['img_path'] for entry in content['data_list']]
-            images[split] = [str(found.root / name) for name in names]
+        images = {split: list(map(str, paths)) for split, paths in found.paths.items()}
         report = {'notes': found.notes, 'errors': [], 'images': images, 'examples': dict(found.examples)}
         summary = [line for line in str(found).splitlines() if not line.startswith(('note', 'written'))]
         written = [f'written to  {out}'] if out else []
@@ -141,24 +133,19 @@ def find_same(images: Mapping[str, Sequence[str]]) -> tuple[list[str], list[tupl
     return lines, examples[: 2 * EXAMPLES]
 
 
-def page_text(title: str, report: Mapping, examples: Mapping[str, Sequence[tuple[Path, object]]]) -> str:
-    """Return a page that needs no other file: the report, and pictures of the faults."""
-    lines = [*report['errors'], *report['notes'], *report['same images'], *report['summary']]
-    sections = [f'<ul>{"".join(f"<li>{html.escape(line)}</li>" for line in lines)}</ul>']
+def page_parts(report: Mapping, examples: Mapping[str, Sequence[tuple[Path, object]]]) -> Iterator[str]:
+    """Yield the parts of a page: the report, and pictures of the faults."""
+    yield listed([*report['errors'], *report['notes'], *report['same images'], *report['summary']])
     for kind, found in examples.items():
-        pictures = ''.join(
-            f'<figure><img src="data:image/png;base64,{thumbnail(image, box)}" alt="">'
-            f'<figcaption>{html.escape(image.name)}</figcaption></figure>'
-            for image, box in found
-        )
-        sections.append(f'<h2>{html.escape(kind)}</h2>{pictures}' if found else '')
-    style = 'body{font:15px sans-serif;margin:2em}figure{display:inline-block;margin:6px}'
-    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
-    return f'{head}<h1>{html.escape(title)}</h1>{"".join(sections)}\n'
+        if found:
+            yield f'<h2>{html.escape(kind)}</h2>'
+        for file, box in found:
+            caption = f'<figcaption>{html.escape(file.name)}</figcaption>'
+            yield f'<figure>{image(thumbnail(file, box))}{caption}</figure>'
 
 
-def thumbnail(image: Path, box: object) -> str:
-    """Return a small picture as base64 of a PNG, with a red box where one was given that is four numbers."""
+def thumbnail(image: Path, box: object) -> bytes:
+    """Return a small picture as the bytes of a PNG, with a red box where one was given that is four numbers."""
     pixels = read_image(image).astype(np.uint8)
     factor = THUMBNAIL / max(pixels.shape[:2])
     small = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
@@ -167,7 +154,7 @@ def thumbnail(image: Path, box: object) -> str:
         cv2.rectangle(small, (round(x), round(y)), (round(x + w), round(y + h)), (0, 0, 255), 2)
     except (FaultError, TypeError, ValueError):  # no box
         pass
-    return base64.b64encode(cv2.imencode('.png', small)[1].tobytes()).decode()
+    return cv2.imencode('.png', small)[1].tobytes()
 
 
 def hash_image(file: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import sys
@@ -26,10 +27,12 @@ from convnext_dense.configs import (
     package_name,
     walk,
 )
+from convnext_dense.data import open_wrappers
 from convnext_dense.data.importing import Imported, import_data
 from convnext_dense.data.pictures import ImageKind
 from convnext_dense.train.config import set_classes
 from convnext_dense.train.launch import process_rank
+from convnext_dense.weights.write import write_text
 
 SCOPES = {'mmdet': 'det', 'mmseg': 'seg'}
 FEW_ITERATIONS = 1000  # that the smallest data set is trained for
@@ -75,13 +78,11 @@ def prepare_data(config: str | os.PathLike, source: str | os.PathLike, out: Path
     found = import_data(source, out, task=task, with_masks=with_masks, **options)
     changes = {**data_changes(cfg, found, task, with_masks), **schedule_changes(cfg, found.num_images['train'], task)}
     advice = 'Edit it as you like; it is a config like any other.'
-    show(f'{found}\nschedule    {describe_schedule(cfg, changes)}\nconfig      {file}')
-    draft = file.with_suffix('.draft')
+    show(f'{found}\nschedule    {describe_schedule(changes)}\nconfig      {file}')
     text = config_text(
         f'{heading}\n\n{advice}\n', package_name(configs.find_config(config).absolute()), nest(cfg, changes)
     )
-    draft.write_text(text, encoding='utf-8')
-    draft.replace(file)
+    write_text(text, file)
     return file
 
 
@@ -102,13 +103,15 @@ def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> C
         loader = cfg.get(f'{split}_dataloader')
         if not loader:
             continue
+        key, inner = next(open_wrappers(loader.dataset))  # the first of joined ones, all of which are replaced
+        place = itertools.takewhile(lambda part: part != 'datasets', key.split('.'))
         part = split if split in found.files else 'val' if 'val' in found.files else 'train'
         dataset = dict(
             _delete_=True,
             data_root=Source('data_root'),
             ann_file=found.files[part].as_posix(),
             metainfo=metainfo,
-            pipeline=pipeline_of(cfg, loader.dataset, found, split),
+            pipeline=pipeline_of(cfg, inner, found, split),
         )
         if task == 'det':
             filters = dict(filter_cfg=dict(filter_empty_gt=True)) if split == 'train' else dict(test_mode=True)
@@ -116,8 +119,7 @@ def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> C
         else:
             dataset.update(type='ListedLabels', reduce_zero_label=found.reduce_zero_label)
             dataset.update({} if split == 'train' else dict(test_mode=True))
-        place = inner_place(loader.dataset)
-        changes[(f'{split}_dataloader', 'dataset', *place)] = dataset
+        changes[(f'{split}_dataloader', *place)] = dataset
         if task == 'det' and split != 'train' and cfg.get(f'{split}_evaluator'):
             metric = ['bbox', 'segm'] if with_masks else 'bbox'
             evaluator = dict(_delete_=True, type='CocoMetric', ann_file=dataset['ann_file'], metric=metric)
@@ -138,20 +140,9 @@ def band_changes(cfg: Config, images: ImageKind) -> Changes:
     }
 
 
-def inner_place(dataset: Mapping) -> tuple[str, ...]:
-    """Return where, below its wrappers, the dataset stands that reads files."""
-    place = ()
-    while isinstance(dataset.get('dataset'), Mapping):
-        dataset, place = dataset['dataset'], (*place, 'dataset')
-    return place
-
-
 def pipeline_of(cfg: Config, dataset: Mapping, found: Imported, split: str) -> Source | list:
-    """Return the pipeline of a config's dataset, by the name of its variable where it needs no change."""
-    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
-        dataset = dataset.get('dataset') or dataset['datasets'][0]
-    given = dataset.get('pipeline') or []
-    pipeline = copy.deepcopy(list(given))
+    """Return the pipeline of a dataset that reads files, by the name of its variable where it needs no change."""
+    pipeline = copy.deepcopy(list(dataset.get('pipeline') or []))
     kind = found.images
     for i, step in enumerate(pipeline):
         if step.get('type') == 'LoadAnnotations' and step.get('reduce_zero_label') is not None:
@@ -247,7 +238,7 @@ def scaled(schedule: dict, factor: float, total: int, by_epoch: bool) -> dict:
     return schedule
 
 
-def describe_schedule(cfg: Config, changes: Changes) -> str:
+def describe_schedule(changes: Changes) -> str:
     """Say how long the training is, and how often it is evaluated."""
     for key, word in (('max_epochs', 'epochs'), ('max_iters', 'iterations')):
         if ('train_cfg', key) in changes:

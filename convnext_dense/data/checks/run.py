@@ -38,12 +38,26 @@ def check_run(cfg: Config, splits: Sequence[str], num_processes: int = 1) -> lis
     Raises:
         UserError: Something would stop the run, or spoil it in silence; the message has all that was found.
     """
-    loaders = {split: cfg[f'{split}_dataloader'] for split in splits if cfg.get(f'{split}_dataloader')}
-    datasets = [(f'{split}_dataloader.dataset', loader['dataset']) for split, loader in loaders.items()]
-    notes = [note for key, dataset in datasets for note in check_dataset(dataset, key)]
-    if errors := [error for rule in RULES for error in rule(cfg, loaders, num_processes)]:
+    notes = [note for split in splits for note in check_split(cfg, split)]
+    if errors := find_misfits(cfg, splits, num_processes):
         raise UserError('\n'.join(errors))
     return notes
+
+
+def check_split(cfg: Config, split: str) -> list[str]:
+    """Check the data of a split, and return notes on it.
+
+    Raises:
+        UserError: The data has errors.
+    """
+    loader = cfg.get(f'{split}_dataloader')
+    return check_dataset(loader['dataset'], f'{split}_dataloader.dataset') if loader else []
+
+
+def find_misfits(cfg: Config, splits: Sequence[str], num_processes: int = 1) -> list[str]:
+    """Return what in a run does not fit together; the arguments are those of :func:`check_run`."""
+    loaders = {split: cfg[f'{split}_dataloader'] for split in splits if cfg.get(f'{split}_dataloader')}
+    return [error for rule in RULES for error in rule(cfg, loaders, num_processes)]
 
 
 def _plain(loaders: Mapping[str, Mapping]) -> Iterator[tuple[str, Mapping]]:
@@ -92,7 +106,7 @@ def _same_classes(cfg: Config, loaders: Mapping[str, Mapping], num_processes: in
 def _masks_for_heads(cfg: Config, loaders: Mapping[str, Mapping], num_processes: int) -> Iterator[str]:
     """A mask head learns from masks, which the pipeline must load."""
     head = (cfg.model.get('roi_head') or {}).get('mask_head')
-    for key, dataset in _plain({split: loader for split, loader in loaders.items() if split == 'train'}):
+    for key, dataset in _plain({'train': loaders['train']} if 'train' in loaders else {}):
         steps = annotation_steps(dataset)
         if head and steps and not any(step.get('with_mask') for step in steps):
             yield (

@@ -49,7 +49,7 @@ def read(path: Path) -> Collection:
     names = {file: class_names(file, content) for file, content in contents.items()}
     classes = list(dict.fromkeys(name for own in names.values() for name in own.values()))
     images = ImageIndex(image_root(root))
-    collection, faults = Collection('COCO JSON', images.root, classes, {}), Faults()
+    collection = Collection('COCO JSON', images.root, classes, {})
     for file, own in names.items():
         if lacking := [name for name in classes if name not in own.values()]:
             collection.notes.append(f'{file} does not have the classes {some(lacking, 8)}, which other files have')
@@ -57,10 +57,8 @@ def read(path: Path) -> Collection:
         if not content.get('annotations'):
             collection.notes.append(f'{file} has no annotations and is left out')
             continue
-        pictures = read_file(file, content, classes, images, faults)
+        pictures = read_file(file, content, classes, images, collection.faults)
         collection.splits.setdefault(split_of(file, root) if len(files) > 1 else '', []).extend(pictures)
-    collection.notes += faults.notes()
-    collection.examples = faults.examples
     return collection
 
 

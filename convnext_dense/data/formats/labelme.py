@@ -54,7 +54,7 @@ def read(path: Path) -> Collection:
     Raises:
         UserError: A file is no JSON, or its image is missing.
     """
-    images, faults, found = ImageIndex(path), Faults(), []
+    images, found = ImageIndex(path), []
     for file in find_annotations(path):
         try:
             content = json.loads(file.read_bytes())
@@ -72,13 +72,11 @@ def read(path: Path) -> Collection:
             raise UserError(f'{file}: its image {name!r} is not in {path}. Put it there.')
         size = image_size(image)
         if size is None:
-            faults.add('image files that cannot be read', str(image))
+            collection.faults.add('image files that cannot be read', str(image))
             continue
         picture = Picture(image, *size, [])
-        picture.things.extend(read_shapes(file, shapes, classes, picture, faults))
+        picture.things.extend(read_shapes(file, shapes, classes, picture, collection.faults))
         collection.splits.setdefault(split_of(file, path), []).append(picture)
-    collection.notes += faults.notes()
-    collection.examples = faults.examples
     return collection
 
 

@@ -89,8 +89,8 @@ def read(path: Path, images: Path | None = None, labels: Path | None = None) -> 
     """
     pairs = find_pairs(path, images, labels)
     with ThreadPoolExecutor() as pool:
-        counts = list(pool.map(lambda pair: count_values(*pair), pairs))
-    values = sum(counts, Counter())
+        counted = list(pool.map(lambda pair: count_values(*pair), pairs))
+    values = sum((counts for _, counts in counted), Counter())
     names, file = read_class_file(path)
     collection = LabelMaps('label maps', path, [], {})
     if file:
@@ -98,14 +98,14 @@ def read(path: Path, images: Path | None = None, labels: Path | None = None) -> 
     is_colour = any(isinstance(value, tuple) for value in values)
     give_meaning(collection, values, names, is_colour)
     roots = (images or path, path)
-    for image, label_map in pairs:
+    for (image, label_map), (size, _) in zip(pairs, counted, strict=True):
         split = split_of(image, roots[0]) or (split_of(image, path) if path in image.parents else '')
-        collection.splits.setdefault(split, []).append(Picture(image, *image_size(image), (), label_map))
+        collection.splits.setdefault(split, []).append(Picture(image, *size, (), label_map))
     return collection
 
 
-def count_values(image: Path, label_map: Path) -> Counter:
-    """Return how many pixels of a label map have each value, or each colour.
+def count_values(image: Path, label_map: Path) -> tuple[tuple[int, int], Counter]:
+    """Return width and height of an image, and how many pixels of its label map have each value, or each colour.
 
     Raises:
         UserError: It cannot be read, or has another size than its image.
@@ -119,7 +119,7 @@ def count_values(image: Path, label_map: Path) -> Counter:
         )
     if values.ndim == 2:
         found, numbers = np.unique(values, return_counts=True)
-        return Counter(dict(zip(map(int, found), map(int, numbers), strict=True)))
+        return size, Counter(dict(zip(map(int, found), map(int, numbers), strict=True)))
     packed = pack(values)
     found, numbers = np.unique(packed, return_counts=True)
     if len(found) > MOST_COLOURS:
@@ -128,7 +128,7 @@ def count_values(image: Path, label_map: Path) -> Counter:
             'it is an image, name the folders with --images DIR --labels DIR.'
         )
     colours = [(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in found]
-    return Counter(dict(zip(colours, map(int, numbers), strict=True)))
+    return size, Counter(dict(zip(colours, map(int, numbers), strict=True)))
 
 
 def read_label_map(file: Path) -> np.ndarray:

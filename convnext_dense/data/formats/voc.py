@@ -12,7 +12,6 @@ from convnext_dense.data.pictures import image_size
 from convnext_dense.data.records import (
     SPLIT_WORDS,
     Collection,
-    Faults,
     ImageIndex,
     Picture,
     Thing,
@@ -43,7 +42,7 @@ def read(path: Path) -> Collection:
     Raises:
         UserError: A file is no XML, or its image is missing.
     """
-    images, faults, splits = ImageIndex(path), Faults(), read_image_sets(path)
+    images, splits = ImageIndex(path), read_image_sets(path)
     found, names = [], set()
     for file in find_annotations(path):
         root = read_xml(file)
@@ -58,21 +57,19 @@ def read(path: Path) -> Collection:
             raise UserError(f'{file}: its image {name or file.stem!r} is not in {path}. Put it there.')
         size = image_size(image)
         if size is None:
-            faults.add('image files that cannot be read', str(image))
+            collection.faults.add('image files that cannot be read', str(image))
             continue
         picture = Picture(image, *size, [])
         for number_, each in enumerate(objects, 1):
             try:
                 picture.things.append(read_object(each, classes, picture))
             except FaultError as error:
-                faults.add(str(error), f'{file.name}: object {number_}', image)
+                collection.faults.add(str(error), f'{file.name}: object {number_}', image)
         split = splits.get(file.stem, '' if splits else split_of(file, path))
         collection.splits.setdefault(split, []).append(picture)
     if splits and collection.splits.get(''):
         left_out = collection.splits.pop('')
         collection.notes.append(f'left out: {len(left_out)} images that no list in ImageSets names')
-    collection.notes += faults.notes()
-    collection.examples = faults.examples
     return collection
 
 

@@ -77,8 +77,9 @@ def read(path: Path) -> Collection:
     file = find_yaml(path)
     content = read_yaml(file) if file else {}
     root = data_root(file, content) if file else path
-    names, faults = read_names(file, content, root), Faults()
+    names = read_names(file, content, root)
     collection = Collection('YOLO', root, names, {})
+    faults = collection.faults
     for split, images in find_images(root, file, content):
         pictures = [picture for image in images if (picture := read_picture(image, root, names, faults))]
         collection.splits.setdefault(split, []).extend(pictures)
@@ -86,8 +87,6 @@ def read(path: Path) -> Collection:
         raise UserError(f'{file} is for key points (kpt_shape), and the models here detect boxes and masks.')
     if not collection.pictures:
         raise UserError(f'{root} has no images with labels. YOLO has images/NAME.jpg and labels/NAME.txt.')
-    collection.notes += faults.notes()
-    collection.examples = faults.examples
     return collection
 
 
