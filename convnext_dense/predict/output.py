@@ -86,17 +86,18 @@ def yolo_lines(objects: Objects) -> str:
         if objects.masks is not None:
             outline = largest_outline(objects.masks[i]) / scale[:2]
         middle_and_size = np.concatenate([(box[:2] + box[2:]) / 2, box[2:] - box[:2]])
-        numbers = outline.ravel() if len(outline) > 2 else middle_and_size
+        numbers = outline.ravel() if len(outline) else middle_and_size
         lines.append(' '.join([str(label), *(f'{number:.6g}' for number in numbers)]))
     return ''.join(f'{line}\n' for line in lines)
 
 
 def largest_outline(mask: np.ndarray) -> np.ndarray:
-    """Return the outline (N, 2), x and y in pixels, of the largest part of a mask (H, W)."""
+    """Return the outline (N, 2), x and y in pixels, of the largest part of a mask (H, W); none of a line of pixels."""
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    if not outlines:
+    largest = max(outlines, key=cv2.contourArea, default=None)
+    if largest is None or cv2.contourArea(largest) == 0:
         return np.zeros((0, 2))
-    return max(outlines, key=cv2.contourArea)[:, 0] + 0.5  # the middles of the pixels
+    return largest[:, 0] + 0.5  # the middles of the pixels
 
 
 def reduce(image: np.ndarray, result: Result) -> tuple[np.ndarray, Result]:
@@ -135,6 +136,12 @@ class Output:
         self.log = folder / LOG
         self.done = self.resume(settings)
         self.stream = self.log.open('a', encoding='utf-8')
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
 
     def resume(self, settings: Mapping[str, Any]) -> set[str]:
         """Return the names of the files that are done, and cut the log behind its last whole line."""

@@ -17,7 +17,7 @@ from convnext_dense.predict.inputs import Frame, Source, ask_video, find_sources
 from convnext_dense.predict.model import Model, load_model
 from convnext_dense.predict.output import DRAWN_SCORE, FORMATS, OBJECTS, Output
 from convnext_dense.predict.results import Objects, Result
-from convnext_dense.predict.tiles import open_image, predict_tiled
+from convnext_dense.predict.tiles import check_tiles, open_image, predict_tiled
 from convnext_dense.train.screen import tell
 from convnext_dense.weights.write import explained
 
@@ -68,18 +68,18 @@ def predict(
     """
     if batch < 1 or workers < 1:
         raise UserError(f'--batch and --workers are 1 or more; got {batch} and {workers}.')
+    check_tiles(1 if tile is None else tile, overlap)
     sources = find_sources(inputs)
     loaded = load_model(model, config, device, tta, cfg_options)
     formats = choose_formats(loaded.kind, save)
     labels = find_labels(loaded, score, classes)
     lowest = DRAWN_SCORE if score is None else score
     settings = dict(
-        model=loaded.checkpoint, modified=modified(loaded.checkpoint), classes=classes, score=lowest, tile=tile, overlap=overlap, tta=tta,
-        save=sorted(formats),
+        model=loaded.checkpoint, modified=modified(loaded.checkpoint), classes=classes, score=lowest, tile=tile,
+        overlap=overlap, tta=tta, save=sorted(formats),
     )  # fmt: skip
     folder = Path(out)
-    with explained(folder):
-        output = Output(folder, loaded, formats, settings, lowest)
+    with explained(folder), Output(folder, loaded, formats, settings, lowest) as output:
         left = [source for source in sources if source.name not in output.done]
         if len(left) < len(sources):
             tell(f'{len(sources) - len(left)} of {len(sources)} files were predicted before; the others follow')
@@ -88,16 +88,14 @@ def predict(
         failed = []
         with tqdm(total=count_frames(left), unit='image', disable=not sys.stderr.isatty(), leave=False) as bar:
             for frame, result in predict_frames(loaded, frames, batch, tile, overlap):
+                bar.update()
                 if isinstance(result, str):
                     output.add_error(frame, result)
                     failed.append(result if str(frame.source.path) in result else f'{frame.source.path}: {result}')
                 else:
-                    result = result.select(lowest, labels) if isinstance(result, Objects) else result
-                    output.add(frame, result)
-                bar.update()
+                    output.add(frame, result.select(lowest, labels) if isinstance(result, Objects) else result)
         output.write_tables()
-        counts = output.counts()
-    print(summary(loaded, len(sources), counts, failed, folder, formats))
+        print(summary(loaded, len(sources), output.counts(), failed, folder, formats))
     return 1 if failed else 0
 
 

@@ -65,10 +65,15 @@ def cut(height: int, width: int, side: int, overlap: float) -> list[Tile]:
     >>> [tile[::2] for tile in cut(10, 25, side=10, overlap=0.2)]
     [(0, 10), (8, 18), (15, 25)]
     """
-    if side < 1 or not 0 <= overlap < 1:
-        raise UserError(f'A tile has 1 pixel or more, and an overlap from 0 to below 1; got {side} and {overlap}.')
+    check_tiles(side, overlap)
     rows, columns = (starts(length, side, overlap) for length in (height, width))
     return [Tile(left, top, min(left + side, width), min(top + side, height)) for top in rows for left in columns]
+
+
+def check_tiles(side: int, overlap: float) -> None:
+    """Raise a :class:`UserError` where there are no such tiles."""
+    if side < 1 or not 0 <= overlap < 1:
+        raise UserError(f'A tile has 1 pixel or more, and an overlap from 0 to below 1; got {side} and {overlap}.')
 
 
 def starts(length: int, side: int, overlap: float) -> list[int]:
@@ -222,7 +227,9 @@ def encode_part(part: np.ndarray, left: int, top: int, size: tuple[int, int]) ->
     kept = np.ones(len(places), bool)
     joined = np.flatnonzero(places[1:-1:2] == places[2::2])  # a run that ends where a column ends and the next begins
     kept[2 * joined + 1] = kept[2 * joined + 2] = False
-    counts = np.diff(np.concatenate([[0], places[kept], [height * width]]))
+    places = places[kept]
+    ends = [] if len(places) and places[-1] == height * width else [height * width]
+    counts = np.diff(np.concatenate([[0], places, ends]))
     return mask.frPyObjects(dict(counts=counts.tolist(), size=[height, width]), height, width)
 
 
