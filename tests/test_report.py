@@ -219,6 +219,7 @@ OPTIONS = {
 
 def run_report(command, config, tmp_path, *options):
     """Run a command on four drawn images and a model with random weights, and return the folder of the report."""
+    torch.manual_seed(0)
     cfg = load_config(config)
     with model_scope(cfg):
         torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'epoch_1.pth')
