@@ -160,7 +160,7 @@ COMMANDS = {
     ),
     'predict': Command(
         'Find objects or label pixels on images and videos',
-        'convnext_dense.predict.run:predict',
+        'convnext_dense.report.compare:predict',
         (
             option('model', metavar='MODEL', help='work dir of a run, or checkpoint file or address'),
             option('inputs', metavar='INPUT', nargs='+', help='images, videos, folders, patterns, or .txt lists'),
@@ -175,7 +175,8 @@ COMMANDS = {
             option('--overlap', type=float, default=0.25, help='part that two tiles share (default: %(default)s)'),
             switch('--tta', 'test-time augmentation'),
             option('--workers', type=int, default=2, help='threads that read images (default: %(default)s)'),
-            option('--device', help='cpu, cuda, cuda:1 (default: a GPU where there is one)'), TRUST,
+            option('--device', help='cpu, cuda, cuda:1 (default: a GPU where there is one)'),
+            option('--compare', metavar='ANN', help='COCO JSON, or folder of label maps: print the metrics'), TRUST,
         ),
     ),
     'check-data': Command(

@@ -140,8 +140,10 @@ def read_truth(instances: Sequence[Mapping], found: Objects) -> Objects:
 def as_rle(outline: Any, size: tuple[int, int]) -> dict:
     """Return a mask as run lengths, from polygons or from run lengths of either kind; an empty one from nothing."""
     if isinstance(outline, Mapping):
-        is_plain = isinstance(outline['counts'], list)
-        return coco_mask.frPyObjects(outline, *size) if is_plain else dict(outline)
+        counts = outline['counts']
+        if isinstance(counts, list):
+            return coco_mask.frPyObjects(outline, *size)
+        return dict(outline, counts=counts.encode() if isinstance(counts, str) else counts)
     return coco_mask.merge(coco_mask.frPyObjects(outline or [[0.0] * 6], *size))
 
 
