@@ -20,7 +20,7 @@ from convnext_dense import UserError, cli
 from convnext_dense.data import write_shapes
 from convnext_dense.train import config as run_config
 from convnext_dense.train import run as runs
-from convnext_dense.tta import InstanceTTA, WholeImageTTA, unflip_boxes
+from convnext_dense.tta import InstanceTTA, WholeImageTTA
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 DETECTOR = CONFIGS / 'det/cascade_convnext_atto_shapes.py'
@@ -143,15 +143,6 @@ def test_nothing_found():
     (merged,) = InstanceTTA(tta_cfg=TTA_CFG, module=Brightest()).merge_preds([views])
     assert len(merged.pred_instances) == 0
     assert merged.pred_instances.masks.shape == (0, 5, 6)
-
-
-@pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
-def test_to_unflip_twice_changes_nothing(direction):
-    boxes = torch.rand(4, 4)
-    once = unflip_boxes(boxes, direction, (5, 6))
-    assert not torch.equal(once, boxes)
-    torch.testing.assert_close(unflip_boxes(once, direction, (5, 6)), boxes)
-    assert torch.equal(unflip_boxes(boxes, None, (5, 6)), boxes)
 
 
 class FlippedElements(TorchDispatchMode):
