@@ -1,7 +1,6 @@
 """A compiled ``mmcv._ext`` in mmcv's own folder serves the ops; a stand-in that records its calls shows it."""
 
 import pytest
-from test_compat_finder import run_python
 
 # mmcv asks for about 150 names when it is imported. The box that this nms keeps is not the one that nms keeps.
 STAND_IN = """
@@ -30,10 +29,10 @@ print(sorted(name for name in sys.modules if name.startswith('convnext_dense.com
 
 
 @pytest.mark.parametrize('order', [(EXTEND, PREPARE), (PREPARE, EXTEND)], ids=['installed', 'added later'])
-def test_a_compiled_module_serves_the_ops(order, tmp_path):
+def test_a_compiled_module_serves_the_ops(order, run_python, tmp_path):
     pytest.importorskip('mmcv')
     (tmp_path / '_ext.py').write_text(STAND_IN)
-    result = run_python('\n'.join([*order, USE]), str(tmp_path))
+    result = run_python('\n'.join([*order, USE]), tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         f'the compiled module of mmcv, {tmp_path / "_ext.py"}',

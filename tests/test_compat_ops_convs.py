@@ -8,17 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from convnext_dense import compat
 from convnext_dense.compat import upstream_heads
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.ops import carafe, deform_conv, find_op
 
 NAN = float('nan')
-
-
-@pytest.fixture(autouse=True)
-def _prepared():
-    compat.prepare()
 
 
 def deform_conv_by_hand(x, offset, weight, mask, bias, stride, padding, dilation, groups, deform_groups):

@@ -3,7 +3,6 @@
 import importlib
 import logging
 import re
-import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
@@ -171,12 +170,11 @@ NO_GL = "raise ImportError('libGL.so.1: cannot open shared object file: No such 
     ],
     ids=['torchvision of another torch', 'no libGL', 'torch', 'a module that is missing'],
 )
-def test_the_import_says_what_is_broken_and_the_cure(module, text, said, cure, tmp_path):
+def test_the_import_says_what_is_broken_and_the_cure(module, text, said, cure, run_python, tmp_path):
     (tmp_path / f'{module}.py').write_text(text)
     if module == 'torchvision':
         write_metadata(tmp_path, 'torchvision 0.20 torch==0.1')
-    code = f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import convnext_dense'
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=False)
+    result = run_python('import sys; sys.path.insert(0, sys.argv[1]); import convnext_dense', tmp_path)
     assert result.returncode == 1
     last = result.stderr[result.stderr.rindex('\nImportError: ') :]
     assert re.search(rf'convnext_dense cannot be imported \(.*because\n +{said}.*\. Cure: {cure}', last)
