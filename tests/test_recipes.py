@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from test_lr_decay import does_not_decay, exponent, settings
 from torch import nn
 
 from convnext_dense.train.stats import build_on_meta
@@ -125,24 +126,6 @@ def test_faster_rcnn_is_mask_rcnn_without_masks():
 
 # --------------------------------------------------------------------------------- decay
 
-# layer_wise and stage_wise exponents of the decay rate for 12 and 6 layers; the third stage's blocks by threes
-EXPONENTS = {
-    ('layer', 12): dict(downsample_layers=(13, 11, 10, 1), stages=(12, 11, (10, 9, 8, 7, 6, 5, 4, 3, 2), 1)),
-    ('layer', 6): dict(downsample_layers=(7, 5, 4, 1), stages=(6, 5, (4, 3, 2), 1)),
-    ('stage', 12): dict(downsample_layers=(13, 13, 13, 13), stages=(12, 11, (10,) * 9, 9)),
-    ('stage', 6): dict(downsample_layers=(7, 7, 7, 7), stages=(6, 5, (4,) * 3, 3)),
-}
-NUM_LAYERS = {'tiny': 6, 'small': 12, 'base': 12, 'large': 12, 'xlarge': 12, 'huge': 12}
-
-
-def exponent(name: str, kind: str, num_layers: int) -> int:
-    """Return the power of the decay rate for a parameter, by its full name."""
-    where, part, *rest = name.split('.')
-    if where != 'backbone' or part.startswith('norm'):
-        return 0
-    value = EXPONENTS[kind, num_layers][part][int(rest[0])]
-    return value[int(rest[1]) // 3] if isinstance(value, tuple) else value
-
 
 def optimized(name: str, **backbone) -> dict[str, tuple[nn.Parameter, float, float]]:
     """Return each trainable parameter of a leaf's full-size model with its learning rate and weight decay, by name."""
@@ -150,17 +133,9 @@ def optimized(name: str, **backbone) -> dict[str, tuple[nn.Parameter, float, flo
     cfg.model.backbone.update(backbone)
     init_default_scope(cfg.default_scope)
     model = build_on_meta(cfg.model)
-    optimizer = build_optim_wrapper(model, Config(dict(cfg.optim_wrapper, type='OptimWrapper'))._cfg_dict).optimizer
-    names = {id(param): full_name for full_name, param in model.named_parameters()}
-    found = [
-        (names[id(param)], (param, group['lr'], group['weight_decay']))
-        for group in optimizer.param_groups
-        for param in group['params']
-        if param.requires_grad
-    ]
-    assert len(dict(found)) == len(found)
-    assert {full_name for full_name, _ in found} == {n for n, p in model.named_parameters() if p.requires_grad}
-    return dict(found)
+    wrapper = build_optim_wrapper(model, Config(dict(cfg.optim_wrapper, type='OptimWrapper'))._cfg_dict)
+    parameters = dict(model.named_parameters())
+    return {full_name: (parameters[full_name], *rates) for full_name, rates in settings(model, wrapper).items()}
 
 
 OF_OTHERS = ['rtmdet_convnext_t_coco', 'retinanet_convnext_t_coco', 'cascade_convnextv2_t_coco']
@@ -173,10 +148,10 @@ def test_rate_and_weight_decay_of_every_parameter(name):
     arch, wrapper = cfg.model.backbone.arch, cfg.optim_wrapper
     kind = 'stage' if name.endswith('_ade20k') else 'layer'
     for full_name, (param, lr, weight_decay) in parameters.items():
-        slots = exponent(full_name, kind, NUM_LAYERS[arch])
+        slots = exponent(full_name, kind, 6 if arch == 'tiny' else 12)
         expected = wrapper.optimizer.lr * wrapper.paramwise_cfg.decay_rate**slots
-        is_exempt = param.ndim == 1 or full_name.endswith('.bias') or '.grn.' in full_name
-        assert (lr, weight_decay) == (pytest.approx(expected, rel=1e-9), 0.0 if is_exempt else 0.05), full_name
+        decay = 0.0 if does_not_decay(full_name, param) else 0.05
+        assert (lr, weight_decay) == (pytest.approx(expected, rel=1e-9), decay), full_name
     blocks = 18 if arch == 'tiny' else 36
     assert sum('.grn.' in full_name for full_name in parameters) == (2 * blocks if name in V2 else 0)
 

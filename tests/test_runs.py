@@ -251,14 +251,6 @@ def test_missing_coco_is_answered_at_once(tmp_path, run_command):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rates_of_a_config_need_neither_data_nor_weights():
-    table = runs.describe_rates(COCO_CONFIG)
-    assert table.startswith('ConvNeXtLayerDecay: decay rate 0.7, base lr 0.0002, lr 1.65e-05 to 0.0002\n')
-    assert len(table.splitlines()) == 18
-    with pytest.raises(UserError, match=r'must be ConvNeXtLayerDecay or ConvNeXtStageDecay .* has None'):
-        runs.describe_rates(COCO_CONFIG, {'optim_wrapper.constructor': None})
-
-
 @pytest.fixture(scope='module')
 def femto(tmp_path_factory):
     """A checkpoint of an untrained femto detector, as MMEngine writes it."""
