@@ -382,25 +382,17 @@ def test_views_of_a_mirrored_image_give_the_mirrored_prediction(name, shapes):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'message'),
+    ('name', 'value', 'message'),
     [
-        (
-            dict(tta_model=None),
-            '--tta needs tta_model in the config; this one has none. convnext_dense/tta.py tells how',
-        ),
-        (
-            dict(tta_pipeline=[dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]),
-            '--tta needs a TestTimeAug in tta_pipeline, which makes the views; this one has LoadImageFromFile, PackDet',
-        ),
+        ('tta_model', None, r'needs tta_model in the config; .* convnext_dense/tta\.py tells how'),
+        ('tta_pipeline', [dict(type='Load'), dict(type='Pack')], r'needs a TestTimeAug .*; this one has Load, Pack\.'),
     ],
 )
-def test_a_config_that_cannot_be_augmented(changes, message):
+def test_a_config_that_cannot_be_augmented(name, value, message):
     cfg = Config.fromfile(DETECTOR)
-    for key, value in changes.items():
-        cfg[key] = value
-    with pytest.raises(UserError) as error:
+    cfg[name] = value
+    with pytest.raises(UserError, match=f'^--tta {message}'):
         run_config.enable_tta(cfg)
-    assert str(error.value).startswith(message)
 
 
 def test_views_of_other_sizes_than_the_test_are_noted():
