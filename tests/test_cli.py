@@ -75,8 +75,9 @@ def test_options_reach_the_function(words, place, expected, calls):
 def test_old_launchers_set_the_local_rank(calls, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.delenv('LOCAL_RANK')
-    cli.main('test', [CONFIG, 'x.pth', '--local-rank', '3'])
-    assert cli.os.environ['LOCAL_RANK'] == '3'
+    for rank in ('3', '4'):  # what is set stays
+        cli.main('test', [CONFIG, 'x.pth', '--local-rank', rank])
+        assert cli.os.environ['LOCAL_RANK'] == '3'
     assert 'local_rank' not in calls[0][1]
 
 
@@ -104,6 +105,7 @@ def test_trust_holds_during_the_call(monkeypatch):
         (['show-lr', CONFIG, '--cfg-options', 'epochs'], "KEY=VALUE pairs; got 'epochs'"),
         (['show-lr', 'det/cascade_convnxt_atto_shapes'], 'cascade_convnext_atto_shapes.py'),
         (['inspect', 'nowhere.pth'], 'nowhere.pth'),
+        (['convert', 'in.pth', 'out.pth', '--to', 'nobody'], "invalid choice: 'nobody'"),
         (['stats', CONFIG, '--size', '31', '32'], '--size'),
     ],
 )
