@@ -350,6 +350,20 @@ def test_file_that_cannot_be_read_in_the_middle_of_a_run(name, content, message,
     assert '--resume' in str(error.value)
 
 
+CAUGHT = """Caught FileNotFoundError in DataLoader worker process 0.
+Original Traceback (most recent call last):
+KeyError: 'a.json'
+
+During handling of the above exception, another exception occurred:
+
+FileNotFoundError: [Errno 2] No such file or directory: 'a.json'"""
+
+
+def test_the_last_of_several_errors_in_a_worker_is_answered():
+    with pytest.raises(UserError, match=r'The annotation file a\.json does not exist'), mistakes.run_errors():
+        raise FileNotFoundError(CAUGHT)
+
+
 @pytest.mark.parametrize('error', [AssertionError('a bug'), RuntimeError('Caught in a worker\nOriginal Traceback')])
 def test_other_errors_of_a_run_keep_their_traceback(error):
     with pytest.raises(type(error)) as raised, mistakes.run_errors():
