@@ -296,6 +296,7 @@ def test_typos_in_a_config(options, tmp_path, typo, message):
     [
         (dict(checkpoint='{folder}/epoch_9.pth'), r'epoch_9\.pth does not exist. The checkpoints in .* femto\.pth\.'),
         (dict(work_dir='{folder}/femto.pth/run'), r'femto\.pth/run cannot be written .* with --work-dir'),
+        (dict(work_dir='/proc'), r'/proc cannot be written .* with --work-dir'),  # a folder that is there
         (dict(tta=True, cfg_options={'tta_model': None}), '--tta needs tta_model'),
         (dict(out='predictions.txt'), r'--out takes a .pkl file .* got predictions\.txt'),
         (dict(show=True, cfg_options={'default_hooks.visualization': None}), '--show .* default_hooks.visualization'),
