@@ -9,7 +9,8 @@ import torch
 
 from convnext_dense import UserError
 from convnext_dense.compat import read_checkpoint
-from convnext_dense.weights.write import write_text, write_weights
+from convnext_dense.compat.files import write_text
+from convnext_dense.weights.write import write_weights
 
 SUFFIXES = pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
 

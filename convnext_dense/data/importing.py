@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import write_text
 from convnext_dense.data.annotation import polygon_area
 from convnext_dense.data.formats import FORMATS, recognise
 from convnext_dense.data.formats.masks import LabelMaps, recoded
@@ -216,7 +217,7 @@ def write_det(collection: Collection, folder: Path, with_masks: bool) -> None:
             collection.notes.append(f'{split}: {without} objects have no mask; they are neither learned nor counted')
         if not any(not thing.is_crowd for thing in things) and split in ('train', 'val'):
             raise UserError(f'{collection.root}: the {split} images have no object to learn from. Add annotations.')
-        write_json(coco_of(pictures, collection, with_masks), folder / f'{split}.json')
+        write_text(json.dumps(coco_of(pictures, collection, with_masks)), folder / f'{split}.json')
 
 
 def coco_of(pictures: Sequence[Picture], collection: Collection, with_masks: bool) -> dict[str, list]:
@@ -287,7 +288,7 @@ def write_seg(collection: Collection, folder: Path) -> None:
             {'img_path': relative(picture.path, collection.root), 'seg_map_path': relative(label_map, collection.root)}
             for picture, label_map in zip(pictures, maps, strict=True)
         ]
-        write_json({'metainfo': metainfo, 'data_list': entries}, folder / f'{split}.json')
+        write_text(json.dumps({'metainfo': metainfo, 'data_list': entries}), folder / f'{split}.json')
 
 
 def write_label_map(picture: Picture, collection: Collection, folder: Path) -> Path:
@@ -311,15 +312,3 @@ def relative(file: Path, root: Path) -> str:
     """Return a path as the files name it: from the folder of the images, or absolute where it lies elsewhere."""
     file, root = file.absolute(), root.absolute()
     return file.relative_to(root).as_posix() if root in file.parents else file.as_posix()
-
-
-def write_json(content: object, file: Path) -> None:
-    """Write a JSON file.
-
-    Raises:
-        UserError: The disk refuses.
-    """
-    try:
-        file.write_text(json.dumps(content), encoding='utf-8')
-    except OSError as error:
-        raise UserError(f'{file} cannot be written ({error.strerror}). Choose another place, or make room.') from error

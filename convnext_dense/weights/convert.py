@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.weights.formats import CLASSIFIER, FB, HF, MMPRETRAIN, TIMM, TORCHVISION, Format
 from convnext_dense.weights.identify import (
     Part,
@@ -28,7 +28,7 @@ from convnext_dense.weights.identify import (
 )
 from convnext_dense.weights.load import module_versions
 from convnext_dense.weights.meta import read_meta
-from convnext_dense.weights.report import format_reasons, format_rows, shorten
+from convnext_dense.weights.report import format_reasons, format_rows
 from convnext_dense.weights.sources import fetch
 from convnext_dense.weights.write import check_output, write_weights
 

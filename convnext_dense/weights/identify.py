@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.variants import VARIANTS, Variant
 from convnext_dense.weights.formats import CLASSIFIER, FORMATS, STEM, Format
-from convnext_dense.weights.report import shorten
 
 KERNEL = 7  # of the depthwise convolutions
 NORM_EPS = 1e-6  # of LayerNorm in every published ConvNeXt but those of OTHER_SIZES

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from convnext_dense.compat.checkpoints import is_safetensors
+from convnext_dense.compat.errors import printable, shorten
 from convnext_dense.weights.identify import (
     Part,
     find_backbones,
@@ -25,7 +26,7 @@ from convnext_dense.weights.identify import (
 )
 from convnext_dense.weights.load import COUNTER, STATISTICS, is_finite
 from convnext_dense.weights.meta import config_name, read_meta, read_metrics
-from convnext_dense.weights.report import dtype_name, format_rows, printable, shorten
+from convnext_dense.weights.report import dtype_name, format_rows
 from convnext_dense.weights.sources import fetch
 
 # Entries of meta that have lines of their own.

@@ -17,7 +17,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from convnext_dense.backbone import ConvNeXt, StagedBackbone
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, printable, shorten
 from convnext_dense.ladder import ModernizedResNet
 from convnext_dense.weights.formats import CLASSIFIER, FB, FORMATS, LADDER, RESNET, STEM, STEP, Format
 from convnext_dense.weights.identify import (
@@ -38,7 +38,7 @@ from convnext_dense.weights.identify import (
     unwrap,
     what_differs,
 )
-from convnext_dense.weights.report import Report, dtype_name, printable, shorten
+from convnext_dense.weights.report import Report, dtype_name
 from convnext_dense.weights.sources import fetch
 
 Need = Literal['backbone', 'all']

@@ -20,11 +20,11 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from convnext_dense.compat import Patch, add_patch, replace_function
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.weights.identify import find_state_dict, other_weights
 from convnext_dense.weights.load import find_places, fit, load_weights
 from convnext_dense.weights.meta import read_dataset
-from convnext_dense.weights.report import Report, shorten
+from convnext_dense.weights.report import Report
 from convnext_dense.weights.sources import Checkpoint, as_checkpoint, fetch
 
 INIT_OPTIONS = ('strict', 'final_norm')  # of init_cfg, besides MMEngine's own

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from convnext_dense import __version__
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
+from convnext_dense.compat.files import write_text
 from convnext_dense.configs import load_config
 from convnext_dense.weights.identify import other_entries, unwrap
 from convnext_dense.weights.inspect import describe
 from convnext_dense.weights.load import check_finite, module_versions
 from convnext_dense.weights.meta import config_name, read_meta, read_metrics
-from convnext_dense.weights.report import shorten
 from convnext_dense.weights.sources import fetch
-from convnext_dense.weights.write import SUFFIXES, write_text, write_weights
+from convnext_dense.weights.write import SUFFIXES, write_weights
 
 FORMATS = tuple(suffix[1:] for suffix in SUFFIXES)
 # Lines of a config that belong to the machine and the moment of the training.

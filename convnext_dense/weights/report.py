@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from convnext_dense.compat.errors import shorten
+
 if TYPE_CHECKING:
     from convnext_dense.weights.identify import Part
     from convnext_dense.weights.load import Plan
@@ -96,25 +98,6 @@ def format_rows(rows: Iterable[tuple[str, str]]) -> list[str]:
 def format_reasons(left_out: Mapping[str, list[str]]) -> str:
     """Return reasons with the first keys that each holds for."""
     return '; '.join(f'{why}: {shorten(keys, 2)}' for why, keys in left_out.items())
-
-
-def shorten(keys: Iterable[str], most: int = 4) -> str:
-    """Join the first few keys.
-
-    >>> shorten(['a', 'b', 'c'], most=2)
-    'a, b, ... (3)'
-    """
-    keys = list(keys)
-    return ', '.join(map(printable, keys[:most])) + (f', ... ({len(keys)})' if len(keys) > most else '')
-
-
-def printable(text: str) -> str:
-    """Return a text as it can be shown: a name in a file must not steer the terminal.
-
-    >>> printable('stages.0\\x1b[31m')
-    'stages.0?[31m'
-    """
-    return ''.join(character if character.isprintable() else '?' for character in text)
 
 
 def dtype_name(tensor: Tensor) -> str:

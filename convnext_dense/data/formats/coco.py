@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.annotation import FaultError, bounding_box, read_box, read_segmentation
 from convnext_dense.data.pictures import image_size
-from convnext_dense.data.records import Collection, Faults, ImageIndex, Picture, Thing, find_files, some, split_of
+from convnext_dense.data.records import Collection, Faults, ImageIndex, Picture, Thing, find_files, split_of
 
 HEAD = 2**20  # bytes of a file that are looked at
 NO_CLASS = ('none', 'supercategory')  # of Roboflow's root category
@@ -19,7 +19,7 @@ NO_CLASS = ('none', 'supercategory')  # of Roboflow's root category
 def find(path: Path) -> str:
     """Say what files of this format are at a path; empty where there are none."""
     files = find_annotations(path)
-    return f'COCO JSON: {some(file.name for file in files)}' if files else ''
+    return f'COCO JSON: {shorten((file.name for file in files), 3)}' if files else ''
 
 
 def find_annotations(path: Path) -> list[Path]:
@@ -52,7 +52,7 @@ def read(path: Path) -> Collection:
     collection = Collection('COCO JSON', images.root, classes, {})
     for file, own in names.items():
         if lacking := [name for name in classes if name not in own.values()]:
-            collection.notes.append(f'{file} does not have the classes {some(lacking, 8)}, which other files have')
+            collection.notes.append(f'{file} does not have the classes {shorten(lacking, 8)}, which other files have')
     for file, content in contents.items():
         if not content.get('annotations'):
             collection.notes.append(f'{file} has no annotations and is left out')
@@ -160,7 +160,7 @@ def read_images(file: Path, content: Mapping, images: ImageIndex, faults: Faults
     if missing:
         raise UserError(
             f'{len(missing)} of the {len(content["images"])} images of {file} are not in {images.root}: '
-            f'{some(missing)}. Put them there, under the names that the file says.'
+            f'{shorten(missing, 3)}. Put them there, under the names that the file says.'
         )
     return pictures
 
