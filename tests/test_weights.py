@@ -381,7 +381,7 @@ def test_the_report():
 
 def test_the_report_is_short_and_names_cannot_steer_the_terminal():
     keys = ['key0', 'key1', *(f'\x1b[31mred\nline{i}' for i in range(998))]
-    report = Report('x.pth', 'a', 'b', 'c', keys, keys, {'float16': 1, 'float64': 2}, {}, keys, keys, keys)
+    report = Report('x.pth', 'a', 'b', 'c', {}, keys, keys, {'float16': 1, 'float64': 2}, keys, keys, keys)
     report.leave_out('one reason', *keys)
     report.leave_out('another', *keys)
     lines = str(report).splitlines()

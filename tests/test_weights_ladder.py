@@ -14,7 +14,7 @@ from convnext_dense.ladder import ModernizedResNet, steps
 from convnext_dense.weights import load_weights
 from convnext_dense.weights.convert import translate
 from convnext_dense.weights.formats import FB_V2, FCMAE, FORMATS, LADDER
-from convnext_dense.weights.inspect import inspect_checkpoint
+from convnext_dense.weights.inspect import inspect
 
 DESIGN = dict(depths=(1, 1, 2, 1), width=8)
 SIZE = dict(depths=(1, 1, 2, 1), dims=(8, 16, 32, 64))
@@ -114,9 +114,9 @@ def test_the_last_step_is_a_convnext_for_everyone():
     load_weights(model, source.state_dict())
     assert_close(model.eval()(image), source(image))
     assert_holds(model, translate(source.state_dict(), 'fb').tensors)
-    found = inspect_checkpoint(source.state_dict())['backbones']
+    found = inspect(source.state_dict())['backbones']
     assert [each['architecture'] for each in found] == ['a ConvNeXt with depths (1, 1, 2, 1) and dims (8, 16, 32, 64)']
-    assert not any(inspect_checkpoint(small(step).state_dict())['backbones'] for step in steps()[:-1])
+    assert not any(inspect(small(step).state_dict())['backbones'] for step in steps()[:-1])
 
 
 def test_another_step_is_refused_and_changes_nothing():

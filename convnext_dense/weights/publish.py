@@ -90,7 +90,7 @@ def publish(
     if file_format not in FORMATS:
         raise UserError(f'Weights are published as {" or ".join(FORMATS)}; got {file_format!r}.')
     content = fetch(checkpoint)
-    given = unwrap(content, content.source)
+    given = unwrap(content)
     check_finite(given, content.source)
     meta = read_meta(content)
     if config is not None:

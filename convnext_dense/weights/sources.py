@@ -158,7 +158,7 @@ def fetch(source: str | os.PathLike, map_location: Any = 'cpu') -> Checkpoint:
     return as_checkpoint(content, source)
 
 
-def as_checkpoint(content: Any, source: str) -> Checkpoint:
+def as_checkpoint(content: Any, source: str = 'the checkpoint') -> Checkpoint:
     """Return what was read from a source, with its source.
 
     Raises:
