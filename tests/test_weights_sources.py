@@ -20,7 +20,7 @@ from torch import nn
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat.checkpoints import HASH_IN_NAME
 from convnext_dense.weights import fetch, load_weights
-from convnext_dense.weights.sources import HOST, PUBLISHED, find_published, split_hub_source
+from convnext_dense.weights.sources import HOST, PUBLISHED, find_published
 
 
 @pytest.fixture(autouse=True)
@@ -149,10 +149,22 @@ def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(monkeypatch):
     assert asked == [False, True, True, True, True]
 
 
-def test_parts_of_a_hub_source():
-    assert split_hub_source('hf://a/b') == ('a/b', None, None)
-    assert split_hub_source('hf://a/b@v1/x/y.bin') == ('a/b', 'v1', 'x/y.bin')
-    assert split_hub_source('hf://a/b@refs/pr/3/x/y.bin') == ('a/b', 'refs/pr/3', 'x/y.bin')
+@pytest.mark.parametrize(
+    ('source', 'parts'),
+    [
+        ('hf://a/b/x/y.bin', ('a/b', 'x/y.bin', None)),
+        ('hf://a/b@v1/x/y.bin', ('a/b', 'x/y.bin', 'v1')),
+        ('hf://a/b@refs/pr/3/x/y.bin', ('a/b', 'x/y.bin', 'refs/pr/3')),
+    ],
+)
+def test_parts_of_a_hub_source(source, parts, tmp_path, monkeypatch):
+    def download(repository, name, revision, local_files_only):
+        assert (repository, name, revision) == parts
+        return tmp_path / 'x.pth'
+
+    torch.save({}, tmp_path / 'x.pth')
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
+    fetch(source)
 
 
 # facebookresearch's files

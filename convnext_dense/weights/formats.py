@@ -44,52 +44,32 @@ def dense_kernel(kernel: Tensor) -> Tensor:
 
 
 class Row(NamedTuple):
-    """One line of a table: what a key begins with there, and here.
-
-    Attributes:
-        shape: In which they store the tensor, where it is not ours.
-        read: Makes our tensor from theirs, where a reshape does not.
-    """
+    """One line of a table: what a key begins with there, and here."""
 
     theirs: str
     ours: str
-    shape: tuple[int, ...] | None = None
-    read: Callable[[Tensor], Tensor] | None = None
+    shape: tuple[int, ...] | None = None  # in which they store the tensor, where it is not ours
+    read: Callable[[Tensor], Tensor] | None = None  # makes our tensor from theirs, where a reshape does not
 
 
 @dataclass(frozen=True)
 class Format:
-    """A naming scheme.
+    """A naming scheme."""
 
-    Attributes:
-        name: For ``--to``.
-        title: For reports.
-        rows: The table; where two rows have the same right side, the first is written.
-        classifier: Their names of the final norm and the head.
-        left_out: Beginnings of keys that no backbone needs, and why they are there.
-        mark: A pattern that some key without prefix matches, where the rows alone do not tell the format.
-        makers: Who publishes weights in it.
-        licence: That of their weights.
-        prefix: What stands before a backbone's keys in their files.
-        heads: (theirs, ours) inside the keys of a whole model's heads.
-        conv_mlp: Sizes whose pointwise layers are stored as 1x1 convolutions, (out, in, 1, 1); 'all' of them.
-        final_norm: Our name of the output norm under which a classifier's final norm is stored.
-        has_other_sizes: Some of its sizes compute something else with the same weights.
-    """
-
-    name: str
-    title: str
-    rows: tuple[Row, ...]
-    classifier: tuple[Row, ...] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    mark: str = ''
-    makers: str = ''
-    licence: str = ''
-    prefix: str = ''
-    heads: tuple[tuple[str, str], ...] = ()
+    name: str  # for ``--to``
+    title: str  # for reports
+    rows: tuple[Row, ...]  # the table; where two rows have the same right side, the first is written
+    classifier: tuple[Row, ...] = ()  # their names of the final norm and the head
+    left_out: Mapping[str, str] = field(default_factory=dict)  # beginnings of keys that no backbone needs -> why
+    mark: str = ''  # a pattern that some key without prefix matches, where the rows alone do not tell the format
+    makers: str = ''  # who publishes weights in it
+    licence: str = ''  # that of their weights
+    prefix: str = ''  # what stands before a backbone's keys in their files
+    heads: tuple[tuple[str, str], ...] = ()  # (theirs, ours) inside the keys of a whole model's heads
+    # Sizes whose pointwise layers are stored as 1x1 convolutions, (out, in, 1, 1); 'all' of them.
     conv_mlp: tuple[str, ...] = ()
-    final_norm: str = ''
-    has_other_sizes: bool = False
+    final_norm: str = ''  # our name of the output norm under which a classifier's final norm is stored
+    has_other_sizes: bool = False  # some of its sizes compute something else with the same weights
 
     @property
     def licence_note(self) -> str:
