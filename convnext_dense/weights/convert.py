@@ -36,30 +36,7 @@ OUTPUT_NORMS = tuple(f'norm{i}.' for i in range(4))
 BACKBONE_ALONE = 'The backbone alone is converted with --backbone-only.'
 UPERNET = ('decode_head.psp_modules.', 'decode_head.fpn_bottleneck.')
 UPERNET_PARTS = ('decode_head.', 'auxiliary_head.')
-
-
-@dataclass(frozen=True)
-class Target:
-    """A library that a checkpoint is written for."""
-
-    format: Format
-    wrapper: str = ''  # the entry of a .pth file that holds the tensors; without one they are its entries
-    has_meta: bool = False  # a .pth file has ``meta`` beside the tensors
-    whole: str = ''  # whole models that it has: 'all', 'UperNet' or none
-    has_v2: bool = True  # it has ConvNeXt V2
-    classifier_prefix: str = ''  # before the keys of a classifier's backbone; ``{v2}`` is the version
-
-
-TARGETS = {
-    target.format.name: target
-    for target in (
-        Target(FB, wrapper='model', whole='all'),
-        Target(TIMM),
-        Target(MMPRETRAIN, wrapper='state_dict', has_meta=True, whole='all'),
-        Target(HF, whole='UperNet', classifier_prefix='convnext{v2}.'),
-        Target(TORCHVISION, has_v2=False),
-    )
-}
+TARGETS = {fmt.name: fmt for fmt in (FB, TIMM, MMPRETRAIN, HF, TORCHVISION)}
 
 
 @dataclass
@@ -113,8 +90,8 @@ def convert(
     check_output(file, source, force)
     checkpoint = fetch(source)
     result, target = translate(checkpoint, to, backbone_only=backbone_only, prefix=prefix), TARGETS[to]
-    has_meta = target.whole == 'all' if result.is_whole else target.has_meta and file.suffix == '.pth'
-    wrapper = 'state_dict' if result.is_whole else target.wrapper
+    wrapper = 'state_dict' if result.is_whole and target.whole == 'all' else target.wrapper
+    has_meta = wrapper == 'state_dict' and (result.is_whole or file.suffix == '.pth')
     write_weights(result.tensors, file, wrapper, read_meta(checkpoint) if has_meta else None)
     result.file = file
     return result
@@ -139,7 +116,7 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     is_alone = backbone_only or prefix is not None
     parts = [with_head(choose_backbone(given, source, prefix), given)] if is_alone else read_all(given, source)
     rest = keys_beside(parts, given)
-    result = Conversion(source, parts[0].format.title, target=target.format.title)
+    result = Conversion(source, parts[0].format.title, target=target.title)
     result.architecture = ', '.join(str(part.architecture) for part in parts)
     result.licence = name_licence(checkpoint, parts, rest)
     result.leave_out('training state', *other_entries(checkpoint))
@@ -154,7 +131,7 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
     if result.is_whole:
         check_whole(target, parts, rest, source)
         put_whole(target, parts, given, rest, result)
-        result.tensors._metadata = module_versions(checkpoint) if target.format is FB else None
+        result.tensors._metadata = module_versions(checkpoint) if target is FB else None
     else:
         put_backbone(target, parts[0], result)
     return result
@@ -220,39 +197,39 @@ def origins(entries: Mapping[str, Entry]) -> list[str]:
 # The result
 
 
-def put_backbone(target: Target, part: Part, result: Conversion) -> None:
+def put_backbone(target: Format, part: Part, result: Conversion) -> None:
     """Put a backbone, or a classifier, into the result.
 
     Raises:
         UserError: The target has no ConvNeXt V2.
     """
-    fmt, is_v2 = target.format, part.architecture.grn
+    is_v2 = part.architecture.grn
     if is_v2 and not target.has_v2:
-        others = ', '.join(name for name in TARGETS if name != fmt.name)
-        raise UserError(f'{fmt.title} has no ConvNeXt V2, and {result.source} is one. Convert it to {others}.')
-    prefix = fmt.prefix
+        others = ', '.join(name for name in TARGETS if name != target.name)
+        raise UserError(f'{target.title} has no ConvNeXt V2, and {result.source} is one. Convert it to {others}.')
+    prefix = target.prefix
     if target.classifier_prefix and part.has('head.'):
         prefix = target.classifier_prefix.format(v2='v2' if is_v2 else '')
         result.leave_out('output norms', *origins(part.pop(*OUTPUT_NORMS)))
     elif target.classifier_prefix and part.has(*OUTPUT_NORMS):
         result.leave_out('final norm', *origins(part.pop('norm.')))
-    if fmt.final_norm and not part.has(*OUTPUT_NORMS):
+    if target.final_norm and not part.has(*OUTPUT_NORMS):
         for key, entry in part.pop('norm.').items():
-            part.entries[key.replace('norm.', fmt.final_norm)] = entry
-    put(fmt, part, prefix, '', result)
+            part.entries[key.replace('norm.', target.final_norm)] = entry
+    put(target, part, prefix, '', result)
 
 
-def put(fmt: Format, part: Part, prefix: str, head_prefix: str, result: Conversion) -> None:
+def put(target: Format, part: Part, prefix: str, head_prefix: str, result: Conversion) -> None:
     """Put all into the result for which a format has a place; the head may stand beside the backbone."""
     size = part.architecture.size
     for key, entry in part.entries.items():
-        if written := fmt.write(key, entry.tensor, size):
+        if written := target.write(key, entry.tensor, size):
             result.tensors[(head_prefix if key.startswith('head.') else prefix) + written[0]] = written[1]
         else:
             result.leave_out('output norms' if key.startswith(OUTPUT_NORMS) else 'final norm', entry.origin)
 
 
-def check_whole(target: Target, parts: list[Part], rest: list[str], source: str) -> None:
+def check_whole(target: Format, parts: list[Part], rest: list[str], source: str) -> None:
     """Raise a :class:`UserError` where a target has no place for a whole model."""
     if target.whole == 'all':
         return
@@ -260,7 +237,7 @@ def check_whole(target: Target, parts: list[Part], rest: list[str], source: str)
     is_upernet = all(any(key.startswith(start) for key in rest) for start in UPERNET)
     reason = f"its backbone stands at {prefix!r}, where Hugging Face's UperNet has it at 'backbone.'"
     if not target.whole:
-        reason = f'{target.format.title} has no detectors and segmentors'
+        reason = f'{target.title} has no detectors and segmentors'
     elif not is_upernet or len(parts) > 1 or not all(key.startswith(UPERNET_PARTS) for key in rest):
         reason = 'of whole models Hugging Face has UperNet alone'
     elif prefix == 'backbone.':
@@ -269,15 +246,15 @@ def check_whole(target: Target, parts: list[Part], rest: list[str], source: str)
 
 
 def put_whole(
-    target: Target, parts: list[Part], given: Mapping[str, Tensor], rest: list[str], result: Conversion
+    target: Format, parts: list[Part], given: Mapping[str, Tensor], rest: list[str], result: Conversion
 ) -> None:
     """Put a detector or a segmentor into the result: its backbones renamed, and its heads where the names differ."""
     for part in parts:
-        put(target.format, part, part.prefix, part.prefix, result)
+        put(target, part, part.prefix, part.prefix, result)
     for key in rest:
         name = key
         for part in parts:
             name = part.format.rename_head(name)
-        for theirs, ours in target.format.heads:
+        for theirs, ours in target.heads:
             name = name.replace(ours, theirs)
         result.tensors[name] = given[key]

@@ -31,9 +31,7 @@ OF_THE_CARD = f"the model card's; facebookresearch's V1 weights are {MIT}, V2 {C
 def dense_kernel(kernel: Tensor) -> Tensor:
     """Return a sparse-convolution kernel as PyTorch stores it: (out, in / groups, k, k).
 
-    Args:
-        kernel: (k * k, in, out), or (k * k, C) of a depthwise convolution, x before y
-            (facebookresearch/ConvNeXt-V2, MinkowskiEngine).
+    ``kernel`` is (k * k, in, out), or (k * k, C) of a depthwise convolution, x before y (MinkowskiEngine).
     """
     size = math.isqrt(len(kernel)) if kernel.ndim in (2, 3) else 0
     if size * size != kernel.shape[:1].numel():
@@ -62,19 +60,18 @@ class Format:
     classifier: tuple[Row, ...] = ()  # their names of the final norm and the head
     left_out: Mapping[str, str] = field(default_factory=dict)  # beginnings of keys that no backbone needs -> why
     mark: str = ''  # a pattern that some key without prefix matches, where the rows alone do not tell the format
-    makers: str = ''  # who publishes weights in it
-    licence: str = ''  # that of their weights
-    prefix: str = ''  # what stands before a backbone's keys in their files
+    licence: str = ''  # whose weights in it have which licence
     heads: tuple[tuple[str, str], ...] = ()  # (theirs, ours) inside the keys of a whole model's heads
     # Sizes whose pointwise layers are stored as 1x1 convolutions, (out, in, 1, 1); 'all' of them.
     conv_mlp: tuple[str, ...] = ()
     final_norm: str = ''  # our name of the output norm under which a classifier's final norm is stored
     has_other_sizes: bool = False  # some of its sizes compute something else with the same weights
-
-    @property
-    def licence_note(self) -> str:
-        """What is known of the licence of weights in this format, whoever made them."""
-        return f'if these are {self.makers}: {self.licence}' if self.makers else ''
+    # Where something is written:
+    prefix: str = ''  # before a backbone's keys
+    classifier_prefix: str = ''  # before the keys of a classifier's backbone, if that differs; ``{v2}`` is the version
+    wrapper: str = ''  # the entry of a .pth file that holds the tensors; without one they are its entries
+    whole: str = ''  # whole models that the library has: 'all', 'UperNet' or none
+    has_v2: bool = True  # the library has ConvNeXt V2
 
     @functools.cached_property
     def readers(self) -> tuple[tuple[re.Pattern, Row], ...]:
@@ -113,12 +110,9 @@ class Format:
         return key
 
     def write(self, key: str, tensor: Tensor, arch: str | None = None) -> tuple[str, Tensor] | None:
-        """Return their name and tensor of our key; None where the table has no row for it.
+        """Return their name and tensor of our key without prefix; None where the table has no row for it.
 
-        Args:
-            key: Our name, without prefix.
-            tensor: Our tensor.
-            arch: The size's name, for formats whose shapes depend on it.
+        ``arch`` is the name of the size, for formats whose shapes depend on it.
         """
         for pattern, row in self.writers:
             if match := pattern.match(key):
@@ -159,17 +153,18 @@ FB_ROWS = (
 )
 FB_CLASSIFIER = (Row('norm.', 'norm.'), Row('head.', 'head.'))
 
-FACEBOOK = "facebookresearch's own"
+FACEBOOK_V1, FACEBOOK_V2 = f"facebookresearch's own: {MIT}", f"facebookresearch's own: {CC_BY_NC}"
 
-FB = Format('fb', 'facebookresearch ConvNeXt', FB_ROWS, FB_CLASSIFIER, makers=FACEBOOK, licence=MIT)
+FB = Format(
+    'fb', 'facebookresearch ConvNeXt', FB_ROWS, FB_CLASSIFIER, licence=FACEBOOK_V1, wrapper='model', whole='all'
+)
 FB_V2 = Format(
     'fb',
     'facebookresearch ConvNeXt V2',
     FB_ROWS,
     FB_CLASSIFIER,
     mark=r'\.grn\.gamma$',
-    makers=FACEBOOK,
-    licence=CC_BY_NC,
+    licence=FACEBOOK_V2,
 )
 FCMAE = Format(
     'fcmae',
@@ -186,8 +181,7 @@ FCMAE = Format(
     classifier=FB_CLASSIFIER,
     left_out=dict.fromkeys(('proj.', 'mask_token', 'decoder.', 'pred.'), 'decoder'),
     mark=r'\.kernel$|^(mask_token|decoder\.)',
-    makers=FACEBOOK,
-    licence=CC_BY_NC,
+    licence=FACEBOOK_V2,
 )
 DINOV3 = Format(
     'dinov3',
@@ -196,8 +190,7 @@ DINOV3 = Format(
     FB_CLASSIFIER,
     left_out={'norms.': 'final norm once more'},
     mark=r'^norms\.3\.',
-    makers="DINOv3's own",
-    licence=DINOV3_LICENCE,
+    licence=f"DINOv3's own: {DINOV3_LICENCE}",
 )
 EUPE = Format(
     'eupe',
@@ -206,8 +199,7 @@ EUPE = Format(
     FB_CLASSIFIER,
     left_out={'norms.': 'norms of features', 'projectors.': 'projectors'},
     mark=r'^(projectors|norms\.[0-2])\.',
-    makers="EUPE's own",
-    licence=FAIR_NC,
+    licence=f"EUPE's own: {FAIR_NC}",
 )
 # OpenCLIP's image tower is timm's, at `visual.trunk.`: of a plain size it loads, without its head and the text tower.
 TIMM = Format(
@@ -230,8 +222,7 @@ TIMM = Format(
     ),
     classifier=(Row('head.norm.', 'norm.'), Row('head.fc.', 'head.')),
     left_out={'head.': 'classifier', 'norm_pre.': 'final norm'},
-    makers="timm's own",
-    licence=OF_THE_CARD,
+    licence=f"timm's own: {OF_THE_CARD}",
     conv_mlp=('atto', 'femto', 'pico', 'nano'),
     has_other_sizes=True,
 )
@@ -252,9 +243,10 @@ MMPRETRAIN = Format(
     classifier=(Row('head.fc.', 'head.'),),
     final_norm='norm3.',  # a detector has an output norm there
     mark=r'\.depthwise_conv\.',
-    makers="mmpretrain's own",
-    licence=APACHE,
+    licence=f"mmpretrain's own: {APACHE}",
     prefix='backbone.',
+    wrapper='state_dict',
+    whole='all',
 )
 HF = Format(
     'hf',
@@ -276,9 +268,10 @@ HF = Format(
         Row('hidden_states_norms.stage4.', 'norm3.'),
     ),
     classifier=(Row('layernorm.', 'norm.'), Row('classifier.', 'head.')),
-    makers='from the Hub',
-    licence=OF_THE_CARD,
+    licence=f'from the Hub: {OF_THE_CARD}',
     heads=(('.batch_norm.', '.bn.'), ('head.classifier.', 'head.conv_seg.')),
+    classifier_prefix='convnext{v2}.',
+    whole='UperNet',
 )
 HF_DINOV3 = Format(
     'hf_dinov3',
@@ -292,8 +285,7 @@ HF_DINOV3 = Format(
         Row('stages.{s}.layers.{b}.gamma', 'stages.{s}.{b}.gamma'),
     ),
     classifier=(Row('layer_norm.', 'norm.'),),
-    makers="DINOv3's own",
-    licence=DINOV3_LICENCE,
+    licence=f"DINOv3's own: {DINOV3_LICENCE}",
 )
 TORCHVISION = Format(
     'torchvision',
@@ -315,8 +307,8 @@ TORCHVISION = Format(
         ),
     ),
     classifier=(Row('classifier.0.', 'norm.'), Row('classifier.2.', 'head.')),
-    makers="torchvision's own",
-    licence=BSD,
+    licence=f"torchvision's own: {BSD}",
+    has_v2=False,
 )
 
 # ConvNeXt as the last step of the ladder, where the pointwise layers are convolutions.

@@ -383,6 +383,6 @@ def name_licence(checkpoint: Checkpoint, parts: list[Part], rest: list[str]) -> 
 
     ``rest`` are the keys beside the backbones. They are those of a whole model, which no maker of a format publishes.
     """
-    if checkpoint.licence or rest or not parts:
+    if checkpoint.licence or rest or not parts or not parts[0].format.licence:
         return checkpoint.licence
-    return parts[0].format.licence_note
+    return f'if these are {parts[0].format.licence}'
