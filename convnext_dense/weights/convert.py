@@ -100,11 +100,7 @@ def convert(
 def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, prefix: str | None = None) -> Conversion:
     """Return a checkpoint's tensors under the names and in the shapes of another library; nothing is written.
 
-    Args:
-        checkpoint: What a file holds.
-        to: As for :func:`convert`, like the other two.
-        backbone_only: Leave out everything but the backbone.
-        prefix: Which backbone is meant.
+    The arguments are those of :func:`convert`, for a checkpoint that was read already.
 
     Raises:
         UserError: The target has no such model.
@@ -198,11 +194,7 @@ def origins(entries: Mapping[str, Entry]) -> list[str]:
 
 
 def put_backbone(target: Format, part: Part, result: Conversion) -> None:
-    """Put a backbone, or a classifier, into the result.
-
-    Raises:
-        UserError: The target has no ConvNeXt V2.
-    """
+    """Put a backbone, or a classifier, into the result, or raise a :class:`UserError` if it is a V2 without a place."""
     is_v2 = part.architecture.grn
     if is_v2 and not target.has_v2:
         others = ', '.join(name for name in TARGETS if name != target.name)

@@ -333,12 +333,7 @@ def stage_of(key: str) -> int:
 
 
 def what_differs(part: Part, norm_eps: float = NORM_EPS) -> str:
-    """Say why a ConvNeXt would not compute here what it computes at home; empty where it would.
-
-    Args:
-        part: A ConvNeXt of a file.
-        norm_eps: Epsilon of our backbone.
-    """
+    """Say why a ConvNeXt would compute something else in our backbone of this epsilon; empty where it would not."""
     if part.entries[STEM].tensor.shape[-1:] == (3,):
         return 'a ConvNeXt with an overlapping stem (timm `_ols`): two 3x3 convolutions, where ours is one of 4x4'
     norms = [key.removesuffix('weight') for key in part.entries if key.endswith('.norm.weight')]

@@ -108,16 +108,12 @@ def inspect(source: str | os.PathLike | Mapping, keys: bool = False) -> dict[str
 
 
 def describe(source: str | os.PathLike, keys: bool = False, as_json: bool = False) -> str:
-    """Return what :func:`inspect` finds as text for people or as JSON.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
+    """Return what :func:`inspect` finds as text for people or as JSON."""
     found = inspect(source, keys)
     if as_json:
         return json.dumps(found, indent=2)
     size = f'{found["megabytes"]:.1f} MB, ' if found['megabytes'] is not None else ''
-    backbones = found['backbones'][:3]
+    backbones, bad = found['backbones'][:3], found['not_finite']
     parts = [f'{name} {number} ({millions(params)})' for name, (number, params) in found['parts'].items()]
     tensors = (str(found['num_tensors']), millions(found['num_params']), join(found['dtypes']))
     rows = [
@@ -128,7 +124,7 @@ def describe(source: str | os.PathLike, keys: bool = False, as_json: bool = Fals
         ('model', found['model'] + (f', {found["num_classes"]} classes' if found['num_classes'] else '')),
         ('other parts', shorten(parts, 6)),
         ('tensors', ', '.join(filter(None, tensors))),
-        ('NaN, infinity', format_not_finite(found['not_finite'])),
+        ('NaN, infinity', f'{sum(bad.values())} values in {shorten(bad)}' if bad else 'none'),
         ('classes', f'{len(found["classes"])}: {shorten(found["classes"], 6)}' if found['classes'] else ''),
         ('training', join(found['training'])),
         ('config', found['config']),
@@ -170,11 +166,6 @@ def format_backbone(backbone: Mapping[str, Any]) -> str:
     return f'{backbone["architecture"]}{place}: {size}{norms}'
 
 
-def format_not_finite(bad: Mapping[str, int]) -> str:
-    """Return how many values are no numbers, and where."""
-    return f'{sum(bad.values())} values in {shorten(bad)}' if bad else 'none'
-
-
 def count_parts(given: Mapping[str, Tensor], rest: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Return tensors and parameters of each part of a model, by the first word of its keys."""
     keys = {}
@@ -186,17 +177,13 @@ def count_parts(given: Mapping[str, Tensor], rest: Iterable[str]) -> dict[str, t
 def name_model(given: Mapping[str, Tensor], parts: list[Part], rest: list[str]) -> tuple[str, int | None]:
     """Return what the whole is, and its number of classes, where the names tell.
 
-    Args:
-        given: All tensors.
-        parts: The ConvNeXts in the file.
-        rest: Keys that belong to none of them.
+    ``parts`` are the ConvNeXts in the file, ``rest`` the keys that belong to none of them.
     """
     heads = [part.entries['head.weight'].tensor for part in parts if 'head.weight' in part.entries]
     if heads and heads[0].ndim and not rest:
         return 'classifier', heads[0].shape[0]
-    name, num_classes = name_heads(given), None
-    if name:
-        num_classes = count_classes(given)
+    name = name_heads(given)
+    num_classes = count_classes(given) if name else None
     if not parts and (other := name_other_model(given)):
         name = f'{name} on {other}' if name else other
     return name, num_classes

@@ -156,7 +156,8 @@ def fit(
     needed = {key for key in target if COUNTER not in key and (need == 'all' or is_of_backbone(key, places))}
     plan = make_plan(source, entries, surplus, target, needed)
     check_numbers(model, plan, target)
-    if is_refused(plan, need, strict):
+    is_incomplete = plan.missing or plan.surplus or (need == 'all' and plan.others)
+    if not plan.fitting or (strict and is_incomplete):
         raise UserError(explain_misfit(plan, need, target, needed, likely_cause(parts, places)))
     note(report, plan, given, target)
     return {key: entry.tensor for key, entry in plan.fitting.items()}, report
@@ -204,8 +205,7 @@ def with_heads(
 def adapt(part: Part, backbone: StagedBackbone, report: Report, final_norm: bool) -> dict[str, Entry]:
     """Return the tensors of a part under the names of a backbone.
 
-    Raises:
-        UserError: The part is another architecture, or lacks the final norm that was asked for.
+    Another architecture, or one without the final norm that was asked for, is a :class:`UserError`.
     """
     norm_eps = getattr(backbone, 'norm_eps', NORM_EPS)
     if difference := what_differs(part, norm_eps):
@@ -277,21 +277,21 @@ def reason_to_leave_out(key: str, backbone: StagedBackbone) -> str:
     return 'output norms' if key.startswith('norm') else ''
 
 
-def names_in_model(key: str, parts: Mapping[str, Part]) -> list[str]:
+def names_in_model(key: str, parts: Mapping[str, Part]) -> set[str]:
     """Return the model's names of a key outside of the file's backbones: one for each backbone of the model.
 
     Heads stand in the file as they stand in the model. Where the file's backbone is ``teacher.backbone`` and the
     model's is ``backbone``, the file's ``teacher.neck`` is the model's ``neck``; and the other way round.
     """
-    names = {} if parts else {key: None}
+    names = set() if parts else {key}
     for place, part in parts.items():
         name = part.format.rename_head(key)
         if ends_with(place, part.prefix):
             name = place.removesuffix(part.prefix) + name
         elif ends_with(part.prefix, place):
             name = name.removeprefix(part.prefix.removesuffix(place))
-        names[name] = None
-    return [*names]
+        names.add(name)
+    return names
 
 
 def ends_with(prefix: str, end: str) -> bool:
@@ -320,9 +320,10 @@ def make_plan(
     """Return what becomes of the entries, which stand under the model's keys; ``target`` is the model's state dict."""
     fitting, misfits, others = {}, {}, []
     for key, entry in entries.items():
-        if key not in target:
+        tensor, own = entry.tensor, target.get(key)
+        if own is None:
             others.append(entry.origin)
-        elif agrees(entry.tensor, target[key]):
+        elif tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point():
             fitting[key] = entry
         else:
             misfits[key] = entry
@@ -345,17 +346,6 @@ def is_of_backbone(key: str, places: Mapping[str, StagedBackbone]) -> bool:
         if key.startswith(place) and own.read(name) and not name.startswith(('norm', *CLASSIFIER)):
             return True
     return False
-
-
-def agrees(tensor: Tensor, target: Tensor) -> bool:
-    """Tell whether a tensor can take the place of another: of the same shape, and floating-point where that is."""
-    return tensor.shape == target.shape and tensor.is_floating_point() == target.is_floating_point()
-
-
-def is_refused(plan: Plan, need: Need, strict: bool) -> bool:
-    """Tell whether a plan lacks something that is needed."""
-    is_incomplete = bool(plan.missing or plan.surplus or (need == 'all' and plan.others))
-    return not plan.fitting or (strict and is_incomplete)
 
 
 def check_numbers(model: nn.Module, plan: Plan, target: Mapping[str, Tensor]) -> None:

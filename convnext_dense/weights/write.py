@@ -69,13 +69,7 @@ def separate(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def check_output(file: Path, source: str | os.PathLike, force: bool = False) -> None:
-    """Raise a :class:`UserError` if a file that is to be written has another suffix, exists, or is the source.
-
-    Args:
-        file: The file.
-        source: Where its content comes from; it is never overwritten.
-        force: An existing file may be replaced.
-    """
+    """Raise a :class:`UserError` if a file to write has another suffix, is the source, or exists and is not forced."""
     if file.suffix not in SUFFIXES:
         raise UserError(f'A file to write ends in {" or ".join(SUFFIXES)}; got {file}.')
     if file.exists() and os.path.exists(source) and file.samefile(source):
