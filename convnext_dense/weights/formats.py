@@ -57,7 +57,6 @@ class Format:
     name: str  # for ``--to``
     title: str  # for reports
     rows: tuple[Row, ...]  # the table; where two rows have the same right side, the first is written
-    classifier: tuple[Row, ...] = ()  # their names of the final norm and the head
     left_out: Mapping[str, str] = field(default_factory=dict)  # beginnings of keys that no backbone needs -> why
     mark: str = ''  # a pattern that some key without prefix matches, where the rows alone do not tell the format
     licence: str = ''  # whose weights in it have which licence
@@ -76,12 +75,12 @@ class Format:
     @functools.cached_property
     def readers(self) -> tuple[tuple[re.Pattern, Row], ...]:
         """Compiled rows from theirs to ours."""
-        return tuple((compile_template(row.theirs), row) for row in (*self.rows, *self.classifier))
+        return tuple((compile_template(row.theirs), row) for row in self.rows)
 
     @functools.cached_property
     def writers(self) -> tuple[tuple[re.Pattern, Row], ...]:
         """Compiled rows from ours to theirs."""
-        return tuple((compile_template(row.ours), row) for row in (*self.rows, *self.classifier) if row.read is None)
+        return tuple((compile_template(row.ours), row) for row in self.rows if row.read is None)
 
     @functools.cached_property
     def stems(self) -> set[str]:
@@ -144,28 +143,21 @@ def in_our_shape(key: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-PARTS = ('dwconv.', 'norm.', 'pwconv1.', 'grn.gamma', 'grn.beta', 'pwconv2.', 'gamma')  # of our blocks
+def same(*keys: str) -> tuple[Row, ...]:
+    """Return rows of names that are the same there and here."""
+    return tuple(Row(key, key) for key in keys)
 
+
+PARTS = ('dwconv.', 'norm.', 'pwconv1.', 'grn.gamma', 'grn.beta', 'pwconv2.', 'gamma')  # of our blocks
 FB_ROWS = (
-    Row('downsample_layers.{s}.{i}.', 'downsample_layers.{s}.{i}.'),
-    *(Row(f'stages.{{s}}.{{b}}.{part}', f'stages.{{s}}.{{b}}.{part}') for part in PARTS),
-    Row('norm{s}.', 'norm{s}.'),
+    *same('downsample_layers.{s}.{i}.', *(f'stages.{{s}}.{{b}}.{part}' for part in PARTS), 'norm{s}.'),
+    *same('norm.', 'head.'),  # of a classifier
 )
-FB_CLASSIFIER = (Row('norm.', 'norm.'), Row('head.', 'head.'))
 
 FACEBOOK_V1, FACEBOOK_V2 = f"facebookresearch's own: {MIT}", f"facebookresearch's own: {CC_BY_NC}"
 
-FB = Format(
-    'fb', 'facebookresearch ConvNeXt', FB_ROWS, FB_CLASSIFIER, licence=FACEBOOK_V1, wrapper='model', whole='all'
-)
-FB_V2 = Format(
-    'fb',
-    'facebookresearch ConvNeXt V2',
-    FB_ROWS,
-    FB_CLASSIFIER,
-    mark=r'\.grn\.gamma$',
-    licence=FACEBOOK_V2,
-)
+FB = Format('fb', 'facebookresearch ConvNeXt', FB_ROWS, licence=FACEBOOK_V1, wrapper='model', whole='all')
+FB_V2 = Format('fb', 'facebookresearch ConvNeXt V2', FB_ROWS, mark=r'\.grn\.gamma$', licence=FACEBOOK_V2)
 FCMAE = Format(
     'fcmae',
     'facebookresearch ConvNeXt V2, self-supervised (FCMAE)',
@@ -178,7 +170,6 @@ FCMAE = Format(
         Row('stages.{s}.{b}.pwconv2.linear.', 'stages.{s}.{b}.pwconv2.'),
         *FB_ROWS,
     ),
-    classifier=FB_CLASSIFIER,
     left_out=dict.fromkeys(('proj.', 'mask_token', 'decoder.', 'pred.'), 'decoder'),
     mark=r'\.kernel$|^(mask_token|decoder\.)',
     licence=FACEBOOK_V2,
@@ -187,7 +178,6 @@ DINOV3 = Format(
     'dinov3',
     'DINOv3 repository',
     FB_ROWS,
-    FB_CLASSIFIER,
     left_out={'norms.': 'final norm once more'},
     mark=r'^norms\.3\.',
     licence=f"DINOv3's own: {DINOV3_LICENCE}",
@@ -196,7 +186,6 @@ EUPE = Format(
     'eupe',
     'EUPE',
     FB_ROWS,
-    FB_CLASSIFIER,
     left_out={'norms.': 'norms of features', 'projectors.': 'projectors'},
     mark=r'^(projectors|norms\.[0-2])\.',
     licence=f"EUPE's own: {FAIR_NC}",
@@ -205,22 +194,25 @@ EUPE = Format(
 TIMM = Format(
     'timm',
     'timm',
-    rows=tuple(
-        row
-        for dot in '._'  # features_only models flatten the first dot
-        for row in (
-            Row(f'stem{dot}{{i}}.', 'downsample_layers.0.{i}.'),
-            Row(f'stages{dot}{{s}}.downsample.{{i}}.', 'downsample_layers.{s}.{i}.'),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.conv_dw.', 'stages.{s}.{b}.dwconv.'),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.norm.', 'stages.{s}.{b}.norm.'),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.fc1.', 'stages.{s}.{b}.pwconv1.'),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.grn.weight', 'stages.{s}.{b}.grn.gamma', FLAT),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.grn.bias', 'stages.{s}.{b}.grn.beta', FLAT),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.fc2.', 'stages.{s}.{b}.pwconv2.'),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.gamma', 'stages.{s}.{b}.gamma'),
-        )
+    rows=(
+        *(
+            row
+            for dot in '._'  # features_only models flatten the first dot
+            for row in (
+                Row(f'stem{dot}{{i}}.', 'downsample_layers.0.{i}.'),
+                Row(f'stages{dot}{{s}}.downsample.{{i}}.', 'downsample_layers.{s}.{i}.'),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.conv_dw.', 'stages.{s}.{b}.dwconv.'),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.norm.', 'stages.{s}.{b}.norm.'),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.fc1.', 'stages.{s}.{b}.pwconv1.'),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.grn.weight', 'stages.{s}.{b}.grn.gamma', FLAT),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.grn.bias', 'stages.{s}.{b}.grn.beta', FLAT),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.fc2.', 'stages.{s}.{b}.pwconv2.'),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.gamma', 'stages.{s}.{b}.gamma'),
+            )
+        ),
+        Row('head.norm.', 'norm.'),
+        Row('head.fc.', 'head.'),
     ),
-    classifier=(Row('head.norm.', 'norm.'), Row('head.fc.', 'head.')),
     left_out={'head.': 'classifier', 'norm_pre.': 'final norm'},
     licence=f"timm's own: {OF_THE_CARD}",
     conv_mlp=('atto', 'femto', 'pico', 'nano'),
@@ -239,8 +231,8 @@ MMPRETRAIN = Format(
         Row('stages.{s}.{b}.pointwise_conv2.', 'stages.{s}.{b}.pwconv2.'),
         Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
         Row('norm{s}.', 'norm{s}.'),
+        Row('head.fc.', 'head.'),
     ),
-    classifier=(Row('head.fc.', 'head.'),),
     final_norm='norm3.',  # a detector has an output norm there
     mark=r'\.depthwise_conv\.',
     licence=f"mmpretrain's own: {APACHE}",
@@ -266,8 +258,9 @@ HF = Format(
         Row('hidden_states_norms.stage2.', 'norm1.'),
         Row('hidden_states_norms.stage3.', 'norm2.'),
         Row('hidden_states_norms.stage4.', 'norm3.'),
+        Row('layernorm.', 'norm.'),
+        Row('classifier.', 'head.'),
     ),
-    classifier=(Row('layernorm.', 'norm.'), Row('classifier.', 'head.')),
     licence=f'from the Hub: {OF_THE_CARD}',
     heads=(('.batch_norm.', '.bn.'), ('head.classifier.', 'head.conv_seg.')),
     classifier_prefix='convnext{v2}.',
@@ -283,8 +276,8 @@ HF_DINOV3 = Format(
         Row('stages.{s}.layers.{b}.pointwise_conv1.', 'stages.{s}.{b}.pwconv1.'),
         Row('stages.{s}.layers.{b}.pointwise_conv2.', 'stages.{s}.{b}.pwconv2.'),
         Row('stages.{s}.layers.{b}.gamma', 'stages.{s}.{b}.gamma'),
+        Row('layer_norm.', 'norm.'),
     ),
-    classifier=(Row('layer_norm.', 'norm.'),),
     licence=f"DINOv3's own: {DINOV3_LICENCE}",
 )
 TORCHVISION = Format(
@@ -305,8 +298,9 @@ TORCHVISION = Format(
                 Row(f'features.{2 * s + 1}.{{b}}.layer_scale', f'stages.{s}.{{b}}.gamma', CHW),
             )
         ),
+        Row('classifier.0.', 'norm.'),
+        Row('classifier.2.', 'head.'),
     ),
-    classifier=(Row('classifier.0.', 'norm.'), Row('classifier.2.', 'head.')),
     licence=f"torchvision's own: {BSD}",
     has_v2=False,
 )

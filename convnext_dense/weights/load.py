@@ -286,29 +286,25 @@ def names_in_model(key: str, parts: Mapping[str, Part]) -> set[str]:
     names = set() if parts else {key}
     for place, part in parts.items():
         name = part.format.rename_head(key)
-        if ends_with(place, part.prefix):
-            name = place.removesuffix(part.prefix) + name
-        elif ends_with(part.prefix, place):
-            name = name.removeprefix(part.prefix.removesuffix(place))
-        names.add(name)
+        names.add(tree_of(place, part.prefix) + name.removeprefix(tree_of(part.prefix, place)))
     return names
 
 
-def ends_with(prefix: str, end: str) -> bool:
-    """Tell whether a prefix ends with these names, whole ones.
+def tree_of(prefix: str, end: str) -> str:
+    """Return what stands before the last names of a prefix; nothing where these are others.
 
-    >>> ends_with('teacher.backbone.', 'backbone.'), ends_with('depth_backbone.', 'backbone.')
-    (True, False)
+    >>> tree_of('teacher.backbone.', 'backbone.'), tree_of('depth_backbone.', 'backbone.')
+    ('teacher.', '')
     """
-    return f'.{prefix}'.endswith(f'.{end}')
+    return prefix.removesuffix(end) if f'.{prefix}'.endswith(f'.{end}') else ''
 
 
 def keys_of_siblings(rest: Iterable[str], given: Mapping[str, Tensor], parts: Mapping[str, Part]) -> dict[str, None]:
     """Return those of ``rest`` that belong to other models of the file than the one that was chosen by a prefix."""
     chosen = [part.prefix for part in parts.values()]
-    trees = tuple(part.prefix.removesuffix(place) for place, part in parts.items() if ends_with(part.prefix, place))
+    trees = tuple(tree_of(part.prefix, place) for place, part in parts.items())
     others = tuple(part.prefix for part in find_backbones(given) if part.prefix not in chosen)
-    return dict.fromkeys(key for key in rest if key.startswith(others) or (trees and not key.startswith(trees)))
+    return dict.fromkeys(key for key in rest if key.startswith(others) or not key.startswith(trees))
 
 
 # The plan
