@@ -37,7 +37,7 @@ def cache(tmp_path):
     def put(tensors, repository, file, revision='main', sha='0123456789' * 4):
         folder = tmp_path / 'hub' / f'models--{repository.replace("/", "--")}'
         reference, snapshot = folder / 'refs' / revision, folder / 'snapshots' / sha
-        for parent in (reference.parent, snapshot):
+        for parent in (reference.parent, (snapshot / file).parent):
             parent.mkdir(parents=True, exist_ok=True)
         reference.write_text(sha)
         (save_file if file.endswith('safetensors') else torch.save)(tensors, snapshot / file)
@@ -103,6 +103,8 @@ def test_a_revision_and_a_file_of_the_hub(cache, weights):
     cache({'model': weights}, 'me/mine', 'best.pth')
     assert_loads('hf://me/mine/best.pth', weights)
     assert_loads('hf://me/mine@main/best.pth', weights)
+    cache(weights, 'me/mine', 'x/y.bin', revision='refs/pr/3', sha='0' * 40)
+    assert_loads('hf://me/mine@refs/pr/3/x/y.bin', weights)
 
 
 def test_any_model_may_take_what_the_hub_has(cache):
@@ -147,24 +149,6 @@ def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(monkeypatch):
     with pytest.raises(UserError, match=r'hf://me/mine is not in the cache'):
         fetch('hf://me/mine')
     assert asked == [False, True, True, True, True]
-
-
-@pytest.mark.parametrize(
-    ('source', 'parts'),
-    [
-        ('hf://a/b/x/y.bin', ('a/b', 'x/y.bin', None)),
-        ('hf://a/b@v1/x/y.bin', ('a/b', 'x/y.bin', 'v1')),
-        ('hf://a/b@refs/pr/3/x/y.bin', ('a/b', 'x/y.bin', 'refs/pr/3')),
-    ],
-)
-def test_parts_of_a_hub_source(source, parts, tmp_path, monkeypatch):
-    def download(repository, name, revision, local_files_only):
-        assert (repository, name, revision) == parts
-        return tmp_path / 'x.pth'
-
-    torch.save({}, tmp_path / 'x.pth')
-    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
-    fetch(source)
 
 
 # facebookresearch's files
