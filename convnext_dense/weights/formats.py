@@ -328,13 +328,10 @@ FORMATS = (FCMAE, EUPE, DINOV3, MMPRETRAIN, FB_V2, FB, LADDER, TIMM, HF, HF_DINO
 STEP = Format(
     'step',
     "a step of this package's ladder",
-    rows=(
-        Row('downsample_layers.{s}.{i}.', 'downsample_layers.{s}.{i}.'),
-        *(
-            Row(f'stages.{{s}}.{{b}}.{part}', f'stages.{{s}}.{{b}}.{part}')
-            for part in ('conv{i}.', 'norm{i}.', 'shortcut.{i}.', 'gamma')
-        ),
-        Row('norm{s}.', 'norm{s}.'),
+    rows=same(
+        'downsample_layers.{s}.{i}.',
+        *(f'stages.{{s}}.{{b}}.{part}' for part in ('conv{i}.', 'norm{i}.', 'shortcut.{i}.', 'gamma')),
+        'norm{s}.',
     ),
     mark=r'^stages\.0\.0\.conv1\.',
 )

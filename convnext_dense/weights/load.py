@@ -215,12 +215,11 @@ def adapt(part: Part, backbone: StagedBackbone, report: Report, final_norm: bool
     report.architecture = f'{part.architecture} (if it is that of timm, {eps})' if eps else str(part.architecture or '')
     for why, keys in part.left_out.items():
         report.leave_out(why, *keys)
+    if final_norm and not part.has('norm.'):
+        raise UserError(f'{report.source} has no final norm to load into norm3. Leave final_norm out of init_cfg.')
     own = dict(part.entries)
     if final_norm:
-        norm = {key: own.pop(key) for key in part.entries if key.startswith('norm.')}
-        if not norm:
-            raise UserError(f'{report.source} has no final norm to load into norm3. Leave final_norm out of init_cfg.')
-        own.update({key.replace('norm.', 'norm3.'): entry for key, entry in norm.items()})
+        own |= {key.replace('norm.', 'norm3.'): own.pop(key) for key in part.entries if key.startswith('norm.')}
     if isinstance(backbone, ModernizedResNet) and part.architecture:
         own = ladder_names(own)
     adapt_stem(own, backbone.in_channels, report)
@@ -261,20 +260,15 @@ def put(
     for name, entry in own.items():
         if name in known:
             entries[place + name] = entry
-        elif why := reason_to_leave_out(name, backbone):
-            report.leave_out(why, entry.origin)
+        elif name.startswith(CLASSIFIER):
+            report.leave_out('classifier', entry.origin)
+        elif stage_of(name) >= len(backbone.stages):
+            report.leave_out('stages that are not built', entry.origin)
+        elif name.startswith('norm'):
+            report.leave_out('output norms', entry.origin)
         else:
             surplus.append(entry.origin)
     return surplus
-
-
-def reason_to_leave_out(key: str, backbone: StagedBackbone) -> str:
-    """Say why a backbone does not need a key that it does not have; empty where the key should not be there."""
-    if key.startswith(CLASSIFIER):
-        return 'classifier'
-    if stage_of(key) >= len(backbone.stages):
-        return 'stages that are not built'
-    return 'output norms' if key.startswith('norm') else ''
 
 
 def names_in_model(key: str, parts: Mapping[str, Part]) -> set[str]:

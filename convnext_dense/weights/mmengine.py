@@ -141,7 +141,9 @@ class CheckWeightsHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Raise a UserError where keys or shapes differ; ``checkpoint`` is what the file holds."""
-        if runner._resume and not is_run(checkpoint):
+        meta = checkpoint.get('meta')
+        is_run = 'message_hub' in checkpoint and isinstance(meta, dict) and {'epoch', 'iter'} <= meta.keys()
+        if runner._resume and not is_run:  # which lacks what Runner.resume reads besides the weights
             source = as_checkpoint(checkpoint).source
             raise UserError(
                 f'{source} holds weights alone, not the state of a run that could be resumed. Start from these weights '
@@ -187,12 +189,6 @@ def has_our_backbone(model: nn.Module) -> bool:
 def is_to_train(runner: Runner) -> bool:
     """Tell whether a runner loads weights to start a training from them, which MMEngine builds its loop for first."""
     return isinstance(runner._train_loop, BaseLoop) and not runner._resume
-
-
-def is_run(checkpoint: Mapping) -> bool:
-    """Tell whether a checkpoint has what MMEngine's ``Runner.resume`` reads besides the weights."""
-    meta = checkpoint.get('meta')
-    return 'message_hub' in checkpoint and isinstance(meta, dict) and {'epoch', 'iter'} <= meta.keys()
 
 
 def show_report(report: Report, model: nn.Module) -> None:
