@@ -235,6 +235,8 @@ def test_heads_for_other_classes_and_other_parts():
         fit(Detector(), given, need='all')
     words = ('does not fit the model.', 'bbox_head.weight is (9, 4) float32', 'Only in the file (1): mask_head.weight.')
     assert all(word in str(caught.value) for word in words)
+    with pytest.raises(UserError, match=r'does not fit the model\. Only in the file \(1\): mask_head\.weight\.$'):
+        fit(Detector(num_classes=9), given, need='all')
 
 
 class WithParts(ConvNeXt):
