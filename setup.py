@@ -24,9 +24,10 @@ OPENMMLAB = [
 ]
 DOCUMENTATION = ['mkdocs-material', 'mkdocstrings[python]']
 DATA = ['tifffile', 'imagehash']
+PREDICT = ['supervision', 'rasterio']  # pictures, and windows of large TIFF files
 DEVELOPMENT = [
     'timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff', 'pre-commit', 'import-linter',
-    *DATA,
+    *DATA, *PREDICT,
 ]  # fmt: skip
 
 
@@ -70,7 +71,7 @@ setup(
         'safetensors',
         'tqdm',
     ],
-    extras_require={'mm': OPENMMLAB, 'data': DATA, 'dev': DEVELOPMENT, 'docs': DOCUMENTATION},
+    extras_require={'mm': OPENMMLAB, 'data': DATA, 'predict': PREDICT, 'dev': DEVELOPMENT, 'docs': DOCUMENTATION},
     entry_points={'console_scripts': ['convnext-dense=convnext_dense.cli:main']},
     cmdclass={'build_py': BuildWithConfigs},
 )

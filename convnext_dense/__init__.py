@@ -15,6 +15,7 @@ with compat.explained_import():
     from convnext_dense import data, heads, ladder, train, tta, weights
     from convnext_dense.backbone import ConvNeXt
     from convnext_dense.lr_decay import ConvNeXtLayerDecay, ConvNeXtStageDecay
+    from convnext_dense.predict import load_model
 
 __all__ = [
     'ConvNeXt',
@@ -26,6 +27,7 @@ __all__ = [
     'data',
     'heads',
     'ladder',
+    'load_model',
     'train',
     'tta',
     'weights',

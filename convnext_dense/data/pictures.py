@@ -110,7 +110,11 @@ def read_image(path: Path, channels: int = 3, stretch: Sequence[float] | None = 
         image = decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # turned as EXIF says
         if image.dtype == np.uint8:
             return image
-    bands = read_bands(path)
+    return as_input(read_bands(path), channels, stretch, path)
+
+
+def as_input(bands: np.ndarray, channels: int, stretch: Sequence[float] | None, path: Path) -> np.ndarray:
+    """Return the bands (H, W, bands) of an image, or of a part of it, as :func:`read_image` returns them."""
     if bands.dtype != np.uint8:
         bands = stretched(bands, stretch)
     if channels != 3:

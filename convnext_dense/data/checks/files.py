@@ -101,10 +101,10 @@ def check_files(paths: Sequence[str], what: str) -> list[tuple[int, int] | None]
 
 def read_header(path: str) -> list:
     """Return what is wrong with an image file, or None, and its width and height, or None."""
-    return [_defect(path), image_size(Path(path))]
+    return [find_defect(path), image_size(Path(path))]
 
 
-def _defect(path: str) -> str | None:
+def find_defect(path: str) -> str | None:
     """Say what is wrong with a picture file, judged by its first and last bytes."""
     with open(path, 'rb') as stream:
         head = stream.read(64)

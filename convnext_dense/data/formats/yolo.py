@@ -106,9 +106,7 @@ def read_names(file: Path | None, content: Mapping, root: Path) -> list[str]:
     """
     names = content.get('names')
     if names is None:
-        lists = [root / name for name in BESIDE[:2]]
-        texts = [each.read_text(errors='replace') for each in lists if each.is_file()]
-        return [line.strip() for line in texts[0].splitlines() if line.strip()] if texts else []
+        return read_list(root)
     if isinstance(names, Mapping):
         if sorted(names) != list(range(len(names))):
             raise UserError(
@@ -118,6 +116,21 @@ def read_names(file: Path | None, content: Mapping, root: Path) -> list[str]:
     if not isinstance(names, list) or not names:
         raise UserError(f'{file}: names must be a list of classes; got {names!r}.')
     return [str(name) for name in names]
+
+
+def read_list(root: Path) -> list[str]:
+    """Return the classes of a text file with one a line, at the root or beside the labels; none where there is none.
+
+    Raises:
+        UserError: Several files list other classes.
+    """
+    files = [file for file in find_files(root, BESIDE[:2]) if file.name in BESIDE[:2]]
+    lists = {file: file.read_text(encoding='utf-8-sig', errors='replace').split('\n') for file in files}
+    lists = {file: [line.strip() for line in lines if line.strip()] for file, lines in lists.items()}
+    for file, names in lists.items():
+        if names != lists[files[0]]:
+            raise UserError(f'{files[0]} and {file} list other classes. Keep the one that the labels were made with.')
+    return lists[files[0]] if files else []
 
 
 def find_images(root: Path, file: Path | None, content: Mapping) -> Iterator[tuple[str, list[Path]]]:

@@ -1,0 +1,292 @@
+"""A trained model, ready to predict: its weights, its config, and the classes that it knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.model import BaseTTAModel, revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS
+from mmengine.runner import load_checkpoint
+from mmengine.structures import BaseDataElement
+
+from convnext_dense import configs
+from convnext_dense.compat import check_exists
+from convnext_dense.compat.checkpoint_configs import read_config
+from convnext_dense.compat.errors import UserError
+from convnext_dense.data import open_wrappers, read_classes
+from convnext_dense.data.checks.files import find_defect
+from convnext_dense.predict.output import LABEL_MAPS, OBJECTS
+from convnext_dense.predict.results import LabelMap, Objects, Result
+from convnext_dense.predict.tiles import open_image, predict_tiled
+from convnext_dense.train import config as run_config
+from convnext_dense.train.launch import device_type
+from convnext_dense.train.mistakes import build_errors
+from convnext_dense.train.run import latest_checkpoint
+from convnext_dense.train.screen import quiet
+from convnext_dense.weights.meta import config_name, read_dataset, read_meta
+from convnext_dense.weights.sources import fetch
+
+Image = str | os.PathLike | np.ndarray
+READS_LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadEmptyAnnotations')
+
+
+class Model:
+    """A detector or a segmentor with its weights, ready to predict.
+
+    Attributes:
+        name: Of its config.
+        classes: The names of the classes.
+        palette: A colour (R, G, B) for each class.
+        config: The config of its training.
+        checkpoint: Where its weights come from.
+    """
+
+    def __init__(
+        self, network: torch.nn.Module, cfg: Config, dataset: Mapping[str, Any], name: str, checkpoint: str
+    ) -> None:
+        self.network, self.config, self.name, self.checkpoint = network, cfg, name, checkpoint
+        self.classes, self.palette = tuple(dataset['classes']), dataset['palette']
+        with configs.model_scope(cfg):
+            self.load, *steps = Compose(test_pipeline(cfg)).transforms
+            self.prepare = Compose(steps)
+
+    def __call__(self, image: Image | Sequence[Image], tile: int | None = None, overlap: float = 0.25) -> Any:
+        """Predict an image, or each of several.
+
+        Args:
+            image: A file, or an array (H, W, 3) of uint8 in the order BGR, as OpenCV reads it; or a list of those.
+            tile: Side in pixels of the tiles into which a larger image is cut; None for no tiles.
+            overlap: The part of a tile that its neighbour covers too.
+
+        Returns:
+            :class:`~convnext_dense.predict.results.Objects` of a detector and
+            :class:`~convnext_dense.predict.results.LabelMap` of a segmentor; a list of them for several images.
+
+        Raises:
+            UserError: An image cannot be read, or the model predicts neither.
+        """
+        if isinstance(image, (list, tuple)):
+            return [self(each, tile, overlap) for each in image]
+        if tile is None:
+            return self.predict([image if isinstance(image, np.ndarray) else self.read(Path(image))])[0]
+        pixels = image if isinstance(image, np.ndarray) else open_image(self, Path(image))
+        return predict_tiled(self, pixels, tile, overlap)
+
+    def read(self, path: Path) -> np.ndarray:
+        """Return an image file (H, W, channels) as the model's pipeline reads it.
+
+        Raises:
+            UserError: It is not there, or is no image.
+        """
+        check_exists(path)
+        if defect := find_defect(str(path)):
+            raise UserError(f'The image {path} cannot be read: it is {defect}.')
+        try:
+            return self.load(dict(img_path=str(path), img_id=0))['img']
+        except UserError:
+            raise
+        except Exception as error:  # whatever a damaged file makes of a decoder
+            raise UserError(f'The image {path} cannot be read ({error or type(error).__name__}).') from error
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Result]:
+        """Predict a batch of images (H, W, channels), in one step where the model takes all of them in one size.
+
+        An image of another size would be padded to that of the largest, and its prediction depend on the others.
+        """
+        return [self.result_of(sample) for sample in self.run(images)]
+
+    def run(self, images: Sequence[np.ndarray]) -> list[BaseDataElement]:
+        """Return the data samples that the network returns for images (H, W, channels)."""
+        with configs.model_scope(self.config), torch.inference_mode():
+            given = [self.prepare(as_loaded(image)) for image in images]
+            sizes = {tuple(each['inputs'].shape) for each in given if torch.is_tensor(each['inputs'])}
+            batches = [given] if len(sizes) == 1 else [[each] for each in given]
+            return [sample for batch in batches for sample in self.network.test_step(pseudo_collate(batch))]
+
+    def result_of(self, sample: BaseDataElement) -> Result:
+        """Return what a data sample holds in plain arrays."""
+        if 'pred_instances' in sample:
+            found = sample.pred_instances
+            rles = encode(np.asarray(found.masks.cpu())) if 'masks' in found else None
+            arrays = (found[name].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
+            boxes, scores, labels = arrays
+            order = np.argsort(-scores, kind='stable')
+            objects = Objects(boxes.astype(np.float32), scores, labels, tuple(sample.ori_shape[:2]), self.classes, rles)
+            return objects.take(order)
+        if 'pred_sem_seg' in sample:
+            return self.label_map(sample.pred_sem_seg.data[0].cpu().numpy())
+        raise UserError(
+            f'The model {self.name} predicts {", ".join(sample.keys())}; objects and label maps can be predicted here.'
+        )
+
+    def scores(self, sample: BaseDataElement) -> np.ndarray:
+        """Return what can be added up over tiles, (classes, H, W); of one class, what is positive where the class is.
+
+        A segmentor with one channel, and test-time augmentation, give probabilities; others give logits.
+        """
+        given = sample.seg_logits.data
+        if len(given) == 1:
+            return (given - self.module.decode_head.threshold).cpu().numpy()
+        return (given if self.module is not self.network else given.softmax(0)).cpu().numpy()
+
+    @property
+    def kind(self) -> str:
+        """What it predicts: ``'objects'`` or ``'label maps'``."""
+        return LABEL_MAPS if hasattr(self.module, 'decode_head') else OBJECTS
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The network without test-time augmentation around it."""
+        return self.network.module if isinstance(self.network, BaseTTAModel) else self.network
+
+    def label_map(self, labels: np.ndarray) -> LabelMap:
+        """Return the result of a segmentor from labels (H, W)."""
+        kind = np.uint8 if len(self.classes) <= 256 else np.int32
+        return LabelMap(labels.astype(kind), self.classes, self.palette)
+
+
+def load_model(
+    source: str | os.PathLike,
+    config: str | os.PathLike | None = None,
+    device: str | None = None,
+    tta: bool = False,
+    cfg_options: Mapping | None = None,
+) -> Model:
+    """Load a trained detector or segmentor.
+
+    Args:
+        source: The work dir of a run, of which the best checkpoint is taken, or else the latest; or a checkpoint, as a
+            file or as an address that :func:`~convnext_dense.weights.sources.fetch` takes.
+        config: The config, as a file or by its name, where it stands neither in the checkpoint nor beside it.
+        device: ``'cpu'``, ``'cuda'``, ``'cuda:1'`` ...; by default a GPU where there is one.
+        tta: Test-time augmentation, as the config says.
+        cfg_options: Dotted keys of the config to override.
+
+    Raises:
+        UserError: There is no such model, it has no config, or its weights do not fit.
+    """
+    checkpoint = find_checkpoint(source)
+    content = fetch(checkpoint)
+    cfg, name = find_own_config(checkpoint, content, config, cfg_options)
+    configs.require_library(cfg.get('default_scope'))
+    dataset = find_classes(cfg, content)
+    if cfg.get('test_dataloader') is None:
+        raise UserError(f'The config {name} has no test_dataloader, whose pipeline prepares the images.')
+    for _, each in open_wrappers(cfg.test_dataloader.dataset):
+        each['metainfo'] = dict(classes=dataset['classes'])
+    run_config.fit_classes(cfg)
+    run_config.fit_bands(cfg)
+    run_config.drop_initial_weights(cfg.model)
+    if tta:
+        run_config.enable_tta(cfg)
+    with configs.model_scope(cfg), build_errors(), quiet():
+        network = revert_sync_batchnorm(MODELS.build(cfg.model))
+        network.dataset_meta = dataset
+        load_checkpoint(getattr(network, 'module', network), checkpoint, map_location='cpu', strict=True)
+    return Model(network.to(device or device_type()).eval(), cfg, dataset, name, checkpoint)
+
+
+def find_checkpoint(source: str | os.PathLike) -> str:
+    """Return the file or address of a model's weights.
+
+    Raises:
+        UserError: There is none.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        best = sorted(folder.glob('best_*.pth'), key=lambda file: file.stat().st_mtime)
+        checkpoint = best[-1] if best else latest_checkpoint(folder)
+        if checkpoint is None:
+            raise UserError(
+                f'The folder {folder} holds no checkpoint. Give the work dir of a run, or a checkpoint file.'
+            )
+        return str(checkpoint)
+    if folder.suffix == '.py':
+        raise UserError(
+            f'{source} is a config; a model is a work dir or a checkpoint. Give the checkpoint, and --config {source} '
+            'where the checkpoint does not hold its config.'
+        )
+    if '://' not in str(source):
+        check_exists(folder)
+    return str(source)
+
+
+def find_own_config(
+    checkpoint: str, content: Mapping, config: str | os.PathLike | None, options: Mapping | None
+) -> tuple[Config, str]:
+    """Return the config of a checkpoint and its name: the given one, the one beside it, or the one inside of it."""
+    file = Path(checkpoint)
+    beside = [file.with_suffix('.py'), *sorted(file.parent.glob('*.py'))] if file.is_file() else []
+    text = read_meta(content).get('cfg')
+    if config is not None:
+        return configs.load_config(config, options), Path(config).stem
+    if beside and beside[0].is_file():  # as publish writes it
+        return configs.load_config(beside[0], options), beside[0].stem
+    if text:
+        cfg = Config(read_config(text, checkpoint))
+        cfg.merge_from_dict(dict(options or {}))
+        return cfg, config_name(read_meta(content)) or Path(checkpoint).stem
+    if len(beside) == 2:  # a run's own
+        return configs.load_config(beside[1], options), beside[1].stem
+    raise UserError(f'{checkpoint} holds no config, and there is none beside it. Name it with --config.')
+
+
+def find_classes(cfg: Config, content: Mapping) -> dict[str, Any]:
+    """Return the classes and colours of a model: those of the checkpoint, of the config, or of the dataset's type."""
+    dataset = read_dataset(content.get('meta') or {})
+    loader = next(
+        (cfg[f'{split}_dataloader'] for split in ('test', 'val', 'train') if cfg.get(f'{split}_dataloader')), {}
+    )
+    _, of_config = next(open_wrappers(loader.get('dataset')), ('', {}))
+    with configs.model_scope(cfg), quiet():
+        known = getattr(DATASETS.get(of_config.get('type') or ''), 'METAINFO', {})
+    given = of_config.get('metainfo') or {}
+    classes = dataset.get('classes') or read_classes(of_config) or known.get('classes')
+    if not classes:
+        raise UserError('Neither the checkpoint nor the config names the classes. Set metainfo = dict(classes=[...]).')
+    palettes = (each.get('palette') for each in (dataset, given, known))
+    palette = next((each for each in palettes if isinstance(each, list) and len(each) >= len(classes)), None)
+    return {'classes': tuple(classes), 'palette': palette or colours(len(classes))}
+
+
+def colours(count: int) -> list[tuple[int, int, int]]:
+    """Return so many colours (R, G, B) that differ: their hues are a golden section apart."""
+    import colorsys
+
+    hues = [(0.02 + 0.618034 * i) % 1 for i in range(count)]
+    return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, 0.95)) for hue in hues]
+
+
+def test_pipeline(cfg: Config) -> list[dict]:
+    """Return the steps that prepare an image for a test, without those that read what is right."""
+    _, dataset = next(open_wrappers(cfg.test_dataloader.dataset))
+    steps = dataset.get('pipeline') or cfg.get('test_pipeline')
+    return [without_labels(step) for step in steps if step['type'].split('.')[-1] not in READS_LABELS]
+
+
+def without_labels(step: Mapping) -> dict:
+    """Return a step; in test-time augmentation, without the inner ones that read what is right."""
+    if 'transforms' not in step:
+        return step
+    choices = [[each for each in choice if each['type'] not in READS_LABELS] for choice in step['transforms']]
+    return dict(step, transforms=[choice for choice in choices if choice])
+
+
+def as_loaded(image: np.ndarray) -> dict:
+    """Return an image (H, W, channels) as the first step of a pipeline leaves it."""
+    shape = image.shape[:2]
+    return dict(img=image, img_path='', img_id=0, img_shape=shape, ori_shape=shape)
+
+
+def encode(masks: np.ndarray) -> list[dict]:
+    """Return masks (N, H, W) as run lengths in COCO's format."""
+    from pycocotools import mask
+
+    return mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))) if len(masks) else []

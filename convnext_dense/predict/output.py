@@ -1,0 +1,289 @@
+"""Where predictions go: pictures, label files and one table for all images.
+
+``images.jsonl`` in the output folder has a line for each image that is done, whose other files were written before it.
+A prediction that was interrupted goes on behind the last whole line, and the tables are written from it at the end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from convnext_dense.compat.errors import UserError
+from convnext_dense.predict.inputs import Frame, Source, ask_video
+from convnext_dense.predict.results import LabelMap, Objects, Result
+from convnext_dense.weights.write import replaced
+
+if TYPE_CHECKING:
+    from convnext_dense.predict.model import Model
+
+LOG = 'images.jsonl'
+OBJECTS, LABEL_MAPS = 'objects', 'label maps'  # kinds of predictions
+# what can be written of objects and of label maps; the first two are written where nothing else is asked for
+FORMATS = {OBJECTS: ('pictures', 'coco', 'csv', 'yolo'), LABEL_MAPS: ('pictures', 'maps', 'csv')}
+CSV_COLUMNS = {OBJECTS: ('score', 'x1', 'y1', 'x2', 'y2'), LABEL_MAPS: ('pixels',)}
+DRAWN_SCORE = 0.3  # where no other one is asked for
+MOST_PIXELS = 2**25  # of a picture
+OPACITY = 0.45  # of masks and label maps in pictures
+
+
+def draw(image: np.ndarray, result: Result, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return an image with what was predicted for it.
+
+    Args:
+        image: (H, W, 3), BGR; of other channels the first is shown in grey.
+        result: The prediction.
+        palette: A colour (R, G, B) for each class.
+    """
+    if image.shape[2] != 3:
+        image = image[..., :1].repeat(3, axis=2)
+    image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
+    if isinstance(result, LabelMap):
+        colours = np.array(palette, np.uint8)[:, ::-1]
+        return cv2.addWeighted(colours[result.labels], OPACITY, image, 1 - OPACITY, 0)
+    if not len(result):
+        return image
+    return annotate(image, result, palette)
+
+
+def annotate(image: np.ndarray, objects: Objects, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return an image (H, W, 3), BGR, with masks, boxes, class names and scores drawn by supervision."""
+    try:
+        import supervision
+    except ImportError as error:
+        raise UserError("Pictures need the package supervision: pip install 'convnext-dense[predict]'.") from error
+    found = objects.to_supervision()
+    colour = supervision.ColorPalette([supervision.Color(*map(int, each)) for each in palette])
+    thickness = supervision.calculate_optimal_line_thickness(image.shape[1::-1])
+    scale = supervision.calculate_optimal_text_scale(image.shape[1::-1])
+    texts = [f'{name} {score:.2f}' for name, score in zip(objects.names, objects.scores, strict=True)]
+    if objects.rles is not None:
+        image = supervision.MaskAnnotator(colour, opacity=OPACITY).annotate(image, found)
+    image = supervision.BoxAnnotator(colour, thickness).annotate(image, found)
+    label = supervision.LabelAnnotator(colour, text_scale=scale, text_thickness=thickness, text_padding=3)
+    return label.annotate(image, found, texts)
+
+
+def yolo_lines(objects: Objects) -> str:
+    """Return objects as lines of a YOLO label file: the class, then the box or the outline in parts of the image.
+
+    The outline is that of a mask's largest part; the format has no holes and no second part.
+    """
+    height, width = objects.size
+    scale = np.array([width, height] * 2, np.float64)
+    lines = []
+    for i, (label, box) in enumerate(zip(objects.labels, objects.boxes / scale, strict=True)):
+        outline = np.array([])
+        if objects.masks is not None:
+            outline = largest_outline(objects.masks[i]) / scale[:2]
+        middle_and_size = np.concatenate([(box[:2] + box[2:]) / 2, box[2:] - box[:2]])
+        numbers = outline.ravel() if len(outline) else middle_and_size
+        lines.append(' '.join([str(label), *(f'{number:.6g}' for number in numbers)]))
+    return ''.join(f'{line}\n' for line in lines)
+
+
+def largest_outline(mask: np.ndarray) -> np.ndarray:
+    """Return the outline (N, 2), x and y in pixels, of the largest part of a mask (H, W); none of a line of pixels."""
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    largest = max(outlines, key=cv2.contourArea, default=None)
+    if largest is None or cv2.contourArea(largest) == 0:
+        return np.zeros((0, 2))
+    return largest[:, 0] + 0.5  # the middles of the pixels
+
+
+def reduce(image: np.ndarray, result: Result) -> tuple[np.ndarray, Result]:
+    """Return a very large image and its prediction in a size that can be drawn; masks are then left out."""
+    height, width = image.shape[:2]
+    if height * width <= MOST_PIXELS:
+        return image, result
+    step = math.ceil(math.sqrt(height * width / MOST_PIXELS))
+    small = image[::step, ::step]
+    if isinstance(result, LabelMap):
+        return small, replace(result, labels=result.labels[::step, ::step])
+    return small, replace(result, boxes=result.boxes / step, size=small.shape[:2], rles=None)
+
+
+class Output:
+    """The files of a prediction in one folder.
+
+    Args:
+        folder: Where to write.
+        model: The model, for the names and colours of its classes.
+        formats: Of :data:`FORMATS`, those of the kind of model.
+        settings: What the predictions depend on; a folder with predictions of other settings is refused.
+        drawn_score: The lowest score of an object in a picture.
+
+    Raises:
+        UserError: The folder holds other predictions.
+    """
+
+    def __init__(
+        self, folder: Path, model: Model, formats: Sequence[str], settings: Mapping[str, Any], drawn_score: float
+    ) -> None:
+        self.folder, self.model, self.formats, self.drawn_score = folder, model, formats, drawn_score
+        self.video: Source | None = None  # of which frames are being added
+        self.writer: cv2.VideoWriter | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / LOG
+        self.done = self.resume(settings)
+        self.stream = self.log.open('a', encoding='utf-8')
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+    def resume(self, settings: Mapping[str, Any]) -> set[str]:
+        """Return the names of the files that are done, and cut the log behind its last whole line."""
+        if not self.log.exists():
+            with replaced(self.log) as draft:
+                draft.write_text(json.dumps(settings) + '\n', encoding='utf-8')
+            return set()
+        with self.log.open('rb+') as stream:
+            content = stream.read()
+            stream.truncate(content.rfind(b'\n') + 1)
+        before, *rows = self.rows()
+        if different := [key for key in settings if before.get(key) != settings[key]]:
+            raise UserError(
+                f'{self.folder} holds predictions of another run: its {different[0]} is {before.get(different[0])!r}, '
+                f'not {settings[different[0]]!r}. Give another --out, or delete {self.log}.'
+            )
+        return {row['file_name'] for row in rows if row.get('frame') is None and 'error' not in row}
+
+    def rows(self) -> Iterator[dict]:
+        """Yield the settings, then what the log has for each image."""
+        with self.log.open(encoding='utf-8') as stream:
+            yield from map(json.loads, stream)
+
+    def add(self, frame: Frame, result: Result) -> None:
+        """Write the files of one image, then its line."""
+        if self.video not in (None, frame.source):
+            self.finish_video()
+        if frame.number is not None:
+            self.video = frame.source
+        if 'pictures' in self.formats:
+            self.add_picture(frame, result)
+        if 'maps' in self.formats:
+            kind = np.uint8 if result.labels.dtype == np.uint8 else np.uint16
+            self.write(frame, 'labels', '.png', cv2.imencode('.png', result.labels.astype(kind))[1].tobytes())
+        if 'yolo' in self.formats:
+            self.write(frame, 'labels', '.txt', yolo_lines(result).encode())
+        found = dict(pixels=result.areas()) if isinstance(result, LabelMap) else dict(objects=result.to_coco())
+        height, width = result.size
+        self.note(frame, width=width, height=height, **found)
+
+    def add_picture(self, frame: Frame, result: Result) -> None:
+        """Draw what was predicted: a JPEG for an image, a video for a video."""
+        shown = result.select(self.drawn_score) if isinstance(result, Objects) else result
+        picture = draw(*reduce(frame.image, shown), self.model.palette)
+        if frame.number is None:
+            self.write(frame, 'pictures', '.jpg', cv2.imencode('.jpg', picture)[1].tobytes())
+            return
+        if self.writer is None:
+            file = self.place(frame.source, 'pictures', '.mp4')
+            code, speed = cv2.VideoWriter_fourcc(*'mp4v'), ask_video(frame.source.path, cv2.CAP_PROP_FPS) or 25
+            self.writer = cv2.VideoWriter(str(file), code, speed, picture.shape[1::-1])
+        self.writer.write(picture)
+
+    def finish_video(self) -> None:
+        """Note that all frames of the video are done."""
+        if self.writer is not None:
+            self.writer.release()
+        if self.video is not None:
+            self.note(Frame(self.video, None, None), is_video=True)
+        self.video = self.writer = None
+
+    def add_error(self, frame: Frame, error: str) -> None:
+        """Note that an image could not be predicted."""
+        self.note(frame, error=error)
+
+    def note(self, frame: Frame, **values: Any) -> None:
+        """Write a line."""
+        name = dict(file_name=frame.source.name)
+        if frame.number is not None:
+            name['frame'] = frame.number
+        self.stream.write(json.dumps(name | values) + '\n')
+        self.stream.flush()
+
+    def write(self, frame: Frame, folder: str, suffix: str, content: bytes) -> None:
+        """Write a file for an image; a later one with the same name takes its place."""
+        number = '' if frame.number is None else f'_{frame.number:06d}'
+        self.place(frame.source, folder, f'{number}{suffix}').write_bytes(content)
+
+    def place(self, source: Source, folder: str, ending: str) -> Path:
+        """Return the path of a file for an image; folders are made."""
+        file = self.folder / folder / f'{source.stem}{ending}'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+
+    def images(self) -> Iterator[dict]:
+        """Yield the last line of each image, numbered from 1, without those that failed or began anew."""
+        latest = {}
+        for place, row in enumerate(self.rows()):
+            if 'width' in row:
+                latest[row['file_name'], row.get('frame')] = place
+        wanted = set(latest.values())
+        number = 0
+        for place, row in enumerate(self.rows()):
+            if place in wanted:
+                number += 1
+                yield dict(row, image_id=number)
+
+    def counts(self) -> Counter[str]:
+        """Return how many objects of each class were found, or how many pixels it has."""
+        counts: Counter[str] = Counter()
+        for image in self.images():
+            counts.update(self.model.classes[found['category_id'] - 1] for found in image.get('objects', ()))
+            counts.update(image.get('pixels', {}))
+        return counts
+
+    def write_tables(self) -> None:
+        """Write the files of all images: ``predictions.json``, ``predictions.csv`` and ``labels/classes.txt``."""
+        self.finish_video()
+        self.stream.close()
+        if 'coco' in self.formats:
+            self.write_coco()
+        if 'csv' in self.formats:
+            self.write_csv()
+        if 'yolo' in self.formats or 'maps' in self.formats:
+            folder = self.folder / 'labels'
+            folder.mkdir(exist_ok=True)
+            (folder / 'classes.txt').write_text(''.join(f'{name}\n' for name in self.model.classes), encoding='utf-8')
+
+    def write_coco(self) -> None:
+        """Write the objects as results in COCO's format, with the names of their files; one a line."""
+        with replaced(self.folder / 'predictions.json') as draft, draft.open('w', encoding='utf-8') as stream:
+            separator = '[\n'
+            for image in self.images():
+                names = {key: image[key] for key in ('file_name', 'frame') if key in image}
+                for found in image.get('objects', ()):
+                    stream.write(separator + json.dumps(found | names | dict(image_id=image['image_id'])))
+                    separator = ',\n'
+            stream.write('[]\n' if separator.startswith('[') else '\n]\n')
+
+    def write_csv(self) -> None:
+        """Write a line for each object, with its box as x1, y1, x2, y2; or for each class of a label map."""
+        with (
+            replaced(self.folder / 'predictions.csv') as draft,
+            draft.open('w', encoding='utf-8', newline='') as stream,
+        ):
+            table = csv.writer(stream)
+            table.writerow(['file_name', 'frame', 'class', *CSV_COLUMNS[self.model.kind]])
+            for image in self.images():
+                place = [image['file_name'], image.get('frame', '')]
+                for found in image.get('objects', ()):
+                    left, top, width, height = found['bbox']
+                    corners = [left, top, round(left + width, 3), round(top + height, 3)]
+                    table.writerow([*place, self.model.classes[found['category_id'] - 1], found['score'], *corners])
+                for name, pixels in image.get('pixels', {}).items():
+                    table.writerow([*place, name, pixels])

@@ -1,0 +1,186 @@
+"""The command ``predict``: a model, images of any number, and files with what it finds on them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from convnext_dense.compat.errors import UserError
+from convnext_dense.predict.inputs import Frame, Source, ask_video, find_sources, read_ahead
+from convnext_dense.predict.model import Model, load_model
+from convnext_dense.predict.output import DRAWN_SCORE, FORMATS, OBJECTS, Output
+from convnext_dense.predict.results import Objects, Result
+from convnext_dense.predict.tiles import check_tiles, open_image, predict_tiled
+from convnext_dense.train.screen import tell
+from convnext_dense.weights.write import explained
+
+
+def predict(
+    model: str | os.PathLike,
+    inputs: Sequence[str | os.PathLike],
+    out: str | os.PathLike = 'predictions',
+    *,
+    config: str | os.PathLike | None = None,
+    cfg_options: Mapping | None = None,
+    save: Sequence[str] | None = None,
+    score: float | None = None,
+    classes: Sequence[str] | None = None,
+    batch: int = 1,
+    tile: int | None = None,
+    overlap: float = 0.25,
+    tta: bool = False,
+    workers: int = 2,
+    device: str | None = None,
+) -> int:
+    """Predict images and videos, and write what was found into a folder; print how much that was.
+
+    A prediction that was interrupted goes on where it ended, when it is asked for again with the same folder. A file
+    that cannot be read does not end it.
+
+    Args:
+        model: As for :func:`~convnext_dense.predict.model.load_model`, with ``config`` and ``cfg_options``.
+        inputs: As for :func:`~convnext_dense.predict.inputs.find_sources`.
+        out: The folder.
+        config: The config of the model.
+        cfg_options: Dotted keys of the config to override.
+        save: What to write, of :data:`~convnext_dense.predict.output.FORMATS`; by default its first two.
+        score: The lowest score of an object.
+        classes: The names of the classes that are wanted; by default all.
+        batch: Images in one step.
+        tile: Side in pixels of the tiles into which larger images are cut; by default none is cut.
+        overlap: The part of a tile that its neighbour covers too.
+        tta: Test-time augmentation.
+        workers: Threads that decode images.
+        device: Where the model runs; by default a GPU where there is one.
+
+    Returns:
+        0, or 1 where files could not be predicted, which are named.
+
+    Raises:
+        UserError: A mistake of the user.
+    """
+    if batch < 1 or workers < 1:
+        raise UserError(f'--batch and --workers are 1 or more; got {batch} and {workers}.')
+    check_tiles(1 if tile is None else tile, overlap)
+    sources = find_sources(inputs)
+    loaded = load_model(model, config, device, tta, cfg_options)
+    formats = choose_formats(loaded.kind, save)
+    labels = find_labels(loaded, score, classes)
+    lowest = DRAWN_SCORE if score is None else score
+    settings = dict(
+        model=loaded.checkpoint, modified=modified(loaded.checkpoint), classes=classes, score=lowest, tile=tile,
+        overlap=overlap, tta=tta, save=sorted(formats),
+    )  # fmt: skip
+    folder = Path(out)
+    with explained(folder), Output(folder, loaded, formats, settings, lowest) as output:
+        left = [source for source in sources if source.name not in output.done]
+        if len(left) < len(sources):
+            tell(f'{len(sources) - len(left)} of {len(sources)} files were predicted before; the others follow')
+        read = loaded.read if tile is None else partial(open_image, loaded)
+        frames = read_ahead(left, read, workers, 2 * batch + workers)
+        failed = []
+        with tqdm(total=count_frames(left), unit='image', disable=not sys.stderr.isatty(), leave=False) as bar:
+            for frame, result in predict_frames(loaded, frames, batch, tile, overlap):
+                bar.update()
+                if isinstance(result, str):
+                    output.add_error(frame, result)
+                    failed.append(result if str(frame.source.path) in result else f'{frame.source.path}: {result}')
+                else:
+                    output.add(frame, result.select(lowest, labels) if isinstance(result, Objects) else result)
+        output.write_tables()
+        print(summary(loaded, len(sources), output.counts(), failed, folder, formats))
+    return 1 if failed else 0
+
+
+def modified(checkpoint: str) -> float | None:
+    """Return when a checkpoint was last written; None for an address."""
+    return os.path.getmtime(checkpoint) if os.path.isfile(checkpoint) else None
+
+
+def choose_formats(kind: str, save: Sequence[str] | None) -> tuple[str, ...]:
+    """Return what is written.
+
+    Raises:
+        UserError: It cannot be written for this kind of model.
+    """
+    allowed = FORMATS[kind]
+    if unknown := [name for name in save or () if name not in allowed]:
+        raise UserError(f'--save {unknown[0]} is not for a model that predicts {kind}; there are {", ".join(allowed)}.')
+    return tuple(save or allowed[:2])
+
+
+def find_labels(model: Model, score: float | None, classes: Sequence[str] | None) -> list[int] | None:
+    """Return the numbers of the wanted classes; None for all.
+
+    Raises:
+        UserError: The model does not know one of them, or it predicts label maps, which have neither scores nor a
+            pixel without a class.
+    """
+    if model.kind != OBJECTS and (score is not None or classes):
+        raise UserError(f'--score and --classes choose among objects; {model.name} predicts {model.kind}.')
+    if unknown := [name for name in classes or () if name not in model.classes]:
+        raise UserError(f'{model.name} knows no class {unknown[0]!r}; it knows {", ".join(model.classes)}.')
+    return [model.classes.index(name) for name in classes] if classes else None
+
+
+def count_frames(sources: Iterable[Source]) -> int:
+    """Return how many images files hold, as far as videos tell it."""
+    return sum(int(ask_video(each.path, cv2.CAP_PROP_FRAME_COUNT)) if each.is_video else 1 for each in sources)
+
+
+def predict_frames(
+    model: Model, frames: Iterable[Frame], batch: int, tile: int | None, overlap: float
+) -> Iterator[tuple[Frame, Result | str]]:
+    """Yield each image with its prediction, or with what went wrong, in their order."""
+    waiting: list[Frame] = []
+    for frame in frames:
+        waiting.append(frame)
+        if len(waiting) == batch:
+            yield from predict_batch(model, waiting, tile, overlap)
+            waiting = []
+    yield from predict_batch(model, waiting, tile, overlap)
+
+
+def predict_batch(
+    model: Model, frames: Sequence[Frame], tile: int | None, overlap: float
+) -> Iterator[tuple[Frame, Result | str]]:
+    """Yield the predictions of a batch; if it fails as a whole, each image is tried alone."""
+    whole = [frame for frame in frames if not isinstance(frame.image, UserError)]
+    results: dict[int, Result | str] = {}
+    try:
+        if tile is None and whole:
+            results = dict(zip(map(id, whole), model.predict([frame.image for frame in whole]), strict=True))
+    except Exception:  # of whatever library; alone, each image says what is wrong
+        results = {}
+    for frame in frames:
+        yield frame, results.get(id(frame)) or predict_alone(model, frame, tile, overlap)
+
+
+def predict_alone(model: Model, frame: Frame, tile: int | None, overlap: float) -> Result | str:
+    """Return the prediction of an image, or what went wrong in one line."""
+    if isinstance(frame.image, UserError):
+        return str(frame.image)
+    try:
+        return model.predict([frame.image])[0] if tile is None else predict_tiled(model, frame.image, tile, overlap)
+    except Exception as error:  # one bad image does not end the others
+        return f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
+
+
+def summary(
+    model: Model, count: int, found: Counter[str], failed: Sequence[str], folder: Path, formats: Sequence[str]
+) -> str:
+    """Return what a prediction is told to have done."""
+    unit = '' if model.kind == OBJECTS else ' pixels'
+    amounts = ', '.join(f'{name} {number}{unit}' for name, number in found.most_common(10)) or 'nothing'
+    lines = [f'{count - len(failed)} of {count} files predicted with {model.name}: {amounts}']
+    lines += [f'failed: {line}' for line in failed[:10]]
+    if len(failed) > 10:
+        lines.append(f'failed: {len(failed) - 10} more; see {folder / "images.jsonl"}')
+    return '\n'.join([*lines, f'written to {folder}: {", ".join(formats)}'])

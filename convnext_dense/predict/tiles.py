@@ -1,0 +1,329 @@
+"""Large images in tiles: each tile is predicted by itself, and what the tiles find is made one.
+
+Two tiles overlap, so that both see the same part of an object on their border. Detections of two tiles are one object
+where they agree in the region that both tiles see. Segmentors' probabilities are blended.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import combinations, groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from convnext_dense.compat import check_exists
+from convnext_dense.compat.errors import UserError
+from convnext_dense.data.pictures import TIFF, as_input, unreadable
+from convnext_dense.predict.results import Objects, Result
+
+if TYPE_CHECKING:
+    from convnext_dense.predict.model import Model
+
+SAME = 0.5  # intersection over union, in the region that two tiles see, from which on two detections are one object
+INSIDE = 0.8  # the part of a cut box that another one covers there, from which on they are one object
+NEAR = 0.02  # of a tile's side: a box that ends so near to the tile's border may go on beyond it
+MOST_BYTES = 2**30  # of blended probabilities in memory; more are kept in a temporary file
+
+
+class Tile(NamedTuple):
+    """A part of an image, in its pixels."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class Piece(NamedTuple):
+    """What a tile found.
+
+    Attributes:
+        tile: The tile.
+        box: (4,), x1, y1, x2, y2 in pixels of the image.
+        score: Of the detection.
+        label: Of its class.
+        rle: The mask in the tile, as run lengths; None for a detector of boxes alone.
+        is_cut: (4,), for each side whether the tile ends there and the image goes on.
+    """
+
+    tile: Tile
+    box: np.ndarray
+    score: float
+    label: int
+    rle: dict | None
+    is_cut: np.ndarray
+
+
+def cut(height: int, width: int, side: int, overlap: float) -> list[Tile]:
+    """Return the tiles of an image, row by row, evenly spaced; one for an image that fits.
+
+    >>> [tile[::2] for tile in cut(10, 25, side=10, overlap=0.2)]
+    [(0, 10), (8, 18), (15, 25)]
+    """
+    check_tiles(side, overlap)
+    rows, columns = (starts(length, side, overlap) for length in (height, width))
+    return [Tile(left, top, min(left + side, width), min(top + side, height)) for top in rows for left in columns]
+
+
+def check_tiles(side: int, overlap: float) -> None:
+    """Raise a :class:`UserError` where there are no such tiles."""
+    if side < 1 or not 0 <= overlap < 1:
+        raise UserError(f'A tile has 1 pixel or more, and an overlap from 0 to below 1; got {side} and {overlap}.')
+
+
+def starts(length: int, side: int, overlap: float) -> list[int]:
+    """Return where the tiles begin along an axis."""
+    if length <= side:
+        return [0]
+    count = int(np.ceil((length - overlap * side) / (side - overlap * side)))
+    return [round(start) for start in np.linspace(0, length - side, count)]
+
+
+def predict_tiled(model: Model, image: np.ndarray, side: int, overlap: float) -> Result:
+    """Predict an image in tiles; an image that fits into one is predicted as without.
+
+    Args:
+        model: The model.
+        image: (H, W, channels), or what has a ``shape`` and returns windows as an array does.
+        side: Of a tile in pixels.
+        overlap: The part of a tile that its neighbour covers too.
+    """
+    tiles = cut(*image.shape[:2], side, overlap)
+    windows = (np.ascontiguousarray(image[tile.top : tile.bottom, tile.left : tile.right]) for tile in tiles)
+    samples = (model.run([pixels])[0] for pixels in windows)
+    first = next(samples)
+    if len(tiles) == 1:
+        return model.result_of(first)
+    samples = chained(first, samples)
+    if 'seg_logits' in first:
+        return model.label_map(blend(tiles, map(model.scores, samples), image.shape[:2]))
+    found = [model.result_of(sample) for sample in samples]
+    return join(tiles, found)
+
+
+def chained(first: object, others: Iterator) -> Iterator:
+    """Yield the first and the others."""
+    yield first
+    yield from others
+
+
+def join(tiles: Sequence[Tile], found: Sequence[Objects]) -> Objects:
+    """Return the objects of an image from those of its tiles, best first."""
+    size = max(tile.bottom for tile in tiles), max(tile.right for tile in tiles)
+    pieces = [take_apart(objects, tile, size) for tile, objects in zip(tiles, found, strict=True)]
+    groups = [[piece] for of_tile in pieces for piece in of_tile]
+    group_of = {id(group[0]): group for group in groups}
+    for _, one, other in sorted(agreements(pieces), key=lambda pair: -pair[0]):
+        group, joined = group_of[id(one)], group_of[id(other)]
+        if {piece.tile for piece in group}.isdisjoint(piece.tile for piece in joined):
+            group += joined
+            group_of.update({id(piece): group for piece in joined})
+    groups = list({id(group): group for group in group_of.values()}.values())
+    groups.sort(key=lambda group: -max(piece.score for piece in group))
+    boxes = np.array([fuse_boxes(group) for group in groups], np.float32).reshape(-1, 4)
+    scores = np.array([max(piece.score for piece in group) for group in groups], np.float32)
+    labels = np.array([group[0].label for group in groups], np.int64)
+    rles = None if found[0].rles is None else [fuse_masks(group, size) for group in groups]
+    return Objects(boxes, scores, labels, size, found[0].classes, rles)
+
+
+def take_apart(objects: Objects, tile: Tile, size: tuple[int, int]) -> list[Piece]:
+    """Return the objects of a tile one by one, in pixels of the image."""
+    height, width = size
+    near = NEAR * max(tile.right - tile.left, tile.bottom - tile.top)
+    goes_on = np.array([tile.left > 0, tile.top > 0, tile.right < width, tile.bottom < height])
+    pieces = []
+    for i, box in enumerate(objects.boxes + np.float32([tile.left, tile.top] * 2)):
+        is_cut = goes_on & (np.abs(box - np.array(tile)) < near)
+        rle = None if objects.rles is None else objects.rles[i]
+        pieces.append(Piece(tile, box, float(objects.scores[i]), int(objects.labels[i]), rle, is_cut))
+    return pieces
+
+
+def agreements(pieces: Sequence[Sequence[Piece]]) -> Iterator[tuple[float, Piece, Piece]]:
+    """Yield the pairs of pieces from two tiles that are one object, with how well they agree."""
+    for ours, theirs in combinations(filter(None, pieces), 2):
+        region = shared(ours[0].tile, theirs[0].tile)
+        if region is not None:
+            agreement = agree(ours, theirs, *region)
+            for i, j in zip(*np.nonzero(agreement), strict=True):
+                yield agreement[i, j], ours[i], theirs[j]
+
+
+def agree(ours: Sequence[Piece], theirs: Sequence[Piece], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return how well the pieces of two tiles agree, (ours, theirs); 0 where they are not one object.
+
+    Args:
+        ours: The pieces of a tile.
+        theirs: The pieces of the other one.
+        low: The corner (x, y) where the region begins that both tiles see.
+        high: The corner where it ends.
+    """
+    boxes = [np.array([piece.box for piece in pieces]).reshape(-1, 2, 2).clip(low, high) for pieces in (ours, theirs)]
+    areas = [(box[:, 1] - box[:, 0]).prod(-1) for box in boxes]
+    a, b = boxes[0][:, None], boxes[1][None]
+    common = (np.minimum(a[..., 1, :], b[..., 1, :]) - np.maximum(a[..., 0, :], b[..., 0, :])).clip(0).prod(-1)
+    columns = np.maximum(areas[0], 1e-9)[:, None], np.maximum(areas[1], 1e-9)
+    overlap = common / (columns[0] + columns[1] - common)
+    cuts = [np.array([piece.is_cut.any() for piece in pieces]) for pieces in (ours, theirs)]
+    inside = np.maximum(cuts[0][:, None] * common / columns[0], cuts[1] * common / columns[1])
+    labels = [np.array([piece.label for piece in pieces]) for pieces in (ours, theirs)]
+    is_same = (labels[0][:, None] == labels[1]) & ((overlap >= SAME) | (inside >= INSIDE))
+    return np.where(is_same, overlap, 0)
+
+
+def shared(one: Tile, other: Tile) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the corners (x, y) of the region that two tiles see; None where there is none."""
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    return (low, high) if (low < high).all() else None
+
+
+def fuse_boxes(group: Sequence[Piece]) -> np.ndarray:
+    """Return the box of an object: each side is the mean, by score, of the pieces that are not cut there."""
+    boxes = np.array([piece.box for piece in group])
+    weights = np.array([piece.score * ~piece.is_cut for piece in group]) + 1e-12
+    outermost = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
+    all_cut = np.all([piece.is_cut for piece in group], axis=0)
+    return np.where(all_cut, outermost, (boxes * weights).sum(0) / weights.sum(0))
+
+
+def fuse_masks(group: Sequence[Piece], size: tuple[int, int]) -> dict:
+    """Return the mask of an object as run lengths: each pixel is decided, by score, by the tiles that see it."""
+    from pycocotools import mask
+
+    if len(group) == 1 and (group[0].tile.right, group[0].tile.bottom) == size[::-1] and not any(group[0].tile[:2]):
+        return group[0].rle
+    tiles = np.array([piece.tile for piece in group])
+    left, top = tiles[:, :2].min(0)
+    right, bottom = tiles[:, 2:].max(0)
+    votes = np.zeros((2, bottom - top, right - left), np.float32)
+    for piece in group:
+        seen = np.s_[piece.tile.top - top : piece.tile.bottom - top, piece.tile.left - left : piece.tile.right - left]
+        votes[0][seen] += piece.score * mask.decode(piece.rle)
+        votes[1][seen] += piece.score
+    return encode_part((votes[0] >= votes[1] / 2) & (votes[1] > 0), int(left), int(top), size)
+
+
+def encode_part(part: np.ndarray, left: int, top: int, size: tuple[int, int]) -> dict:
+    """Return the run lengths of a mask of which a part (h, w) is known, and which is empty elsewhere.
+
+    Args:
+        part: The known part, bool.
+        left: Its place in pixels.
+        top: Its place in pixels.
+        size: Height and width of the mask.
+    """
+    from pycocotools import mask
+
+    height, width = size
+    changes = np.diff(np.pad(part, ((1, 1), (0, 0))).astype(np.int8), axis=0)  # (h + 1, w)
+    columns, rows = np.nonzero(changes.T)  # COCO counts down the columns; in each, beginnings and ends take turns
+    places = (left + columns).astype(np.int64) * height + top + rows
+    kept = np.ones(len(places), bool)
+    joined = np.flatnonzero(places[1:-1:2] == places[2::2])  # a run that ends where a column ends and the next begins
+    kept[2 * joined + 1] = kept[2 * joined + 2] = False
+    places = places[kept]
+    ends = [] if len(places) and places[-1] == height * width else [height * width]
+    counts = np.diff(np.concatenate([[0], places, ends]))
+    return mask.frPyObjects(dict(counts=counts.tolist(), size=[height, width]), height, width)
+
+
+def blend(tiles: Sequence[Tile], scores: Iterator[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Return the label map (H, W) of an image; where tiles overlap, each counts more the farther its border is.
+
+    A row of tiles is kept, and of the row above what both see.
+
+    Args:
+        tiles: Row by row.
+        scores: Of each tile, (classes, height, width) float32, of which the largest wins; of one class, what is
+            positive where the class is.
+        size: Height and width of the image.
+    """
+    labels = np.zeros(size, np.int32)
+    rows = [list(row) for _, row in groupby(tiles, key=lambda tile: tile.top)]
+    above = None
+    for row, end in zip(rows, [*(below[0].top for below in rows[1:]), size[0]], strict=True):
+        top, bottom = row[0].top, row[0].bottom
+        sums = None
+        for tile in row:
+            given = next(scores)
+            if sums is None:
+                sums = zeros((len(given), bottom - top, size[1]))
+            sums[:, :, tile.left : tile.right] += given * np.outer(hat(bottom - top), hat(tile.right - tile.left))
+        if above is not None:
+            sums[:, : above.shape[1]] += above
+        done = sums[:, : end - top]
+        labels[top:end] = done.argmax(0) if len(done) > 1 else done[0] > 0
+        above = sums[:, end - top :]
+    return labels
+
+
+def hat(length: int) -> np.ndarray:
+    """Return weights that are largest in the middle and 1 at both ends.
+
+    >>> hat(5)
+    array([1., 2., 3., 2., 1.], dtype=float32)
+    """
+    places = np.arange(1, length + 1, dtype=np.float32)
+    return np.minimum(places, places[::-1])
+
+
+def zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Return zeros of float32, in a temporary file where they would take much memory."""
+    if 4 * np.prod(shape, dtype=np.int64) <= MOST_BYTES:
+        return np.zeros(shape, np.float32)
+    return np.memmap(tempfile.TemporaryFile(), np.float32, shape=shape)
+
+
+def open_image(model: Model, path: Path) -> np.ndarray | Raster:
+    """Return an image of which tiles are taken: a TIFF is read in windows where the package rasterio is installed.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if path.suffix.lower() in TIFF and importlib.util.find_spec('rasterio'):
+        return Raster(path, model.load)
+    return model.read(path)
+
+
+class Raster:
+    """A TIFF file that gives windows as slices of an array (H, W, channels).
+
+    Args:
+        path: The file.
+        load: The first step of the model's pipeline, whose ``channels`` and ``stretch`` are kept.
+
+    Raises:
+        UserError: It is no image, or its values cannot be taken window by window.
+    """
+
+    def __init__(self, path: Path, load: object) -> None:
+        import rasterio
+
+        check_exists(path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
+                self.file = rasterio.open(path)
+        except rasterio.errors.RasterioIOError as error:
+            raise unreadable(path) from error
+        self.path, self.channels, self.stretch = path, getattr(load, 'channels', 3), getattr(load, 'stretch', None)
+        self.shape = self.file.height, self.file.width, self.channels
+        if self.file.dtypes[0] != 'uint8' and self.stretch is None:
+            raise UserError(
+                f'{path} holds {self.file.dtypes[0]}, and the config does not say which values become 0 and 255. '
+                "Set LoadAnyImage's stretch in the test pipeline, as import-data writes it, or leave out --tile."
+            )
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        """Return a window (height, width, channels), as the whole image would be read; a step leaves pixels out."""
+        rows, columns = (each.indices(length) for each, length in zip(place, self.shape, strict=False))
+        window = (rows[:2], columns[:2])
+        size = len(range(*rows)), len(range(*columns))
+        bands = self.file.read(window=window, out_shape=(self.file.count, *size))
+        return as_input(np.moveaxis(bands, 0, -1), self.channels, self.stretch, self.path)

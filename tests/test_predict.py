@@ -1,0 +1,463 @@
+"""Predictions: equal to upstream's, in tiles and batches, in every kind of file, and after an interruption."""
+
+import csv
+import dataclasses
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+from pycocotools import mask as coco_mask
+
+import convnext_dense
+from convnext_dense import UserError, cli
+from convnext_dense.configs import load_config, model_scope
+from convnext_dense.data import import_data, write_shapes
+from convnext_dense.predict import Objects, load_model, predict, run
+from convnext_dense.predict.inputs import find_sources, read_ahead
+from convnext_dense.predict.output import yolo_lines
+from convnext_dense.predict.tiles import blend, cut, encode_part, join
+
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning'),  # pycocotools and NumPy 2
+    pytest.mark.filterwarnings('ignore:.*is deprecated:DeprecationWarning:supervision'),
+    pytest.mark.filterwarnings('ignore::FutureWarning:supervision'),
+]
+CONFIGS = {'objects': 'det/cascade_convnext_atto_shapes', 'label maps': 'seg/upernet_convnext_atto_shapes'}
+OPTIONS = {'objects': {'model.test_cfg.rcnn.max_per_img': 12}, 'label maps': {}}
+CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """Return a folder with six drawn images of two sizes."""
+    shapes = write_shapes(tmp_path_factory.mktemp('data') / 'shapes', num_train=1, num_val=6, size=64)
+    folder = tmp_path_factory.mktemp('photos')
+    for i, file in enumerate(sorted((shapes / 'images/val').iterdir())):
+        cv2.imwrite(str(folder / file.name), cv2.resize(cv2.imread(str(file)), (70, 60) if i < 4 else (50, 64)))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    """Return the checkpoints of a detector and of a segmentor with random weights, each in a folder of its own."""
+    files = {}
+    for kind, name in CONFIGS.items():
+        torch.manual_seed(1)
+        cfg = load_config(name, OPTIONS[kind])
+        with model_scope(cfg):
+            network = MODELS.build(cfg.model)
+            network.init_weights()
+        files[kind] = tmp_path_factory.mktemp('run') / 'epoch_1.pth'
+        meta = dict(cfg=cfg.pretty_text, experiment_name=f'{Path(name).name}_20260131_093000')
+        meta['dataset_meta'] = dict(classes=CLASSES if kind == 'objects' else ('sand', 'paper', 'grid', *CLASSES))
+        torch.save(dict(state_dict=network.state_dict(), meta=meta), files[kind])
+    return files
+
+
+@pytest.fixture(scope='module')
+def detector(checkpoints):
+    return load_model(checkpoints['objects'], device='cpu')
+
+
+@pytest.fixture(scope='module')
+def segmentor(checkpoints):
+    return load_model(checkpoints['label maps'], device='cpu')
+
+
+def test_objects_equal_those_of_mmdetection(detector, checkpoints, images):
+    from mmdet.apis import inference_detector, init_detector
+
+    network = init_detector(
+        load_config(CONFIGS['objects'], OPTIONS['objects']), str(checkpoints['objects']), device='cpu'
+    )
+    for file in images.iterdir():
+        ours, theirs = detector(file), inference_detector(network, str(file)).pred_instances
+        order = np.argsort(-theirs.scores.numpy(), kind='stable')
+        assert len(ours) > 5
+        assert np.array_equal(ours.boxes, theirs.bboxes.numpy()[order])
+        assert np.array_equal(ours.labels, theirs.labels.numpy()[order])
+        assert np.array_equal(ours.masks, theirs.masks.numpy()[order])
+
+
+def test_label_maps_equal_those_of_mmsegmentation(segmentor, checkpoints, images):
+    from mmseg.apis import inference_model, init_model
+
+    network = init_model(load_config(CONFIGS['label maps']), str(checkpoints['label maps']), device='cpu')
+    for file in images.iterdir():
+        expected = inference_model(network, str(file)).pred_sem_seg.data[0].numpy()
+        result = segmentor(str(file))
+        assert np.array_equal(result.labels, expected)
+        assert sum(result.areas().values()) == expected.size == np.prod(result.size)
+
+
+def test_an_array_a_file_and_a_list_give_the_same(detector, images):
+    files = sorted(images.iterdir())[:2]
+    one, other = detector(files)
+    assert np.array_equal(one.boxes, detector(cv2.imread(str(files[0]))).boxes)
+    assert np.array_equal(other.boxes, detector(str(files[1])).boxes)
+
+
+def test_results_become_coco_and_supervision(detector, segmentor, images):
+    file = min(images.iterdir())
+    objects = detector(file)
+    results = objects.to_coco(image_id=3, category_ids=[10, 20, 30, 40, 50])
+    assert [each['category_id'] // 10 - 1 for each in results] == objects.labels.tolist()
+    left, top, right, bottom = objects.boxes[0]
+    assert results[0]['bbox'] == pytest.approx([left, top, right - left, bottom - top], abs=1e-3)
+    assert np.array_equal(coco_mask.decode(results[0]['segmentation']), objects.masks[0])
+    found = objects.to_supervision()
+    assert np.array_equal(found.xyxy, objects.boxes)
+    assert found.data['class_name'].tolist() == objects.names
+
+    regions = segmentor(file)
+    masks = {each['category_id'] - 1: coco_mask.decode(each['segmentation']) for each in regions.to_coco()}
+    assert np.array_equal(sum(label * mask for label, mask in masks.items()), regions.labels)
+
+
+# --- tiles
+
+
+def test_an_image_that_fits_into_a_tile_is_predicted_as_without(detector, segmentor, images):
+    file = min(images.iterdir())
+    assert np.array_equal(detector(file, tile=70).boxes, detector(file).boxes)
+    assert np.array_equal(segmentor(file, tile=70).labels, segmentor(file).labels)
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'side', 'overlap'), [(64, 64, 64, 0.5), (500, 77, 64, 0.25), (65, 64, 64, 0)]
+)
+def test_tiles_cover_an_image_and_overlap(height, width, side, overlap):
+    tiles = cut(height, width, side, overlap)
+    seen = np.zeros((height, width), int)
+    for left, top, right, bottom in tiles:
+        assert (right - left, bottom - top) == (min(side, width), min(side, height))
+        seen[top:bottom, left:right] += 1
+    assert seen.min() == 1
+    lefts = sorted({tile.left for tile in tiles})
+    assert all(right - left <= side - int(overlap * side) for left, right in itertools.pairwise(lefts))
+
+
+def seen_by(tile, boxes, labels, size):
+    """Return what a faultless detector finds in a tile."""
+    low, high = np.array(tile[:2] * 2), np.array(tile[2:] * 2)
+    clipped = boxes.clip(low, high)
+    there = (clipped[:, 2:] > clipped[:, :2]).all(1)
+    inner = clipped[there] - low
+    masks = np.zeros((len(inner), tile.bottom - tile.top, tile.right - tile.left), np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, inner, strict=True):
+        mask[top:bottom, left:right] = 1
+    rles = [coco_mask.encode(np.asfortranarray(mask)) for mask in masks]
+    scores = np.linspace(0.9, 0.5, len(boxes), dtype=np.float32)[there]
+    return Objects(inner.astype(np.float32), scores, labels[there], masks.shape[1:], CLASSES, rles)
+
+
+@pytest.mark.parametrize('side', [50, 64, 200])
+def test_objects_cut_by_tiles_are_whole_again(side):
+    size = (150, 170)
+    grid = [(x, y) for x in range(3, 150, 28) for y in range(3, 130, 28)]
+    rng = np.random.default_rng(0)
+    boxes = np.array([(x, y, x + rng.integers(5, 25), y + rng.integers(5, 25)) for x, y in grid])
+    boxes = np.concatenate([boxes, [[2, 60, 165, 64]]])  # through all tiles of a row
+    labels = np.array([i % 4 for i in range(len(grid))] + [4])
+    tiles = cut(*size, side, 0.4)
+    found = join(tiles, [seen_by(tile, boxes, labels, size) for tile in tiles])
+    assert len(found) == len(boxes)
+    order = [int(np.flatnonzero((np.abs(found.boxes - box).max(1) < 1.5) & (found.labels == label))[0])
+             for box, label in zip(boxes, labels, strict=True)]  # fmt: skip
+    assert sorted(order) == list(range(len(boxes)))
+    for mask, (left, top, right, bottom) in zip(found.masks[order], boxes, strict=True):
+        assert mask.sum() == mask[top:bottom, left:right].sum() == (right - left) * (bottom - top)
+
+
+def test_neighbours_of_one_class_stay_apart():
+    boxes, labels = np.array([[30, 10, 48, 30], [50, 10, 70, 30], [30, 32, 70, 50]]), np.zeros(3, int)
+    tiles = cut(60, 100, 60, 0.4)
+    found = join(tiles, [seen_by(tile, boxes, labels, (60, 100)) for tile in tiles])
+    assert sorted(found.boxes.round().tolist()) == sorted(boxes.tolist())
+
+
+@pytest.mark.parametrize('num_classes', [1, 4])
+def test_blended_scores_of_a_segmentor_without_context_equal_the_whole(num_classes):
+    scores = np.random.default_rng(0).normal(size=(num_classes, 90, 130)).astype(np.float32)
+    tiles = cut(90, 130, 40, 0.3)
+    parts = iter([scores[:, tile.top : tile.bottom, tile.left : tile.right] for tile in tiles])
+    expected = scores.argmax(0) if num_classes > 1 else scores[0] > 0
+    assert np.array_equal(blend(tiles, parts, (90, 130)), expected)
+
+
+def test_a_part_of_a_mask_is_encoded_as_the_whole():
+    rng = np.random.default_rng(0)
+    for left, top, height, width in [(0, 0, 20, 30), (4, 5, 7, 9), (10, 0, 20, 3), (3, 19, 1, 20)]:
+        whole = np.zeros((20, 30), np.uint8)
+        part = rng.random((height, width)) < 0.7
+        part[:, 0] = True
+        whole[top : top + height, left : left + width] = part
+        assert encode_part(part, left, top, (20, 30)) == coco_mask.encode(np.asfortranarray(whole))
+
+
+@pytest.mark.filterwarnings('ignore:Dataset has no geotransform')
+def test_a_tiff_is_read_in_windows(segmentor, images, tmp_path, monkeypatch):
+    rasterio = pytest.importorskip('rasterio')
+    pixels = np.vstack([np.hstack([cv2.imread(str(file)) for file in sorted(images.iterdir())[:2]])] * 2)
+    options = dict(width=140, height=120, count=3, dtype='uint8', tiled=True, blockxsize=16, blockysize=16)
+    with rasterio.open(tmp_path / 'large.tif', 'w', **options) as file:
+        file.write(pixels[..., ::-1].transpose(2, 0, 1))
+    expected = segmentor(pixels, tile=64).labels
+    monkeypatch.setattr(type(segmentor), 'read', None)  # the whole is not read
+    assert np.array_equal(segmentor(tmp_path / 'large.tif', tile=64).labels, expected)
+
+
+# --- models
+
+
+def test_a_work_dir_stands_for_its_best_checkpoint(checkpoints, tmp_path):
+    content = torch.load(checkpoints['objects'])
+    for name in ('epoch_1.pth', 'best_coco_bbox_mAP_epoch_1.pth', 'epoch_2.pth'):
+        torch.save(content, tmp_path / name)
+    assert Path(load_model(tmp_path).checkpoint).name == 'best_coco_bbox_mAP_epoch_1.pth'
+    (tmp_path / 'best_coco_bbox_mAP_epoch_1.pth').unlink()
+    assert Path(load_model(tmp_path).checkpoint).name == 'epoch_2.pth'
+
+
+def test_a_published_model_is_loaded(checkpoints, detector, images, tmp_path):
+    from convnext_dense.weights.publish import publish
+
+    published = publish(checkpoints['objects'], tmp_path / 'mine')
+    model, file = load_model(published.file), min(images.iterdir())
+    assert model.classes == CLASSES
+    assert np.array_equal(model(file).boxes, detector(file).boxes)
+
+
+def test_tta_is_that_of_the_config(checkpoints, images):
+    file = min(images.iterdir())
+    model = load_model(checkpoints['label maps'], tta=True)
+    assert model(file).size == (60, 70)
+    assert model(file, tile=40).size == (60, 70)
+
+
+@pytest.mark.parametrize(
+    ('source', 'named'),
+    [
+        ('{tmp}', 'no checkpoint'),
+        ('{tmp}/none.pth', 'none.pth'),
+        ('det/some.py', '--config'),
+        ('{tmp}/bare.pth', '--config'),
+    ],
+)
+def test_what_is_no_model_is_answered(source, named, tmp_path, checkpoints):
+    folder = tmp_path / 'empty'
+    folder.mkdir()
+    torch.save(torch.load(checkpoints['objects'])['state_dict'], folder / 'bare.pth')
+    if source == '{tmp}':
+        (folder / 'bare.pth').unlink()
+    with pytest.raises(UserError, match=named):
+        load_model(source.format(tmp=folder))
+
+
+def test_weights_that_do_not_fit_are_refused(checkpoints):
+    with pytest.raises(UserError, match='does not fit'):
+        load_model(checkpoints['objects'], CONFIGS['label maps'])
+
+
+# --- the command
+
+
+def predict_all(checkpoints, inputs, out, kind='objects', **options):
+    return predict(checkpoints[kind], [str(each) for each in inputs], out, device='cpu', **options)
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / 'images.jsonl').read_text().splitlines()][1:]
+
+
+def test_the_command_writes_what_was_found(checkpoints, detector, images, tmp_path, capsys):
+    with pytest.raises(SystemExit, match='0'):
+        cli.main('predict', [str(checkpoints['objects']), str(images), '--out', str(tmp_path), '--score', '0.16',
+                             '--save', 'pictures', 'coco', 'csv', 'yolo', '--device', 'cpu'])  # fmt: skip
+    files = sorted(images.iterdir())
+    results = json.loads((tmp_path / 'predictions.json').read_text())
+    expected = {file.name: detector(file).select(0.16) for file in files}
+    assert sum(map(len, expected.values())) == len(results) > 0
+    for name, objects in expected.items():
+        own = [each for each in results if each['file_name'] == name]
+        assert [each['bbox'] for each in own] == [each['bbox'] for each in objects.to_coco()]
+    with (tmp_path / 'predictions.csv').open() as stream:
+        table = list(csv.DictReader(stream))
+    assert [row['class'] for row in table] == [CLASSES[each['category_id'] - 1] for each in results]
+    assert sorted(file.stem for file in (tmp_path / 'pictures').iterdir()) == [file.stem for file in files]
+    picture = cv2.imread(str(tmp_path / f'pictures/{files[0].stem}.jpg')).astype(float)
+    assert np.abs(picture - cv2.imread(str(files[0]))).max() > 50
+    assert '6 of 6' in capsys.readouterr().out
+
+
+def test_yolo_labels_are_read_back(checkpoints, detector, images, tmp_path):
+    data = tmp_path / 'data'
+    predict_all(checkpoints, [images], data, score=0.16, save=['yolo'])
+    (data / 'images').mkdir()
+    for file in images.iterdir():
+        (data / 'images' / file.name).write_bytes(file.read_bytes())
+    imported = import_data(data, tmp_path / 'coco', data_format='yolo')
+    assert imported.classes == list(CLASSES)
+    read = Counter()
+    for file in (tmp_path / 'coco').glob('*.json'):
+        content = json.loads(file.read_text())
+        names = {each['id']: Path(each['file_name']).name for each in content['images']}
+        read.update((names[each['image_id']], each['category_id']) for each in content['annotations'])
+    written = Counter((row['file_name'], each['category_id']) for row in rows_of(data) for each in row['objects'])
+    assert read == written
+    assert written.total() > 20
+
+
+def test_yolo_lines_hold_the_box_or_the_outline():
+    objects = Objects(np.float32([[10, 20, 30, 60]]), np.ones(1), np.array([2]), (100, 200), CLASSES)
+    assert yolo_lines(objects) == '2 0.1 0.4 0.1 0.4\n'
+    mask = np.zeros((100, 200), np.uint8)
+    cv2.circle(mask, (60, 50), 30, 1, -1)
+    mask[0:2, 0:2] = 1  # a smaller part
+    objects = dataclasses.replace(objects, rles=[coco_mask.encode(np.asfortranarray(mask))])
+    label, *outline = map(float, yolo_lines(objects).split())
+    assert label == 2
+    polygon = np.array(outline).reshape(-1, 2) * [200, 100]
+    drawn = coco_mask.decode(coco_mask.frPyObjects([polygon.ravel().tolist()], 100, 200))[..., 0]
+    mask[0:2, 0:2] = 0
+    assert (drawn & mask).sum() / (drawn | mask).sum() > 0.93
+
+
+def test_label_maps_are_written_and_counted(checkpoints, segmentor, images, tmp_path):
+    predict_all(checkpoints, [images], tmp_path, 'label maps', save=['maps', 'csv', 'pictures'])
+    for file in images.iterdir():
+        written = cv2.imread(str(tmp_path / f'labels/{file.stem}.png'), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(written, segmentor(file).labels)
+    with (tmp_path / 'predictions.csv').open() as stream:
+        pixels = sum(int(row['pixels']) for row in csv.DictReader(stream))
+    assert pixels == 4 * 60 * 70 + 2 * 64 * 50
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+def test_bad_files_do_not_stop_the_others(checkpoints, images, tmp_path, batch, capsys):
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    good = sorted(images.iterdir())
+    for file in good:
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / '000000_cut.png').write_bytes(good[0].read_bytes()[:300])
+    (folder / '000002_text.jpg').write_text('no picture')
+    assert predict_all(checkpoints, [folder], tmp_path / 'out', batch=batch) == 1
+    said = capsys.readouterr().out
+    assert '6 of 8' in said
+    assert '000002_text.jpg' in said
+    assert '000000_cut.png cannot be read: it is a PNG that is cut short' in said
+    assert {row['file_name'] for row in rows_of(tmp_path / 'out') if 'error' not in row} == {each.name for each in good}
+
+
+def test_batches_give_what_single_images_give(checkpoints, images, tmp_path):
+    predict_all(checkpoints, [images], tmp_path / 'one', save=['coco'])
+    predict_all(checkpoints, [images], tmp_path / 'many', save=['coco'], batch=4)
+    one, many = (json.loads((tmp_path / name / 'predictions.json').read_text()) for name in ('one', 'many'))
+    assert [each['file_name'] for each in one] == [each['file_name'] for each in many]
+    assert np.allclose([each['bbox'] for each in one], [each['bbox'] for each in many], atol=1e-2)
+
+
+def test_an_interrupted_prediction_goes_on_and_gives_the_same(checkpoints, images, tmp_path, monkeypatch, capsys):
+    predict_all(checkpoints, [images], tmp_path / 'whole', save=['coco', 'csv'])
+    seen = []
+
+    def broken_off(model, frames, *others):
+        seen.append(frames)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return predict_batch(model, frames, *others)
+
+    predict_batch = run.predict_batch
+    monkeypatch.setattr(run, 'predict_batch', broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        predict_all(checkpoints, [images], tmp_path / 'twice', save=['coco', 'csv'])
+    log = tmp_path / 'twice/images.jsonl'
+    assert len(rows_of(tmp_path / 'twice')) == 3
+    log.write_bytes(log.read_bytes() + b'{"file_name": "half a li')
+    predict_all(checkpoints, [images], tmp_path / 'twice', save=['coco', 'csv'])
+    assert '3 of 6 files were predicted before' in capsys.readouterr().err
+    for name in ('images.jsonl', 'predictions.json', 'predictions.csv'):
+        assert (tmp_path / 'twice' / name).read_text() == (tmp_path / 'whole' / name).read_text()
+
+
+def test_a_folder_keeps_to_one_model_and_one_set_of_options(checkpoints, images, tmp_path):
+    predict_all(checkpoints, [min(images.iterdir())], tmp_path)
+    with pytest.raises(UserError, match=r'score.*0\.3.*0\.5.*--out'):
+        predict_all(checkpoints, [images], tmp_path, score=0.5)
+    with pytest.raises(UserError, match='epoch_1'):
+        predict_all(checkpoints, [images], tmp_path, 'label maps')
+
+
+def test_a_video_becomes_a_video(checkpoints, images, tmp_path):
+    code = cv2.VideoWriter_fourcc(*'mp4v')
+    video = cv2.VideoWriter(str(tmp_path / 'clip.mp4'), code, 10, (64, 64))
+    for file in sorted(images.iterdir()):
+        video.write(cv2.resize(cv2.imread(str(file)), (64, 64)))
+    video.release()
+    assert predict_all(checkpoints, [tmp_path / 'clip.mp4'], tmp_path / 'out', batch=4) == 0
+    assert [row['frame'] for row in rows_of(tmp_path / 'out')[:-1]] == list(range(6))
+    drawn = cv2.VideoCapture(str(tmp_path / 'out/pictures/clip.mp4'))
+    assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.get(cv2.CAP_PROP_FPS)) == (6, 10)
+    drawn.release()
+
+
+@pytest.mark.parametrize(
+    ('options', 'named'),
+    [
+        (dict(classes=['squirrel']), 'squirrel.*circle'),
+        (dict(save=['maps']), 'maps.*pictures, coco'),
+        (dict(batch=0), '--batch'),
+        (dict(tile=0), 'tile'),
+        (dict(kind='label maps', score=0.5), '--score'),
+    ],
+)
+def test_options_that_cannot_be_are_answered(checkpoints, images, tmp_path, options, named):
+    with pytest.raises(UserError, match=named):
+        predict_all(checkpoints, [images], tmp_path, **options)
+
+
+# --- inputs
+
+
+def test_inputs_are_files_folders_patterns_and_lists(images, tmp_path):
+    files = sorted(images.iterdir())
+    inside = tmp_path / 'list.txt'
+    inside.write_text(f'\ufeff{files[0]}\r\n\r\nbeside.png\n', encoding='utf-8')
+    (tmp_path / 'beside.png').write_bytes(files[1].read_bytes())
+    assert [each.path for each in find_sources([images])] == files
+    assert [each.path for each in find_sources([f'{images}/*2.png', files[2], files[0]])] == [files[2], files[0]]
+    assert [each.path for each in find_sources([inside])] == [files[0], tmp_path / 'beside.png']
+
+
+def test_files_that_share_a_name_keep_their_results_apart(tmp_path):
+    for name in ('a/x.png', 'b/x.png', 'a/x.jpg', 'a/y.jpg'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    sources = {each.name: each.stem for each in find_sources([tmp_path])}
+    assert sources == {'a/x.jpg': 'a/x.jpg', 'a/x.png': 'a/x.png', 'a/y.jpg': 'a/y', 'b/x.png': 'b/x'}
+
+
+@pytest.mark.parametrize('given', ['none.jpg', '*.none', 'notes.docx', 'empty'])
+def test_what_is_no_input_is_answered(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('notes.docx').touch()
+    Path('empty').mkdir()
+    with pytest.raises(UserError, match=given.replace('*', '.')):
+        find_sources([given])
+
+
+def test_images_are_read_ahead_in_their_order(images):
+    sources = find_sources([images])
+    seen = [frame.source for frame in read_ahead(sources, lambda path: np.zeros((1, 1, 3)), workers=3, ahead=2)]
+    assert seen == sources
+
+
+def test_load_model_is_at_the_top():
+    assert convnext_dense.load_model is load_model
