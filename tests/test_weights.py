@@ -208,6 +208,14 @@ def test_one_branch_goes_into_a_detector(prefix):
     assert report.left_out == {'other models': [f'student.{key}' for key in source.student.state_dict()]}
 
 
+def test_the_one_of_two_models_without_a_prefix_is_loaded():
+    source, model = randomize(Detector()).state_dict(), Detector()
+    teacher = {f'teacher.{key}': value + 1 for key, value in source.items()}
+    report = load_weights(model, source | teacher, prefix='backbone', need='all')
+    assert_holds(model, source)
+    assert report.left_out == {'other models': [*teacher]}
+
+
 # Whole models
 
 

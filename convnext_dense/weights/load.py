@@ -296,9 +296,10 @@ def tree_of(prefix: str, end: str) -> str:
 def keys_of_siblings(rest: Iterable[str], given: Mapping[str, Tensor], parts: Mapping[str, Part]) -> dict[str, None]:
     """Return those of ``rest`` that belong to other models of the file than the one that was chosen by a prefix."""
     chosen = [part.prefix for part in parts.values()]
-    trees = tuple(tree_of(part.prefix, place) for place, part in parts.items())
-    others = tuple(part.prefix for part in find_backbones(given) if part.prefix not in chosen)
-    return dict.fromkeys(key for key in rest if key.startswith(others) or not key.startswith(trees))
+    others = [part.prefix for part in find_backbones(given) if part.prefix not in chosen]
+    ours = tuple(tree_of(part.prefix, place) for place, part in parts.items())
+    theirs = tuple(tree_of(prefix, place) or prefix for prefix in others for place in parts)
+    return dict.fromkeys(key for key in rest if key.startswith(theirs) or not key.startswith(ours))
 
 
 # The plan
