@@ -22,9 +22,6 @@ CLASSIFIER = ('norm.', 'head.')
 MIT = 'MIT'  # facebookresearch, ConvNeXt V1
 CC_BY_NC = 'CC-BY-NC 4.0'  # facebookresearch, ConvNeXt V2
 DINOV3_LICENCE = 'DINOv3 License'
-FAIR_NC = 'FAIR Noncommercial Research License'  # EUPE
-BSD = 'BSD-3-Clause'
-APACHE = "Apache-2.0; converted weights keep their makers' licence"  # mmpretrain
 OF_THE_CARD = f"the model card's; facebookresearch's V1 weights are {MIT}, V2 {CC_BY_NC}"
 
 
@@ -188,7 +185,7 @@ EUPE = Format(
     FB_ROWS,
     left_out={'norms.': 'norms of features', 'projectors.': 'projectors'},
     mark=r'^(projectors|norms\.[0-2])\.',
-    licence=f"EUPE's own: {FAIR_NC}",
+    licence="EUPE's own: FAIR Noncommercial Research License",
 )
 # OpenCLIP's image tower is timm's, at `visual.trunk.`: of a plain size it loads, without its head and the text tower.
 TIMM = Format(
@@ -235,7 +232,7 @@ MMPRETRAIN = Format(
     ),
     final_norm='norm3.',  # a detector has an output norm there
     mark=r'\.depthwise_conv\.',
-    licence=f"mmpretrain's own: {APACHE}",
+    licence="mmpretrain's own: Apache-2.0; converted weights keep their makers' licence",
     prefix='backbone.',
     wrapper='state_dict',
     whole='all',
@@ -301,7 +298,7 @@ TORCHVISION = Format(
         Row('classifier.0.', 'norm.'),
         Row('classifier.2.', 'head.'),
     ),
-    licence=f"torchvision's own: {BSD}",
+    licence="torchvision's own: BSD-3-Clause",
     has_v2=False,
 )
 

@@ -29,7 +29,7 @@ from convnext_dense.weights.report import Report
 from convnext_dense.weights.sources import Checkpoint, as_checkpoint, fetch
 
 INIT_OPTIONS = ('strict', 'final_norm')  # of init_cfg, besides MMEngine's own
-_purpose = ContextVar('what a model with our backbone is loaded for: "use", "training", or "" for no such', default='')
+_purpose = ContextVar('purpose', default='')  # of loading a model with our backbone, 'use' or 'training'; '' for others
 
 
 def load_loudly(module: ModuleType) -> None:
