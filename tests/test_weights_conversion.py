@@ -289,6 +289,11 @@ def larger_than_ours():
     [
         (ConvNeXt('atto', grn=True).state_dict, 'torchvision', r'no ConvNeXt V2, .* ConvNeXt V2 atto|fb, timm'),
         (larger_than_ours, 'fb', r'LayerNorm has epsilon 1e-05.* It is not converted'),
+        (
+            lambda: ConvNeXt(SMALL).state_dict() | {'adapter.weight': torch.ones(1)},
+            'timm',
+            r'holds 1 weights that no model of .* has: adapter\.weight\. .*--backbone-only',
+        ),
         (incomplete, 'timm', r'is not complete: .* lacks stages\.2\.1\.dwconv\.weight\.'),
         (ConvNeXt(SMALL).state_dict, 'onnx', r"to fb, timm, mmpretrain, hf, torchvision; got 'onnx'"),
     ],

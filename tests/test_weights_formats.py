@@ -252,6 +252,10 @@ def test_mmpretrain_classifier(source, prefix):
     for each in (report, load_weights(detector, given)):
         assert {*each.left_out['classifier']} == {*[*weights][-4:]}
     assert torch.equal(detector.backbone.norm3.bias, torch.zeros(32))
+    # beside other output norms it is one itself
+    source = randomize(ConvNeXt(SMALL, grn=source.grn)).state_dict()
+    load_weights(detector, mmpretrain_names(source, prefix) | {'head.fc.weight': torch.ones(5, 32)})
+    assert_holds(detector.backbone, source)
 
 
 def test_final_norm():
