@@ -421,10 +421,13 @@ def test_keys_of_init_cfg(init_cfg, tmp_path):
 # What is read
 
 
-def test_a_state_dict_of_the_caller_is_left_as_it_is():
-    state_dict = Toy().state_dict()
-    assert upstream._load_checkpoint_to_model(Toy(), state_dict) is state_dict
-    assert state_dict.keys() == Toy().state_dict().keys()
+@pytest.mark.parametrize('wrap', [lambda weights: weights, lambda weights: {'state_dict': weights}])
+def test_a_checkpoint_of_the_caller_is_left_as_it_is(wrap):
+    weights = {f'student.{key}': value for key, value in Toy().state_dict().items()}
+    given, names = wrap(weights), [*weights]
+    assert upstream._load_checkpoint_to_model(Toy(), given, revise_keys=[(r'^student\.', '')]) is given
+    assert [*weights] == names
+    assert given.keys() == wrap(weights).keys()
 
 
 def test_what_was_fetched_is_saved_without_a_class_of_this_package(toy, tmp_path):
