@@ -109,6 +109,7 @@ SWITCHES = (  # of convnext_dense.train.switches
     switch('--profile', 'write a trace of the first steps'),
 )
 SOURCE_HELP = 'checkpoint file, address, or convnext://, timm:// or hf:// name'
+AGAINST = option('--against', metavar='REPORT', help='report.json of another test, or its folder, to compare with')
 FORCE = switch('--force', 'replace files that exist')
 
 COMMANDS = {
@@ -146,7 +147,15 @@ COMMANDS = {
             switch('--show', 'show the predictions in a window'),
             option('--show-dir', help='save pictures of the predictions in this folder, below that of the log'),
             option('--wait-time', type=float, default=2, help='seconds for which a window stays'),
-            switch('--tta', 'test-time augmentation'),
+            switch('--tta', 'test-time augmentation'), switch('--report', 'write a page with all figures'), AGAINST,
+        ),
+    ),
+    'report': Command(
+        'Evaluate a detector or a segmentor, and write a page with all figures and the worst images',
+        'convnext_dense.report:report',
+        (
+            CONFIG, option('checkpoint', help='checkpoint file of the whole model'), OVERRIDES, *RUN, TRUST,
+            switch('--tta', 'test-time augmentation'), AGAINST,
         ),
     ),
     'predict': Command(

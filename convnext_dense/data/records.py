@@ -127,7 +127,7 @@ def split_of(path: Path | PurePosixPath, root: Path) -> str:
 def find_files(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
     """Yield the files below a folder that end so, in a fixed order, but hidden ones and what an import wrote."""
     for folder, folders, names in os.walk(root, followlinks=True):
-        if IMPORTED in names:
+        if IMPORTED in names and Path(folder) != root:
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith('.') and name != '__MACOSX')

@@ -113,13 +113,7 @@ class Model:
     def result_of(self, sample: BaseDataElement) -> Result:
         """Return what a data sample holds in plain arrays."""
         if 'pred_instances' in sample:
-            found = sample.pred_instances
-            rles = encode(np.asarray(found.masks.cpu())) if 'masks' in found else None
-            arrays = (found[name].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
-            boxes, scores, labels = arrays
-            order = np.argsort(-scores, kind='stable')
-            objects = Objects(boxes.astype(np.float32), scores, labels, tuple(sample.ori_shape[:2]), self.classes, rles)
-            return objects.take(order)
+            return objects_of(sample, self.classes)
         if 'pred_sem_seg' in sample:
             return self.label_map(sample.pred_sem_seg.data[0].cpu().numpy())
         raise UserError(
@@ -283,6 +277,15 @@ def as_loaded(image: np.ndarray) -> dict:
     """Return an image (H, W, channels) as the first step of a pipeline leaves it."""
     shape = image.shape[:2]
     return dict(img=image, img_path='', img_id=0, img_shape=shape, ori_shape=shape)
+
+
+def objects_of(sample: BaseDataElement, classes: tuple[str, ...]) -> Objects:
+    """Return the objects that MMDetection found in an image, best first."""
+    found = sample.pred_instances
+    rles = encode(np.asarray(found.masks.cpu())) if 'masks' in found else None
+    boxes, scores, labels = (found[name].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
+    objects = Objects(boxes.astype(np.float32), scores, labels, tuple(sample.ori_shape[:2]), classes, rles)
+    return objects.take(np.argsort(-scores, kind='stable'))
 
 
 def encode(masks: np.ndarray) -> list[dict]:

@@ -48,8 +48,9 @@ def draw(image: np.ndarray, result: Result, palette: Sequence[Sequence[int]]) ->
         image = image[..., :1].repeat(3, axis=2)
     image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
     if isinstance(result, LabelMap):
-        colours = np.array(palette, np.uint8)[:, ::-1]
-        return cv2.addWeighted(colours[result.labels], OPACITY, image, 1 - OPACITY, 0)
+        colours = np.array([*palette, (0, 0, 0)], np.uint8)[:, ::-1]  # black for pixels without a class
+        shown = colours[np.minimum(result.labels, len(palette))]
+        return cv2.addWeighted(shown, OPACITY, image, 1 - OPACITY, 0)
     if not len(result):
         return image
     return annotate(image, result, palette)
@@ -57,10 +58,8 @@ def draw(image: np.ndarray, result: Result, palette: Sequence[Sequence[int]]) ->
 
 def annotate(image: np.ndarray, objects: Objects, palette: Sequence[Sequence[int]]) -> np.ndarray:
     """Return an image (H, W, 3), BGR, with masks, boxes, class names and scores drawn by supervision."""
-    try:
-        import supervision
-    except ImportError as error:
-        raise UserError("Pictures need the package supervision: pip install 'convnext-dense[predict]'.") from error
+    import supervision
+
     found = objects.to_supervision()
     colour = supervision.ColorPalette([supervision.Color(*map(int, each)) for each in palette])
     thickness = supervision.calculate_optimal_line_thickness(image.shape[1::-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections import Counter
@@ -113,7 +114,13 @@ def choose_formats(kind: str, save: Sequence[str] | None) -> tuple[str, ...]:
     allowed = FORMATS[kind]
     if unknown := [name for name in save or () if name not in allowed]:
         raise UserError(f'--save {unknown[0]} is not for a model that predicts {kind}; there are {", ".join(allowed)}.')
-    return tuple(save or allowed[:2])
+    formats = tuple(save or allowed[:2])
+    if kind == OBJECTS and 'pictures' in formats and importlib.util.find_spec('supervision') is None:
+        raise UserError(
+            "Pictures are drawn by the package supervision: pip install 'convnext-dense[predict]'; or leave them out, "
+            'with --save coco.'
+        )
+    return formats
 
 
 def find_labels(model: Model, score: float | None, classes: Sequence[str] | None) -> list[int] | None:

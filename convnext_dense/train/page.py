@@ -5,8 +5,8 @@ import html
 from collections.abc import Iterable
 
 STYLE = (
-    'body{font:15px sans-serif;margin:2em}td{padding:2px 12px 2px 0}img{max-width:100%}'
-    'figure{display:inline-block;margin:6px}'
+    'body{font:15px sans-serif;margin:2em}img{max-width:100%}'
+    'figure{display:inline-block;margin:6px}figure img{width:440px}th,td{padding:2px 12px 2px 0}'
 )
 
 
@@ -22,6 +22,6 @@ def listed(lines: Iterable[str]) -> str:
     return f'<ul>{"".join(f"<li>{html.escape(line)}</li>" for line in lines)}</ul>'
 
 
-def image(png: bytes, text: str = '') -> str:
-    """Return a picture, with the text that stands for it, from the bytes of a PNG file."""
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(text)}">'
+def image(content: bytes, text: str = '', kind: str = 'png') -> str:
+    """Return a picture, with the text that stands for it, from the bytes of a PNG file, or of one of another kind."""
+    return f'<img src="data:image/{kind};base64,{base64.b64encode(content).decode()}" alt="{html.escape(text)}">'

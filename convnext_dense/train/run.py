@@ -28,6 +28,8 @@ from convnext_dense.train.own_data import prepare_data
 from convnext_dense.train.screen import prints_in_log, tame_console, tell, write_to_log
 from convnext_dense.train.switches import SWITCHES, apply_switches
 
+REPORT_HOOK = 'convnext_dense.report.hook.ReportHook'  # imported where a report is wanted
+
 __all__ = ['OneLineRunner', 'describe_rates', 'device_type', 'test', 'train']
 
 
@@ -123,6 +125,8 @@ def test(
     launcher: str = 'none',
     tta: bool = False,
     check: bool = True,
+    report: bool = False,
+    against: str | None = None,
 ) -> dict:
     """Evaluate a checkpoint as the config says and return the metrics.
 
@@ -138,6 +142,8 @@ def test(
         launcher: As in :func:`train`.
         tta: Test-time augmentation as the config's ``tta_model`` and ``tta_pipeline`` say.
         check: Check data and config first.
+        report: Write a page with all figures and the worst images.
+        against: The report of another test, which that page compares with.
 
     Raises:
         UserError: A mistake of the user.
@@ -151,6 +157,8 @@ def test(
     notes = run_config.enable_tta(cfg) if tta else []
     if out is not None:
         run_config.dump_predictions(cfg, out)
+    if report or against:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type=REPORT_HOOK, against=against)]
     run_config.drop_training(cfg)
     notes += run_config.settle(cfg)
     runner = build_runner(cfg, notes, ('test',), check)
