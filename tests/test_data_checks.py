@@ -450,7 +450,7 @@ def test_each_folder_is_listed_once(coco, monkeypatch):
     scandir = files.os.scandir
     monkeypatch.setattr(files.os, 'scandir', lambda path: listed.append(str(path)) or scandir(path))
     assert coco.check() == []
-    assert listed == [str(coco.images)]
+    assert listed.count(str(coco.images)) == 1
 
 
 def cut(path, share=0.6):

@@ -20,12 +20,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
+from convnext_dense.compat.files import write_text
 from convnext_dense.data.annotation import polygon_area
 from convnext_dense.data.formats import FORMATS, recognise
 from convnext_dense.data.formats.masks import LabelMaps, recoded
 from convnext_dense.data.pictures import ImageKind, find_kind
-from convnext_dense.data.records import IMPORTED, Collection, Picture, Thing, some
+from convnext_dense.data.records import IMPORTED, Collection, Picture, Thing
 from convnext_dense.data.splits import complete_splits
 
 BACKGROUND = 'background'
@@ -237,12 +238,12 @@ def rename_classes(collection: Collection, names: list[str], is_numbered: bool) 
             picture.things[:] = [thing._replace(label=number[thing.label]) for thing in picture.things]
     elif len(names) != len(own) and not (is_numbered and len(names) > len(own)):
         raise UserError(
-            f'--classes names {len(names)} classes, {some(names, 8)}; the data has {len(own)}: {some(own, 8)}. Name '
-            'them all; classes of the same name may stand in any order, and more of them may be named.'
+            f'--classes names {len(names)} classes, {shorten(names, 8)}; the data has {len(own)}: {shorten(own, 8)}. '
+            'Name them all; classes of the same name may stand in any order, and more of them may be named.'
         )
     elif not is_numbered and names != own:
         renamed = [f'{old} becomes {new}' for old, new in zip(own, names, strict=True) if old != new]
-        collection.notes.append(f'--classes gives other names: {some(renamed, 8)}')
+        collection.notes.append(f'--classes gives other names: {shorten(renamed, 8)}')
     if names != own and set(own) <= set(names):
         collection.palette = None  # the colours stand in the order of the data
     collection.classes = names
@@ -281,7 +282,7 @@ def write_det(collection: Collection, folder: Path, with_masks: bool) -> None:
             raise UserError(f'{collection.root}: the training images have no object to learn from. {cure}')
         if all(thing.is_crowd for thing in things):
             collection.notes.append(f'the {split} images have no object, so that they give no scores')
-        write_json(coco_of(pictures, collection, with_masks), folder / f'{split}.json')
+        write_text(json.dumps(coco_of(pictures, collection, with_masks)), folder / f'{split}.json')
 
 
 def coco_of(pictures: Sequence[Picture], collection: Collection, with_masks: bool) -> dict[str, list]:
@@ -351,7 +352,7 @@ def write_seg(collection: Collection, folder: Path) -> None:
             {'img_path': relative(picture.path, collection.root), 'seg_map_path': relative(label_map, collection.root)}
             for picture, label_map in zip(pictures, maps, strict=True)
         ]
-        write_json({'metainfo': metainfo, 'data_list': entries}, folder / f'{split}.json')
+        write_text(json.dumps({'metainfo': metainfo, 'data_list': entries}), folder / f'{split}.json')
 
 
 def prepare_drawing(collection: Collection) -> None:
@@ -416,15 +417,3 @@ def relative(file: Path, root: Path) -> str:
     """Return a path as the files name it: from the folder of the images, or absolute where it lies elsewhere."""
     file, root = file.absolute(), root.absolute()
     return file.relative_to(root).as_posix() if root in file.parents else file.as_posix()
-
-
-def write_json(content: object, file: Path) -> None:
-    """Write a JSON file.
-
-    Raises:
-        UserError: The disk refuses.
-    """
-    try:
-        file.write_text(json.dumps(content), encoding='utf-8')
-    except OSError as error:
-        raise UserError(f'{file} cannot be written ({error.strerror}). Choose another place, or make room.') from error

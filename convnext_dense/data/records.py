@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.jp2', '.gif')
 EXAMPLES = 4  # of each kind of fault
@@ -77,7 +77,8 @@ class Faults:
 
     def notes(self) -> list[str]:
         """Return one line for each kind of fault."""
-        return [f'left out: {kind}, {len(places)} times: {some(places)}' for kind, places in self.places.items()]
+        kinds = self.places.items()
+        return [f'left out: {kind}, {len(places)} times: {shorten(places, 3)}' for kind, places in kinds]
 
 
 @dataclass
@@ -106,16 +107,6 @@ class Collection:
     def pictures(self) -> list[Picture]:
         """The pictures of all splits."""
         return [picture for pictures in self.splits.values() for picture in pictures]
-
-
-def some(items: Iterable[object], most: int = 3) -> str:
-    """Name the first few.
-
-    >>> some('abcd', most=2)
-    'a, b, ... (4)'
-    """
-    items = list(map(str, items))
-    return ', '.join(items[:most]) + (f', ... ({len(items)})' if len(items) > most else '')
 
 
 def split_of(path: Path | PurePosixPath, root: Path) -> str:
@@ -213,8 +204,8 @@ class ImageIndex:
         near = [file for file in best if split and split_of(file, self.root) == split] or best
         if len(near) > 1:
             raise UserError(
-                f'The annotations name the image {name!r}, and several files are called so: {some(near)}. Give each '
-                'image a name of its own, or write the folders into the annotations.'
+                f'The annotations name the image {name!r}, and several files are called so: {shorten(near, 3)}. Give '
+                'each image a name of its own, or write the folders into the annotations.'
             )
         return near[0] if near else None
 

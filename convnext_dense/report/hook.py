@@ -16,6 +16,7 @@ from mmengine.structures import BaseDataElement
 from pycocotools import mask as coco_mask
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import write_text
 from convnext_dense.data.pictures import read_image
 from convnext_dense.predict.model import colours, objects_of
 from convnext_dense.predict.output import draw
@@ -23,7 +24,6 @@ from convnext_dense.predict.results import LabelMap, Objects, Result
 from convnext_dense.report import maps, objects
 from convnext_dense.report.page import write_page
 from convnext_dense.train.summary import CURVES, draw_curves, read_scalars
-from convnext_dense.weights.write import write_text
 
 REPORT = 'report.json'
 

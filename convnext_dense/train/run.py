@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from convnext_dense import configs
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import replaced
 from convnext_dense.data import check_run
 from convnext_dense.lr_decay import LearningRateDecay
 from convnext_dense.train import config as run_config
@@ -25,7 +26,6 @@ from convnext_dense.train.mistakes import build_errors, run_errors
 from convnext_dense.train.own_data import prepare_data
 from convnext_dense.train.screen import prints_in_log, tame_console, tell, write_to_log
 from convnext_dense.train.switches import SWITCHES, apply_switches
-from convnext_dense.weights.write import replaced
 
 REPORT_HOOK = 'convnext_dense.report.hook.ReportHook'  # imported where a report is wanted
 

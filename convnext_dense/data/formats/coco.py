@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.annotation import FaultError, bounding_box, lies_apart, number, read_box, read_segmentation
 from convnext_dense.data.pictures import image_size
 from convnext_dense.data.records import (
@@ -21,7 +21,6 @@ from convnext_dense.data.records import (
     Picture,
     Thing,
     find_files,
-    some,
     split_of,
 )
 
@@ -33,7 +32,7 @@ INSTANCES = 'instances_'  # how COCO's own files begin; others of theirs hold ca
 def find(path: Path) -> str:
     """Say what files of this format are at a path; empty where there are none."""
     files = find_annotations(path)
-    return f'COCO JSON: {some(file.name for file in files)}' if files else ''
+    return f'COCO JSON: {shorten((file.name for file in files), 3)}' if files else ''
 
 
 def find_annotations(path: Path) -> list[Path]:
@@ -70,7 +69,7 @@ def read(path: Path) -> Collection:
     classes += dict.fromkeys(name for own in names.values() for name in own.values())
     for file, own in names.items():
         if lacking := [name for name in classes if name not in own.values()]:
-            collection.notes.append(f'{file} does not have the classes {some(lacking, 8)}, which other files have')
+            collection.notes.append(f'{file} does not have the classes {shorten(lacking, 8)}, which other files have')
     for file, content in contents.items():
         pictures = read_file(file, content, classes, images, collection.faults)
         collection.splits.setdefault(split_of(file, root), []).extend(pictures)
@@ -197,8 +196,8 @@ def read_images(file: Path, content: Mapping, images: ImageIndex, faults: Faults
         pictures[key] = open_picture(path, entry, name, faults, f'{file.name}: {name}')
     if missing and len(missing) == len(pictures):
         raise UserError(
-            f'The images of {file} are not in {images.root}: {some(missing)}. Put them there, under the names that the '
-            'file says.'
+            f'The images of {file} are not in {images.root}: {shorten(missing, 3)}. Put them there, under the names '
+            'that the file says.'
         )
     return pictures
 
@@ -240,13 +239,15 @@ def check_boxes(file: Path, content: Mapping, pictures: Mapping[int | str, Pictu
                 boxes.append((x, y, w, h, picture.width, picture.height))
     is_share = [x + w <= 1.01 and y + h <= 1.01 and (w or h) for x, y, w, h, *_ in boxes]
     if boxes and all(is_share):
-        raise UserError(f'{file}: the boxes, {some(box[:4] for box in boxes)}, are shares of the image. {COCO_BOXES}')
+        raise UserError(
+            f'{file}: the boxes, {shorten((box[:4] for box in boxes), 3)}, are shares of the image. {COCO_BOXES}'
+        )
     reaches_out = [x + w > width + 1 or y + h > height + 1 for x, y, w, h, width, height in boxes]
     is_corners = [x < w <= width + 1 and y < h <= height + 1 for x, y, w, h, width, height in boxes]
     if boxes and sum(reaches_out) > len(boxes) / 2 and all(is_corners):
         raise UserError(
             f'{file}: {sum(reaches_out)} of {len(boxes)} boxes reach out of their images, and all would be corners, '
-            f'[x1, y1, x2, y2]: {some(box[:4] for box in boxes)}. {COCO_BOXES}'
+            f'[x1, y1, x2, y2]: {shorten((box[:4] for box in boxes), 3)}. {COCO_BOXES}'
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.pictures import image_size
 from convnext_dense.data.records import (
     IMAGE_SUFFIXES,
@@ -21,7 +21,6 @@ from convnext_dense.data.records import (
     bare_name,
     find_files,
     is_label_map,
-    some,
     split_of,
 )
 
@@ -216,8 +215,8 @@ def give_meaning(
         number_values(collection, values)
     if len(collection.classes) < 2:
         raise UserError(
-            f'{collection.root}: the label maps have one class, {some(collection.classes)}. Every pixel would be of '
-            'it, and nothing could be learned: give the background a value of its own.'
+            f'{collection.root}: the label maps have one class, {shorten(collection.classes, 3)}. Every pixel would '
+            'be of it, and nothing could be learned: give the background a value of its own.'
         )
 
 
@@ -238,8 +237,8 @@ def use_table(
     recode |= dict.fromkeys(void, IGNORED) | ({} if is_colour else {IGNORED: recode.get(IGNORED, IGNORED)})
     if unknown := {value: count for value, count in values.items() if value not in recode}:
         raise UserError(
-            f'{collection.root}: the label maps hold {some(sorted(unknown))}, which the file of classes does not name; '
-            f'it names {some(table, 8)}. Add a line for each.'
+            f'{collection.root}: the label maps hold {shorten(sorted(unknown), 3)}, which the file of classes does not '
+            f'name; it names {shorten(table, 8)}. Add a line for each.'
         )
     if is_colour:
         collection.palette = [value for value in table if value not in void]
@@ -298,8 +297,8 @@ def number_values(collection: LabelMaps, values: Mapping[object, int]) -> None:
         collection.classes = [f'value_{value}' for value in inner]
         collection.recode = {value: i for i, value in enumerate(inner)} | {IGNORED: IGNORED}
         collection.notes.append(
-            f'the values {some(inner, 8)} are far apart: they are numbered in their order. Name them in classes.txt, a '
-            'line each: VALUE NAME'
+            f'the values {shorten(inner, 8)} are far apart: they are numbered in their order. Name them in '
+            'classes.txt, a line each: VALUE NAME'
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.annotation import FaultError, bounding_box, number, read_box, read_polygon
 from convnext_dense.data.pictures import image_size
 from convnext_dense.data.records import (
@@ -20,7 +20,6 @@ from convnext_dense.data.records import (
     Thing,
     find_files,
     name_first,
-    some,
     split_of,
 )
 
@@ -111,7 +110,7 @@ def read_names(file: Path | None, content: Mapping, root: Path) -> list[str]:
     if isinstance(names, Mapping):
         if sorted(names) != list(range(len(names))):
             raise UserError(
-                f'{file}: names must number the classes from 0 without a gap; got {some(sorted(names), 8)}.'
+                f'{file}: names must number the classes from 0 without a gap; got {shorten(sorted(names), 8)}.'
             )
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
