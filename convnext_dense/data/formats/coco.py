@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from convnext_dense.data.annotation import FaultError, bounding_box, read_box, r
 from convnext_dense.data.pictures import image_size
 from convnext_dense.data.records import Collection, Faults, ImageIndex, Picture, Thing, find_files, some, split_of
 
-HEAD = 2**20  # bytes of a file that are looked at
+HEAD = 2**10  # bytes of a file in which it begins
+IMAGES, ANNOTATIONS = re.compile(rb'"images"\s*:\s*\['), re.compile(rb'"(annotations|categories)"\s*:')
 NO_CLASS = ('none', 'supercategory')  # of Roboflow's root category
 
 
@@ -29,12 +32,15 @@ def find_annotations(path: Path) -> list[Path]:
 
 
 def is_coco(file: Path) -> bool:
-    """Tell whether a JSON file has the keys of COCO's format near its beginning."""
-    with file.open('rb') as opened:
-        head = opened.read(HEAD)
-    return (
-        head.lstrip().startswith(b'{') and b'"shapes"' not in head and (b'"images"' in head or b'"categories"' in head)
-    )
+    """Tell whether a JSON file is an object with a list of images, and one of annotations or categories.
+
+    The whole file is looked at, for the images may stand behind the annotations.
+    """
+    if not file.stat().st_size:
+        return False
+    with file.open('rb') as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        begins = text[:HEAD].removeprefix(b'\xef\xbb\xbf').lstrip().startswith(b'{')
+        return begins and bool(IMAGES.search(text)) and bool(ANNOTATIONS.search(text))
 
 
 def read(path: Path) -> Collection:
