@@ -136,7 +136,9 @@ def spellings(line: str) -> Iterator[str]:
     >>> list(spellings('a/my cat 1.jpg  -1'))
     ['a/my cat 1.jpg  -1', 'my cat 1.jpg  -1', 'a/my cat 1.jpg', 'my cat 1.jpg', 'my cat 1']
     """
-    for text in dict.fromkeys((line, re.sub(r'(\s+-?\d+)+$', '', line))):
+    text = ''
+    while text != line:
+        text, line = line, re.sub(r'\s+-?\d+$', '', line)
         name = text.replace('\\', '/').rpartition('/')[2]
         path = Path(name)
         yield from dict.fromkeys((text, name, path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name))
