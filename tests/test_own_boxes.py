@@ -12,6 +12,7 @@ from PIL import Image
 
 from convnext_dense import UserError
 from convnext_dense.data import import_data
+from convnext_dense.data.formats import recognise
 from convnext_dense.data.records import ImageIndex, find_files
 
 WIDTH, HEIGHT = 64, 48
@@ -285,7 +286,7 @@ def test_numbers_of_classes_as_text(tmp_path):
     assert is_true(read(write_yaml(write_yolo(tmp_path / 'd'), names={'1': 'dog', '0': 'cat'}))[1])
 
 
-@pytest.mark.parametrize('name', ['classes.txt', 'labels.txt', 'train/_darknet.labels', 'data/obj.names'])
+@pytest.mark.parametrize('name', ['classes.txt', 'labels.txt', 'train/_darknet.labels', 'data/fruits.names'])
 @pytest.mark.parametrize('start', ['', '\ufeff'])
 def test_files_that_name_the_classes_of_yolo(name, start, tmp_path):
     root = write_yolo(tmp_path / 'd')
@@ -299,6 +300,9 @@ def test_a_yaml_one_folder_down(tmp_path):
     assert is_true(read(tmp_path / 'd')[1])
     write_yaml(write_yolo(tmp_path / 'd/other'))
     assert 'several YOLO data sets' in refusal(tmp_path / 'd')
+    write_images(tmp_path / 'd')
+    write(tmp_path / 'd/train.json', coco_text())
+    assert recognise(tmp_path / 'd', 'coco') == 'coco'
 
 
 # What can be read is read
@@ -351,6 +355,12 @@ def test_images_outside_of_the_data(tmp_path):
     write_yolo(tmp_path / 'far', images='images/train', labels='labels/train')
     write_yaml(tmp_path / 'd', train=str(tmp_path / 'far/images/train'))
     assert is_true(read(tmp_path / 'd')[1])
+
+
+def test_a_yaml_beside_the_data(tmp_path):
+    root = write_yolo(tmp_path / 'd', images='images/all', labels='labels/all')
+    write_yaml(root / 'config', train='../images/all')
+    assert is_true(read(root)[1])
 
 
 def test_label_files_of_two_images_are_told(tmp_path):

@@ -164,20 +164,22 @@ def find_files(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
         if IMPORTED in names:
             folders.clear()
             continue
-        real = os.path.realpath(folder)
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith('.') and name != '__MACOSX' and not is_above(os.path.join(folder, name), real)
+            if not name.startswith('.') and name != '__MACOSX' and not leads_back(os.path.join(folder, name))
         )
         for name in sorted(names):
             if name.lower().endswith(tuple(suffixes)) and not name.startswith('.'):
                 yield Path(folder, name)
 
 
-def is_above(folder: str, real: str) -> bool:
+def leads_back(folder: str) -> bool:
     """Tell whether a folder is a link to one that it lies in, where a walk would not end."""
-    return os.path.islink(folder) and f'{real}/'.startswith(f'{os.path.realpath(folder)}/')
+    if not os.path.islink(folder):
+        return False
+    place = Path(os.path.realpath(os.path.dirname(folder)))
+    return Path(os.path.realpath(folder)) in (place, *place.parents)
 
 
 def is_label_map(file: Path, root: Path) -> bool:
@@ -273,7 +275,7 @@ class ImageIndex:
         parts = PurePosixPath(name.replace('\\', '/').partition('?')[0]).parts
         if not parts:
             return None
-        found = beside.joinpath(*parts)
+        found = Path(os.path.normpath(beside.joinpath(*parts)))
         if found.suffix.lower() not in IMAGE_SUFFIXES or not os.path.isfile(found):  # no error for any text
             found = self.match(parts, beside, split)
         if found:

@@ -35,7 +35,7 @@ from convnext_dense.data.records import (
 
 SPLITS = {'train': ('train',), 'val': ('val', 'valid'), 'test': ('test',)}  # split -> its keys in data.yaml
 CONFIGS = ('*.y*ml', '*/*.y*ml', '*.data', '*/*.data')  # the first that exists; archives unpack one folder down
-CLASS_LISTS = ('classes.txt', 'obj.names', '_darknet.labels', 'labels.txt')
+CLASS_LISTS = ('classes.txt', '.names', '_darknet.labels', 'labels.txt')  # whole names, or suffixes
 SIDES = ('images', 'labels')  # folders of images and of label files, whose other folders agree
 LARGEST = 2  # a number that is part of an image's side is 1 at most, or little more
 SLACK = 0.01  # of an image's side: what rounding lets a box stick out
@@ -43,26 +43,20 @@ SLACK = 0.01  # of an image's side: what rounding lets a box stick out
 
 def find(path: Path) -> str:
     """Say what files of this format are at a path; empty where there are none."""
-    if file := find_config(path):
-        return f'YOLO: {file.name}'
+    if files := find_configs(path):
+        return f'YOLO: {some(file.name for file in files)}'
     files = find_files(path, ['.txt']) if path.is_dir() else ()
     return name_first('YOLO', (file for file in files if is_label_file(file)))
 
 
-def find_config(path: Path) -> Path | None:
-    """Return the file that names classes and splits, at a path or one folder down.
-
-    Raises:
-        UserError: Several folders have one.
-    """
+def find_configs(path: Path) -> list[Path]:
+    """Return the files that name classes and splits, at a path or one folder down; one for each folder."""
     for pattern in CONFIGS:
         files = [path] if path.is_file() else sorted(path.glob(pattern))
         files = [file for file in files if file.is_file() and 'names' in read_config(file)]
-        if len({file.parent for file in files}) > 1:
-            raise UserError(f'{path} holds several YOLO data sets, of {some(files)}. Give the path of one of them.')
         if files:
-            return files[0]
-    return None
+            return [*{file.parent: file for file in reversed(files)}.values()][::-1]
+    return []
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -74,7 +68,7 @@ def read_config(file: Path) -> dict[str, Any]:
     if file.suffix.lower() not in ('.yaml', '.yml', '.data'):
         return {}
     text = file.read_text(encoding='utf-8-sig', errors='replace')
-    if 'names' not in text:
+    if not re.search(r'\bnames\b', text):
         return {}
     if file.suffix.lower() == '.data':
         pairs = (line.partition('=') for line in text.split('\n'))
@@ -157,10 +151,15 @@ class LabelFiles:
             if words := split_words(line):
                 yield f'{file.name}, line {i}', words
 
-    def orphans(self) -> list[Path]:
-        """Return the label files without an image."""
-        files = {file for table in self.by_folder.values() for found in table.values() for _, file in found}
-        return [file for file in sorted(files - set(self.used)) if is_label_file(file)]
+    def orphans(self, images: ImageIndex) -> list[Path]:
+        """Return the label files whose name no image has."""
+        named = {fold(image.stem) for image in images.files}
+        return [
+            file
+            for stem, found in self.index(self.root).items()
+            for _, file in found
+            if stem not in named and is_label_file(file)
+        ]
 
 
 def folders_of(file: Path, top: Path) -> list[str]:
@@ -174,15 +173,17 @@ def read(path: Path) -> Collection:
     Raises:
         UserError: There are no images, the file names folders that do not exist, or the numbers are of another kind.
     """
-    file = find_config(path)
+    files = find_configs(path)
+    if len(files) > 1:
+        raise UserError(f'{path} holds several YOLO data sets, of {some(files)}. Give the path of one of them.')
+    file = files[0] if files else None
     content = read_config(file) if file else {}
     if 'kpt_shape' in content:
         raise UserError(f'{file} is for key points (kpt_shape), and the models here detect boxes and masks.')
     root = data_root(file, content) if file and not (file.suffix == '.data' and path.is_dir()) else path
-    names = read_names(file, content, root)
-    collection = Collection('YOLO', root, names, {})
-    images, faults = ImageIndex(root), collection.faults
-    labels = LabelFiles(images.root)
+    names, images = read_names(file, content, root), ImageIndex(root)
+    collection, labels = Collection('YOLO', images.root, names, {}), LabelFiles(images.root)
+    faults = collection.faults
     for split, found in find_images(images, labels, file, content, collection.notes):
         pictures = [picture for image in found if (picture := read_picture(image, labels, names, faults))]
         collection.splits.setdefault(split, []).extend(pictures)
@@ -192,7 +193,7 @@ def read(path: Path) -> Collection:
         raise UserError(f'{root} has no images with labels. YOLO has images/NAME.jpg and labels/NAME.txt.{told}')
     for found, text in (
         (labels.without, 'images have no label file and are taken as images without objects'),
-        (labels.orphans(), 'label files have no image of their name and are left out'),
+        (labels.orphans(images), 'label files have no image of their name and are left out'),
         (labels.shared, 'label files are of two images of one name'),
     ):
         if found:
@@ -244,7 +245,8 @@ def read_list(root: Path) -> list[str]:
     Raises:
         UserError: Several files list other classes, or a class is there twice.
     """
-    files = [file for file in find_files(root, CLASS_LISTS) if file.name in CLASS_LISTS and not is_label_file(file)]
+    files = [file for file in find_files(root, CLASS_LISTS) if {file.name, file.suffix} & {*CLASS_LISTS}]
+    files = [file for file in files if not is_label_file(file)]
     lists = {file: read_lines(file) for file in files}
     for file, names in lists.items():
         if names != lists[files[0]]:
@@ -304,6 +306,7 @@ def images_at(index: ImageIndex, file: Path, place: str) -> list[Path] | None:
     inside = [Path(*parts.parts[i:]) for i in range(len(parts.parts))]
     inside = [part for part in inside if split_words_of(part) == split_words_of(parts)]
     for found in (index.root / parts, file.parent / parts, *(index.root / part for part in inside)):
+        found = Path(os.path.normpath(found))
         if os.path.isdir(found):
             return list(find_files(found, IMAGE_SUFFIXES))
         if os.path.isfile(found):
