@@ -468,6 +468,13 @@ def test_a_mask_is_not_the_image_that_is_missing(tmp_path):
     assert index.find('x' * 5000, tmp_path) is None
 
 
+def test_two_files_of_other_suffixes_are_not_the_image_that_is_missing(tmp_path):
+    write_images(tmp_path, ['a/1.png', 'b/1.bmp'])
+    assert ImageIndex(tmp_path).find('1.jpg', tmp_path) is None
+    with pytest.raises(UserError, match='several files'):
+        ImageIndex(tmp_path).find('1', tmp_path)
+
+
 @pytest.mark.parametrize('folder', ['annots', 'Annotations', 'labels_json'])
 def test_images_beside_the_folder_of_annotations(folder, tmp_path):
     write_images(tmp_path / 'd/images')

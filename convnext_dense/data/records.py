@@ -228,7 +228,13 @@ def fold_stem(name: str) -> str:
     return fold(path.stem if path.suffix.lower() in IMAGE_SUFFIXES + UNREAD else path.name)
 
 
-KEYS: tuple[Callable[[str], str], ...] = (str, fold, fold_stem)  # what of a name has to agree, the most of it first
+# What of a path has to agree, the most of it first. Thousands of frames of a name are told apart by their folder.
+KEYS: tuple[Callable[[Sequence[str]], str], ...] = (
+    lambda parts: '/'.join(parts[-2:]),
+    lambda parts: parts[-1],
+    lambda parts: fold(parts[-1]),
+    lambda parts: fold_stem(parts[-1]),
+)
 BESIDE_IMAGES = re.compile(
     r'(^|[^a-z])(ann|label|json|xml)', re.I
 )  # folders of annotations, whose images lie beside them
@@ -259,7 +265,7 @@ class ImageIndex:
         self.tables: list[dict[str, list[Path]]] = [{} for _ in KEYS]
         for file in self.files:
             for key, table in zip(KEYS, self.tables, strict=True):
-                table.setdefault(key(file.name), []).append(file)
+                table.setdefault(key(file.parts), []).append(file)
 
     def find(self, name: str, beside: Path, split: str = '') -> Path | None:
         """Return the file that an annotation means; None where there is none.
@@ -285,22 +291,23 @@ class ImageIndex:
     def match(self, parts: Sequence[str], beside: Path, split: str) -> Path | None:
         """Return the file whose name agrees most with a path, and of several the nearest; see :meth:`find`."""
         for key, table in zip(KEYS, self.tables, strict=True):
-            best = table.get(key(parts[-1])) or []
+            best = table.get(key(parts)) or []
             pictures = [file for file in best if not is_label_map(file, self.root)]
-            if key is fold_stem and PurePosixPath(parts[-1]).suffix.lower() in IMAGE_SUFFIXES:
+            has_other_suffix = table is self.tables[-1] and PurePosixPath(parts[-1]).suffix.lower() in IMAGE_SUFFIXES
+            if has_other_suffix:
                 best = pictures  # a.png among the masks is not the a.jpg that is missing
-            if not best:
-                continue
-            best = most(best, lambda file: common(reversed(file.parts[:-1]), reversed(parts[:-1])))
-            best = [file for file in best if file in pictures] or best
-            best = most(best, lambda file: common(file.parts, beside.parts))
-            best = [file for file in best if split and split_of(file, self.root) == split] or best
-            if len(best) > 1:
+            if best:
+                best = most(best, lambda file: common(reversed(file.parts[:-1]), reversed(parts[:-1])))
+                best = [file for file in pictures if file in best] or best
+                best = most(best, lambda file: common(file.parts, beside.parts))
+                best = [file for file in best if split and split_of(file, self.root) == split] or best
+            if len(best) > 1 and not has_other_suffix:
                 raise UserError(
                     f'The annotations name the image {"/".join(parts)!r}, and several files are called so: '
                     f'{some(best)}. Give each image a name of its own, or write the folders into the annotations.'
                 )
-            return best[0]
+            if len(best) == 1:
+                return best[0]
         return None
 
     def left(self) -> list[Path]:
@@ -315,14 +322,15 @@ def most(files: list[Path], key: Callable[[Path], int]) -> list[Path]:
     if len(files) == 1:
         return files
     keys = [key(file) for file in files]
-    return [file for file, own in zip(files, keys, strict=True) if own == max(keys)]
+    largest = max(keys)
+    return [file for file, own in zip(files, keys, strict=True) if own == largest]
 
 
 def common(ours: Iterable[str], theirs: Iterable[str]) -> int:
     """Return how many folders agree from the beginning on, but for what :func:`fold` takes away."""
     count = 0
     for one, other in zip(ours, theirs, strict=False):
-        if fold(one) != fold(other):
+        if one != other and fold(one) != fold(other):
             break
         count += 1
     return count
