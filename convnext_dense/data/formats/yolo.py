@@ -84,7 +84,7 @@ def read_config(file: Path) -> dict[str, Any]:
 def is_label_file(file: Path) -> bool:
     """Tell whether the first line of a text file is an object: a class and four numbers or more."""
     with file.open(encoding='utf-8-sig', errors='replace') as opened:
-        words = split_words(opened.readline(1000))
+        words = words_of(opened.readline(1000))
     try:
         is_row = len(words) >= 5 and all(abs(float(word)) < 1e4 for word in words)
     except ValueError:
@@ -92,10 +92,10 @@ def is_label_file(file: Path) -> bool:
     return is_row and re.fullmatch(r'\d+(\.0*)?', words[0]) is not None
 
 
-def split_words(line: str) -> list[str]:
+def words_of(line: str) -> list[str]:
     """Return the numbers of a line, between spaces or commas; a comma within a number is none of these.
 
-    >>> split_words('0, 0.5, 0.25'), split_words('0,0.5,0.25'), split_words('0 0,5 0,5 0,2 0,2')
+    >>> words_of('0, 0.5, 0.25'), words_of('0,0.5,0.25'), words_of('0 0,5 0,5 0,2 0,2')
     (['0', '0.5', '0.25'], ['0', '0.5', '0.25'], ['0', '0,5', '0,5', '0,2', '0,2'])
     """
     words = [word.strip(',;') for word in line.split()]
@@ -148,7 +148,7 @@ class LabelFiles:
         if self.used.setdefault(file, image) != image:
             self.shared.append(file)
         for i, line in enumerate(file.read_text(encoding='utf-8-sig', errors='replace').split('\n'), 1):
-            if words := split_words(line):
+            if words := words_of(line):
                 yield f'{file.name}, line {i}', words
 
     def orphans(self, images: ImageIndex) -> list[Path]:
@@ -304,7 +304,7 @@ def images_at(index: ImageIndex, file: Path, place: str) -> list[Path] | None:
     # Roboflow writes ../train/images, one folder too high; paths of other machines begin anywhere. The images of
     # valid/images are not those of images.
     inside = [Path(*parts.parts[i:]) for i in range(len(parts.parts))]
-    inside = [part for part in inside if split_words_of(part) == split_words_of(parts)]
+    inside = [part for part in inside if splits_named(part) == splits_named(parts)]
     for found in (index.root / parts, file.parent / parts, *(index.root / part for part in inside)):
         found = Path(os.path.normpath(found))
         if os.path.isdir(found):
@@ -314,7 +314,7 @@ def images_at(index: ImageIndex, file: Path, place: str) -> list[Path] | None:
     return None
 
 
-def split_words_of(path: Path) -> set[str]:
+def splits_named(path: Path) -> set[str]:
     """Return the splits that the names of a path are."""
     return {SPLIT_WORDS[part] for part in map(str.lower, path.parts) if part in SPLIT_WORDS}
 
