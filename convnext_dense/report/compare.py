@@ -11,11 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data import open_wrappers
 from convnext_dense.data.checks.configs import SEGMENTATION_TYPES
 from convnext_dense.data.formats.coco import class_names, plain, read_json
-from convnext_dense.data.records import some
 from convnext_dense.predict.model import load_model
 from convnext_dense.predict.output import LABEL_MAPS
 from convnext_dense.predict.results import Objects
@@ -95,14 +94,14 @@ def compare_objects(rows: Mapping[str, Mapping], annotations: Path, classes: tup
     content = read_json(annotations)
     names = class_names(annotations, content)
     if unknown := [name for name in names.values() if name not in classes]:
-        raise UserError(f'{annotations} has the classes {some(unknown)}, and the model knows {some(classes, 8)}.')
+        raise UserError(f'{annotations} has the classes {shorten(unknown)}, and the model knows {shorten(classes, 8)}.')
     of_image: dict[Any, list[Mapping]] = {}
     for entry in content['annotations']:
         of_image.setdefault(plain(entry['image_id']), []).append(entry)
     found = dict(pairs(rows, {image['file_name']: image for image in content['images']}))
     if not found:
         raise UserError(
-            f'No image of {annotations} was predicted: it has {some(i["file_name"] for i in content["images"])}.'
+            f'No image of {annotations} was predicted: it has {shorten(i["file_name"] for i in content["images"])}.'
         )
     cases = []
     for name, image in found.items():
@@ -172,7 +171,7 @@ def compare_maps(predicted: Path, right: Path, classes: tuple[str, ...], reduce_
             counts.append(maps.count(file.name, labels - 1 if reduce_zero_label else labels, found, len(classes)))
     if not counts:
         raise UserError(
-            f'{right} has no label map with the name of an image, such as {some(predicted.rglob("*.png"))}.'
+            f'{right} has no label map with the name of an image, such as {shorten(predicted.rglob("*.png"))}.'
         )
     report = maps.judge(counts, classes)
     lines = [f'compared with {right}: {len(counts)} images', *(f'{k:12}{v:.3f}' for k, v in report['summary'].items())]

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import json
 import mmap
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.annotation import FaultError, bounding_box, lies_apart, number, read_box, read_segmentation
 from convnext_dense.data.pictures import image_size
 from convnext_dense.data.records import (
-    IMAGE_SUFFIXES,
     Collection,
     Faults,
     ImageIndex,
@@ -24,6 +24,8 @@ from convnext_dense.data.records import (
     split_of,
 )
 
+HEAD = 2**10  # bytes of a file in which it begins
+IMAGES, SHAPES = re.compile(rb'"images"\s*:\s*\['), re.compile(rb'"shapes"\s*:')  # the latter of LabelMe
 NO_CLASS = ('none', 'supercategory')  # of Roboflow's root category
 COCO_BOXES = 'COCO boxes are [left, top, width, height] in pixels. Export the file again, or write them so.'
 INSTANCES = 'instances_'  # how COCO's own files begin; others of theirs hold captions, key points, panoptic segments
@@ -42,12 +44,15 @@ def find_annotations(path: Path) -> list[Path]:
 
 
 def is_coco(file: Path) -> bool:
-    """Tell whether a JSON file is an object with the key "images", and not LabelMe's, which has "shapes"."""
+    """Tell whether a JSON file is an object with a list of images.
+
+    The whole file is looked at, for the images may stand behind the annotations.
+    """
     if not file.stat().st_size:
         return False
-    with file.open('rb') as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        is_object = content[:64].removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'{')
-        return is_object and content.find(b'"images"') >= 0 and content.find(b'"shapes"', 0, 2**20) < 0
+    with file.open('rb') as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        begins = text[:HEAD].removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'{')
+        return begins and bool(IMAGES.search(text)) and not SHAPES.search(text[:HEAD])
 
 
 def read(path: Path) -> Collection:
@@ -59,7 +64,7 @@ def read(path: Path) -> Collection:
     files = find_annotations(path)
     root = path if path.is_dir() else path.parent
     contents = {file: read_json(file) for file in files}
-    images = ImageIndex(image_root(root))
+    images = ImageIndex(root)
     collection = Collection('COCO JSON', images.root, [], {})
     for file, why in files_beside(contents, root).items():
         collection.notes.append(f'{file} is left out: {why}')
@@ -87,12 +92,6 @@ def files_beside(contents: Mapping[Path, Mapping], root: Path) -> dict[Path, str
     if {'train', 'val'} <= {split_of(file, root) for file in contents if file not in joined}:
         beside |= dict.fromkeys(joined, 'it joins training and validation images, which have files of their own')
     return beside if len(beside) < len(contents) else {}
-
-
-def image_root(root: Path) -> Path:
-    """Return the folder below which the images are looked for: the one above, where there are none."""
-    is_bare = not any(find_files(root, IMAGE_SUFFIXES))
-    return root.parent if is_bare or root.name.lower() in ('annotations', 'annotation', 'labels') else root
 
 
 def read_json(file: Path) -> dict[str, Any]:
