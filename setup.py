@@ -24,7 +24,7 @@ OPENMMLAB = [
 ]
 DOCUMENTATION = ['mkdocs-material', 'mkdocstrings[python]']
 DATA = ['tifffile', 'imagehash']
-PREDICT = ['supervision', 'rasterio']  # pictures, and windows of large TIFF files
+PREDICT = ['supervision', 'rasterio', 'faster-coco-eval']  # pictures, windows of large TIFF files, AP
 DEVELOPMENT = [
     'timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff', 'pre-commit', 'import-linter',
     *DATA, *PREDICT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from convnext_dense import configs
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.checkpoint_configs import read_config
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.warnings import ignore_listed
 from convnext_dense.data import open_wrappers, read_classes
 from convnext_dense.data.checks.files import find_defect
 from convnext_dense.predict.output import LABEL_MAPS, OBJECTS
@@ -104,7 +106,8 @@ class Model:
 
     def run(self, images: Sequence[np.ndarray]) -> list[BaseDataElement]:
         """Return the data samples that the network returns for images (H, W, channels)."""
-        with configs.model_scope(self.config), torch.inference_mode():
+        with configs.model_scope(self.config), torch.inference_mode(), warnings.catch_warnings():
+            ignore_listed()
             given = [self.prepare(as_loaded(image)) for image in images]
             sizes = {tuple(each['inputs'].shape) for each in given if torch.is_tensor(each['inputs'])}
             batches = [given] if len(sizes) == 1 else [[each] for each in given]

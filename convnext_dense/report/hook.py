@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import write_text
 from convnext_dense.data.pictures import read_image
 from convnext_dense.predict.model import colours, objects_of
-from convnext_dense.predict.output import draw
+from convnext_dense.predict.output import OBJECTS, draw
 from convnext_dense.predict.results import LabelMap, Objects, Result
 from convnext_dense.report import maps, objects
 from convnext_dense.report.page import write_page
@@ -116,6 +117,9 @@ class ReportHook(Hook):
         folder = Path(runner.log_dir)
         write_text(json.dumps(report, indent=1), folder / REPORT)
         worst = [row for row in report['images'] if row['path'] in pairs][: self.num_pictures]
+        if report['kind'] == OBJECTS and find_spec('supervision') is None:
+            runner.logger.warning("the report shows no images: pip install 'convnext-dense[predict]' draws them")
+            worst = []
         pictures = [(row, self.picture(row['path'], pairs[row['path']])) for row in worst]
         curves = draw_training(Path(report['checkpoint']).parent, folder / 'curves.png')
         write_page(report, pictures, curves, self.against, folder / 'report.html')
