@@ -22,10 +22,15 @@ SPLIT_WORDS = {
 }  # fmt: skip
 LABEL_WORDS = ('label', 'mask', 'annot', 'segmentation', 'groundtruth', 'ground_truth')  # in a folder's name
 LABEL_NAMES = ('gt', 'gts', 'seg', 'ann', 'anns', 'gtfine', 'gtcoarse')  # a folder's whole name
-# What may end a file's name, on the one side or on the other.
-AFFIX = re.compile(
-    r'[_\-.](leftimg8bit|gtfine|gtcoarse|labeltrainids|labelids|masks?|labels?|gt|seg|segmentation|annotation|l)$', re.I
+IMAGE_WORDS = ('image', 'img', 'photo', 'rgb', 'input')  # in a folder's name
+JPEG = ('.jpg', '.jpeg')
+# What may begin or end a file's name, on the one side or on the other. CamVid's L is a capital; stereo pairs have l, r.
+LABEL_AFFIX = re.compile(
+    r'^(masks?|labels?|gt|seg)[_\-.]|[_\-.](gtfine|gtcoarse|labeltrainids|labelids|masks?(_\d+)?|labels?|gt|seg|'
+    r'segmentation|annotation|(?-i:L))$',
+    re.I,
 )
+IMAGE_AFFIX = re.compile(r'^(images?|img)[_\-.]|[_\-.](leftimg8bit|sat|image|img|rgb)$', re.I)
 
 
 class Thing(NamedTuple):
@@ -146,12 +151,24 @@ def find_files(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
 
 
 def is_label_map(file: Path, root: Path) -> bool:
-    """Tell by its name whether an image file is a label map."""
-    folders = [part.lower() for part in file.relative_to(root).parts[:-1]]
-    if any(part in LABEL_NAMES or any(word in part for word in LABEL_WORDS) for part in folders):
-        return file.suffix.lower() not in ('.jpg', '.jpeg') or 'mask' in file.stem.lower()
-    has_affix = AFFIX.search(file.stem) and not file.stem.lower().endswith('leftimg8bit')
-    return bool(has_affix) and file.suffix.lower() == '.png'
+    """Tell by its name, or else by the innermost folder whose name tells it, whether an image file is a label map.
+
+    >>> root = Path('face_mask_data')
+    >>> names = ('masks/1.png', 'images/1_l.png', 'images/1_mask.png', 'a_sat.jpg')
+    >>> [is_label_map(root / name, root) for name in names]
+    [True, False, True, False]
+    """
+    is_jpeg = file.suffix.lower() in JPEG
+    if IMAGE_AFFIX.search(file.stem):
+        return False
+    if (found := LABEL_AFFIX.search(file.stem)) and found[0] != '_L':
+        return not is_jpeg or 'mask' in found[0].lower()
+    for folder in map(str.lower, reversed(file.relative_to(root).parts[:-1])):
+        if folder in LABEL_NAMES or any(word in folder for word in LABEL_WORDS):
+            return True
+        if any(word in folder for word in IMAGE_WORDS):
+            return False
+    return bool(found) and not is_jpeg
 
 
 def bare_name(file: Path) -> str:
@@ -161,8 +178,8 @@ def bare_name(file: Path) -> str:
     ('a_000019', 'a_000019')
     """
     name = file.stem
-    while match := AFFIX.search(name):
-        name = name[: match.start()]
+    while match := LABEL_AFFIX.search(name) or IMAGE_AFFIX.search(name):
+        name = name[: match.start()] + name[match.end() :]
     return name or file.stem
 
 
