@@ -95,8 +95,9 @@ def parse_row(line: str) -> tuple[list[str], list[int]]:
     """
     fields = [each.strip(' "\'') for each in re.split(r'[,;:\t]', line)]
     if len(fields) == 1:
-        words = fields[0].split()
-        fields = [' '.join(word for word in words if not word.isdecimal()), *filter(str.isdecimal, words)]
+        first, name, last = re.fullmatch(r'((?:\d+\s+)*)(.*?)((?:\s+\d+)*)', fields[0]).groups()
+        is_name = first and len(last.split()) < 3  # as in "4 level 2"
+        fields = [first.strip(), name + last] if is_name else [first.strip(), name, last.strip()]
     numbers = [int(word) for each in fields if is_numbers(each) for word in each.split()]
     return [each for each in fields if each and not is_numbers(each)], numbers
 

@@ -16,7 +16,7 @@ from convnext_dense.data.formats.class_files import ClassNames, check_names, rea
 from convnext_dense.data.formats.meaning import IGNORED, LabelMaps, give_meaning
 from convnext_dense.data.formats.pairs import find_pairs, listed_split, read_lists
 from convnext_dense.data.pictures import image_size
-from convnext_dense.data.records import Picture, split_of
+from convnext_dense.data.records import JPEG, Picture, split_of
 
 MOST_COLOURS = 256  # of label maps; a photograph has more
 
@@ -55,7 +55,8 @@ def read(
     if known.file:
         collection.notes.append(f'classes of {known.file}')
     values, areas = (sum((getattr(each, key) for each in counted), Counter()) for key in ('values', 'areas'))
-    give_meaning(collection, values, areas, known)
+    is_lossy = all(label_map.suffix.lower() in JPEG for _, label_map in found.pairs)
+    give_meaning(collection, values, areas, known, is_lossy)
     collection.is_named &= bool(names)
     if collection.recode is None and not all(each.is_plain for each in counted):
         collection.recode = {value: value for value in values}

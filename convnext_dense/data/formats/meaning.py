@@ -16,7 +16,7 @@ IGNORED = 255
 VOID = ('void', 'ignore', 'ignored', 'unlabeled', 'unlabelled')
 BACKGROUND = (*VOID, 'background', '_background_', 'bg', 'other', 'others', 'none', 'unknown')
 FAR_APART = 16  # values of grey; numbers of classes lie closer together
-FEW_STRAYS = 8  # values that form no area, which label maps may have
+FEW_STRAYS = 3  # values far from others that form no area, where a value may be of thin lines
 AREA_SHARE = 0.1  # of the pixels of a class that lie in squares of 2 x 2; at the edges of JPEG there are none
 
 
@@ -35,7 +35,9 @@ class LabelMaps(Collection):
     is_named: bool = False
 
 
-def give_meaning(collection: LabelMaps, values: Counter, areas: Counter, known: ClassNames) -> None:
+def give_meaning(
+    collection: LabelMaps, values: Counter, areas: Counter, known: ClassNames, is_lossy: bool = False
+) -> None:
     """Give the classes of a data set and the meaning of its values.
 
     Args:
@@ -43,13 +45,15 @@ def give_meaning(collection: LabelMaps, values: Counter, areas: Counter, known: 
         values: Value or colour -> pixels.
         areas: Value or colour -> pixels at the corner of a square of 2 x 2 that are alike.
         known: What a file or the user says of the classes.
+        is_lossy: The files are JPEG, which changes values.
 
     Raises:
         UserError: There are values that no class has, or several readings.
     """
     is_colour = any(isinstance(value, tuple) for value in values)
     table = known.colours if is_colour else known.numbers
-    snapped = {} if all(value in (table or range(len(known.names))) for value in values) else snap(values, areas)
+    are_known = all(value in (table or range(len(known.names))) for value in values)
+    snapped = {} if are_known else snap(values, areas, is_lossy)
     clear = Counter()
     for value, count in values.items():
         clear[snapped.get(value, value)] += count
@@ -61,10 +65,9 @@ def give_meaning(collection: LabelMaps, values: Counter, areas: Counter, known: 
         use_names(collection, clear, known.names)
     else:
         number_values(collection, clear)
-    if snapped:
+    if moved := values.total() - sum(values[value] for value in clear):
         recode = collection.recode or {value: value for value in clear}
         collection.recode = {value: recode[target] for value, target in snapped.items()}
-        moved = values.total() - sum(values[value] for value in clear)
         collection.notes.append(
             f'{moved / values.total():.1%} of the pixels have values that form no area, as JPEG and smooth edges make '
             f'them: each is taken as the nearest of {some(sorted(clear), 8)}'
@@ -88,19 +91,29 @@ def check_meaning(collection: LabelMaps, values: Counter) -> None:
         collection.notes.append(f'the value 255 is unlabelled: {values[IGNORED] / values.total():.1%} of the pixels')
 
 
-def snap(values: Counter, areas: Counter) -> dict[object, object]:
-    """Return each value with the one that is meant, where many values form no area; empty where they are as meant.
+def snap(values: Counter, areas: Counter, is_lossy: bool) -> dict[object, object]:
+    """Return each value with the one that is meant, where others lie between; empty where all are as meant.
 
     A label map that was saved as JPEG, or resized smoothly, has values between those of its classes along the edges.
+
+    Raises:
+        UserError: They come from JPEG files, which do not keep numbers that are close to each other.
     """
-    by_count = [value for value, _ in values.most_common()]
-    if sum(areas[value] < AREA_SHARE * values[value] for value in by_count) < FEW_STRAYS:
-        return {}
     solid: list[object] = []
-    for value in by_count:
-        if areas[value] >= AREA_SHARE * values[value] and all(apart(value, each) >= FAR_APART for each in solid):
-            solid.append(value)
-    return {value: min(solid, key=lambda each: apart(value, each)) for value in by_count}
+    strays = 0
+    for value, count in values.most_common():
+        if all(apart(value, each) >= FAR_APART for each in solid):
+            is_area = areas[value] >= AREA_SHARE * count
+            solid += [value] * is_area
+            strays += not is_area
+    if len(solid) < 2 and is_lossy and len(values) > 1:
+        raise UserError(
+            f'The label maps are JPEG files with {len(values)} values, {some(sorted(values), 8)}, which JPEG may all '
+            'have made of one. Write label maps as PNG files, from the source.'
+        )
+    if len(solid) < 2 or (strays < FEW_STRAYS and not is_lossy):
+        return {}
+    return {value: min(solid, key=lambda each: apart(value, each)) for value in values}
 
 
 def apart(one: object, other: object) -> int:

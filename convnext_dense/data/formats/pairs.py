@@ -116,7 +116,7 @@ def find_pairs(root: Path, images: Path | None = None, labels: Path | None = Non
     found, taken = Pairing(label_maps=alone), {}
     for image, own in ranks.items():
         own = {label_map: rank for label_map, rank in own.items() if rank == nearest[label_map]}
-        best = [label_map for label_map, rank in own.items() if rank == min(own.values())]
+        best = [label_map for label_map, rank in own.items() if rank[:-1] == min(own.values())[:-1]]
         if len(best) > 1:
             found.unclear[image] = best
         elif best:
@@ -147,8 +147,8 @@ def distance(image: Path, label_map: Path, ours: Side, theirs: Side) -> tuple:
         bool(NOT_CLASSES.search('/'.join([*other, stem]))),
         'trainids' not in stem,
         sum(((mine - other) + (other - mine)).values()),
-        image.stem != label_map.stem,
         label_map.suffix.lower() in JPEG,
+        image.stem != label_map.stem,  # tells images of similar names apart, and not label maps of one image
     )
 
 
