@@ -52,7 +52,8 @@ def read_back(root, out, **options):
     maps = {}
     for file in found.files.values():
         for entry in json.loads(file.read_text())['data_list']:
-            maps[entry['img_path']] = np.array(Image.open(found.root / entry['seg_map_path']))  # as MMSegmentation does
+            with Image.open(found.root / entry['seg_map_path']) as image:  # as MMSegmentation reads it
+                maps[entry['img_path']] = np.array(image)
     return found, maps
 
 
@@ -74,17 +75,21 @@ def binary(truth):
 
 
 @pytest.mark.parametrize(
-    ('image', 'label_map', 'options'),
+    ('image', 'label_map'),
     [
-        ('train/{}.png', 'train_masks/{}_mask.gif', {}),
-        ('images/{}.jpg', 'masks/{}.jpg', {}),
-        ('kaggle/case/x_{}.tif', 'kaggle/case/x_{}_mask.tif', {}),
-        ('train/{}_sat.jpg', 'train/{}_mask.png', {}),
-        ('images/img_{}.png', 'masks/mask_{}.png', {}),
-        ('face_mask_data/images/{}.png', 'face_mask_data/masks/{}.png', {}),
-        ('images/{}_l.png', 'masks/{}_l.png', {}),
-        ('701_StillsRaw_full/x_{}.png', 'LabeledApproved_full/x_{}_L.png', {}),
-        ('labelled/{}.jpg', 'labelled/{}_mask.png', {}),
+        ('train/{}.png', 'train_masks/{}_mask.gif'),
+        ('images/{}.jpg', 'masks/{}.jpg'),
+        ('kaggle/case/x_{}.tif', 'kaggle/case/x_{}_mask.tif'),
+        ('train/{}_sat.jpg', 'train/{}_mask.png'),
+        ('images/img_{}.png', 'masks/mask_{}.png'),
+        ('face_mask_data/images/{}.png', 'face_mask_data/masks/{}.png'),
+        ('images/{}_l.png', 'masks/{}_l.png'),
+        ('701_StillsRaw_full/x_{}.png', 'LabeledApproved_full/x_{}_L.png'),
+        ('labelled/{}.jpg', 'labelled/{}_mask.png'),
+        ('annotated/{}.jpg', 'masks/{}.png'),
+        ('images/img_{}.png', 'masks/img_{}.png'),
+        ('images/mask_{}.png', 'masks/mask_{}.png'),
+        ('img_{}.png', 'mask_{}.png'),
     ],
     ids=[
         'Carvana',
@@ -98,8 +103,8 @@ def binary(truth):
         'photographs beside',
     ],
 )
-def test_label_maps_are_found_by_the_names_that_people_give(image, label_map, options, tmp_path):
-    truth = write(tmp_path / 'd', image, label_map, white, **options)
+def test_label_maps_are_found_by_the_names_that_people_give(image, label_map, tmp_path):
+    truth = write(tmp_path / 'd', image, label_map, white)
     found, maps = read_back(tmp_path / 'd', tmp_path / 'out')
     assert len(found.classes) == 2
     assert_equal(maps, binary(truth))
@@ -407,7 +412,8 @@ def test_values_between_are_the_nearest_class(suffix, change, text, tmp_path):
 def test_smooth_edges_of_colours(tmp_path):
     truth = write(tmp_path / 'd', change=lambda drawn: smooth(COLOURS[drawn]), values=(1, 2))
     found, maps = read_back(tmp_path / 'd', tmp_path / 'out')
-    assert found.classes == ['colour_0_0_0', *sorted(found.classes[1:])] or len(found.classes) == 3
+    assert found.classes[0] == 'colour_0_0_0'
+    assert len(found.classes) == 3
     for name, values in truth.items():
         assert ((maps[name] > 0) == (values > 0)).mean() > 0.95
 

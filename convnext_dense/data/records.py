@@ -24,12 +24,12 @@ LABEL_WORDS = ('label', 'mask', 'annot', 'segmentation', 'groundtruth', 'ground_
 LABEL_NAMES = ('gt', 'gts', 'seg', 'ann', 'anns', 'gtfine', 'gtcoarse')  # a folder's whole name
 IMAGE_WORDS = ('image', 'img', 'photo', 'rgb', 'input')  # in a folder's name
 JPEG = ('.jpg', '.jpeg')
-# What may begin or end a file's name, on the one side or on the other. CamVid's L is a capital; stereo pairs have l, r.
+# What may end or begin a file's name, on the one side or on the other. CamVid's L is a capital; stereo pairs have l, r.
 LABEL_AFFIX = re.compile(
-    r'^(masks?|labels?|gt|seg)[_\-.]|[_\-.](gtfine|gtcoarse|labeltrainids|labelids|masks?(_\d+)?|labels?|gt|seg|'
-    r'segmentation|annotation|(?-i:L))$',
+    r'[_\-.](gtfine|gtcoarse|labeltrainids|labelids|masks?(_\d+)?|labels?|gt|seg|segmentation|annotation|(?-i:L))$',
     re.I,
 )
+WEAK_AFFIX = re.compile(r'^(masks?|labels?|gt|seg)[_\-.]|[_\-.]L$')  # of images as well, where folders tell more
 IMAGE_AFFIX = re.compile(r'^(images?|img)[_\-.]|[_\-.](leftimg8bit|sat|image|img|rgb)$', re.I)
 
 
@@ -153,22 +153,20 @@ def find_files(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
 def is_label_map(file: Path, root: Path) -> bool:
     """Tell by its name, or else by the innermost folder whose name tells it, whether an image file is a label map.
 
-    >>> root = Path('face_mask_data')
-    >>> names = ('masks/1.png', 'images/1_l.png', 'images/1_mask.png', 'a_sat.jpg')
-    >>> [is_label_map(root / name, root) for name in names]
-    [True, False, True, False]
+    >>> names = ('masks/img_1.png', 'images/1_l.png', 'images/1_mask.png', 'mask_1.png', 'images/mask_1.png')
+    >>> [is_label_map(Path('face_mask_data') / name, Path('face_mask_data')) for name in names]
+    [True, False, True, True, False]
     """
     is_jpeg = file.suffix.lower() in JPEG
-    if IMAGE_AFFIX.search(file.stem):
-        return False
-    if (found := LABEL_AFFIX.search(file.stem)) and found[0] != '_L':
+    is_weak = bool(WEAK_AFFIX.search(file.stem))
+    if (found := LABEL_AFFIX.search(file.stem)) and not is_weak:
         return not is_jpeg or 'mask' in found[0].lower()
     for folder in map(str.lower, reversed(file.relative_to(root).parts[:-1])):
         if folder in LABEL_NAMES or any(word in folder for word in LABEL_WORDS):
             return True
         if any(word in folder for word in IMAGE_WORDS):
             return False
-    return bool(found) and not is_jpeg
+    return is_weak and not is_jpeg
 
 
 def bare_name(file: Path) -> str:
@@ -178,7 +176,7 @@ def bare_name(file: Path) -> str:
     ('a_000019', 'a_000019')
     """
     name = file.stem
-    while match := LABEL_AFFIX.search(name) or IMAGE_AFFIX.search(name):
+    while match := next(filter(None, (affix.search(name) for affix in (LABEL_AFFIX, WEAK_AFFIX, IMAGE_AFFIX))), None):
         name = name[: match.start()] + name[match.end() :]
     return name or file.stem
 

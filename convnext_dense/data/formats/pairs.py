@@ -74,9 +74,9 @@ class Pairing:
         """Raise a :class:`UserError` where files fit several."""
         for file, others in self.unclear.items():
             raise UserError(
-                f'{file} fits several files equally well: {some(others)}. An image has one label map: if each holds '
-                'one object, draw them into one; if they are of different kinds, name the folders with --images DIR '
-                '--labels DIR.'
+                f'{file} fits several files equally well: {some(others)}. An image has one label map, and a label map '
+                'one image: if each holds one object, draw them into one; if they are of different kinds, name the '
+                'folders with --images DIR --labels DIR.'
             )
 
 
@@ -88,9 +88,12 @@ def find_sides(root: Path, images: Path | None = None, labels: Path | None = Non
     # A folder that holds everything tells nothing, whatever its name.
     common = Path(os.path.commonpath([file.parent for file in files])) if files else root
     kinds = {file: is_label_map(file, common) for file in files}
-    if any(is_map and file.suffix.lower() not in JPEG for file, is_map in kinds.items()):
-        for file in files:  # a photograph beside label maps
-            kinds[file] &= file.suffix.lower() not in JPEG or 'mask' in file.stem.lower()
+    drawn = {(file.parent, bare_name(file)) for file in files if kinds[file] and file.suffix.lower() not in JPEG}
+    photographs = [file for file in files if kinds[file] and file.suffix.lower() in JPEG]
+    if not all(kinds.values()):  # there are images elsewhere
+        photographs = [file for file in photographs if (file.parent, bare_name(file)) in drawn]
+    if drawn:
+        kinds |= {file: 'mask' in file.stem.lower() for file in photographs}
     return Side(root, (f for f in files if not kinds[f])), Side(root, (f for f in files if kinds[f]))
 
 
