@@ -91,17 +91,6 @@ def binary(truth):
         ('images/mask_{}.png', 'masks/mask_{}.png'),
         ('img_{}.png', 'mask_{}.png'),
     ],
-    ids=[
-        'Carvana',
-        'JPEG',
-        'TIFF',
-        'DeepGlobe',
-        'prefixes',
-        'a telling parent',
-        'left',
-        'CamVid',
-        'photographs beside',
-    ],
 )
 def test_label_maps_are_found_by_the_names_that_people_give(image, label_map, tmp_path):
     truth = write(tmp_path / 'd', image, label_map, white)

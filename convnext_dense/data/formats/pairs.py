@@ -21,7 +21,7 @@ from convnext_dense.data.records import (
     split_of,
 )
 
-MANY = 100  # files of one name; of more, those are compared that share a folder's name
+MANY = 10  # files of one name; of more, those are compared that share a folder's name
 # Words of a file or folder: pictures of labels, or numbers of objects. They count where nothing better is there.
 NOT_CLASSES = re.compile(
     r'(?:^|[_\-/])(colou?rs?|colou?r_?maps?|instance_?ids|instances?|panoptic|polygons|vis|overlays?|segmentationobject)'
