@@ -398,6 +398,15 @@ def test_values_between_are_the_nearest_class(suffix, change, text, tmp_path):
     assert any('form no area' in note and '% of the pixels' in note for note in found.notes)
 
 
+def test_classes_close_to_each_other_stay_apart_beside_smooth_edges(tmp_path):
+    change = np.array([0, 1, 2, 255], np.uint8).__getitem__
+    truth = write(tmp_path / 'd', change=lambda drawn: smooth(change(drawn)))
+    found, maps = read_back(tmp_path / 'd', tmp_path / 'out')
+    assert found.classes == ['class_0', 'class_1', 'class_2']
+    for name, values in truth.items():
+        assert (maps[name] == change(values)).mean() > 0.9
+
+
 def test_smooth_edges_of_colours(tmp_path):
     truth = write(tmp_path / 'd', change=lambda drawn: smooth(COLOURS[drawn]), values=(1, 2))
     found, maps = read_back(tmp_path / 'd', tmp_path / 'out')

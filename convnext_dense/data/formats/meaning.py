@@ -17,6 +17,7 @@ VOID = ('void', 'ignore', 'ignored', 'unlabeled', 'unlabelled')
 BACKGROUND = (*VOID, 'background', '_background_', 'bg', 'other', 'others', 'none', 'unknown')
 FAR_APART = 16  # values of grey; numbers of classes lie closer together
 FEW_STRAYS = 3  # values far from others that form no area, where a value may be of thin lines
+NEAR_SHARE = 0.5  # of the pixels of a class close to another one, which JPEG could have made of it
 AREA_SHARE = 0.1  # of the pixels of a class that lie in squares of 2 x 2; at the edges of JPEG there are none
 
 
@@ -102,10 +103,11 @@ def snap(values: Counter, areas: Counter, is_lossy: bool) -> dict[object, object
     solid: list[object] = []
     strays = 0
     for value, count in values.most_common():
-        if all(apart(value, each) >= FAR_APART for each in solid):
-            is_area = areas[value] >= AREA_SHARE * count
-            solid += [value] * is_area
-            strays += not is_area
+        is_far = all(apart(value, each) >= FAR_APART for each in solid)
+        if areas[value] >= AREA_SHARE * count if is_far else areas[value] >= NEAR_SHARE * count and not is_lossy:
+            solid.append(value)
+        else:
+            strays += is_far
     if len(solid) < 2 and is_lossy and len(values) > 1:
         raise UserError(
             f'The label maps are JPEG files with {len(values)} values, {some(sorted(values), 8)}, which JPEG may all '
