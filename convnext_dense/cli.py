@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
@@ -33,48 +33,26 @@ class Options(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-class LocalRank(argparse.Action):
-    """Put the option's value into the environment, unless ``LOCAL_RANK`` is set there; the function does not get it."""
-
-    def __init__(self, **kwargs) -> None:
-        super().__init__(**{**kwargs, 'default': argparse.SUPPRESS})
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        """Set ``LOCAL_RANK``."""
-        os.environ.setdefault('LOCAL_RANK', str(values))
-
-
-class Option(NamedTuple):
-    """An argument of a command, as argparse takes it; ``choices`` may be ``'module:table'``, read when needed."""
-
-    flags: tuple[str, ...]
-    settings: Mapping[str, Any]
+Option = tuple[tuple[str, ...], dict[str, Any]]  # the flags and the settings of an argument
 
 
 def option(*flags: str, **settings) -> Option:
-    """Return an argument of a command."""
-    return Option(flags, settings)
+    """Return an argument of a command as argparse takes it; ``choices`` may be ``'module:table'``, read when needed."""
+    return flags, settings
 
 
 def switch(flag: str, text: str, **settings) -> Option:
     """Return an option without a value."""
-    return Option((flag,), {'action': 'store_true', 'help': text, **settings})
+    return option(flag, **{'action': 'store_true', 'help': text, **settings})
 
 
 class Command(NamedTuple):
-    """A row of the table of commands.
+    """A row of the table of commands."""
 
-    Attributes:
-        help: One sentence, without its full stop.
-        function: What the command calls with its options, as ``'module:function'``.
-        options: Its arguments.
-        shown: Print what the function returns.
-    """
-
-    help: str
-    function: str
+    help: str  # one sentence, without its full stop
+    function: str  # what the command calls with its options, as 'module:function'
     options: tuple[Option, ...] = ()
-    shown: bool = False
+    shown: bool = False  # print what the function returns
 
 
 CONFIG = option('config', help='config file, or the name of one, as det/cascade_convnext_t_coco')
@@ -85,8 +63,7 @@ RUN = (
     NO_CHECK,
     option('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)'),
     option('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher'),
-    # PyTorch's old launcher passes this instead of setting LOCAL_RANK
-    option('--local_rank', '--local-rank', action=LocalRank, type=int, help=argparse.SUPPRESS),
+    option('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS),
 )
 DATA = (
     option('--format', dest='data_format', help='coco, voc, yolo, labelme or masks, where the data is not clear'),
@@ -160,7 +137,7 @@ COMMANDS = {
     ),
     'predict': Command(
         'Find objects or label pixels on images and videos',
-        'convnext_dense.predict.run:predict',
+        'convnext_dense.report.compare:predict',
         (
             option('model', metavar='MODEL', help='work dir of a run, or checkpoint file or address'),
             option('inputs', metavar='INPUT', nargs='+', help='images, videos, folders, patterns, or .txt lists'),
@@ -175,7 +152,8 @@ COMMANDS = {
             option('--overlap', type=float, default=0.25, help='part that two tiles share (default: %(default)s)'),
             switch('--tta', 'test-time augmentation'),
             option('--workers', type=int, default=2, help='threads that read images (default: %(default)s)'),
-            option('--device', help='cpu, cuda, cuda:1 (default: a GPU where there is one)'), TRUST,
+            option('--device', help='cpu, cuda, cuda:1 (default: a GPU where there is one)'),
+            option('--compare', metavar='ANN', help='COCO JSON, or folder of label maps: print the metrics'), TRUST,
         ),
     ),
     'check-data': Command(
@@ -306,6 +284,8 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> Non
     else:
         parser = option_parser(name)
     options = vars(parser.parse_args(words))
+    if (local_rank := options.pop('local_rank', None)) is not None:  # PyTorch's old launcher sets no variable
+        os.environ.setdefault('LOCAL_RANK', str(local_rank))
     trust = trust_checkpoints() if options.pop('trust_checkpoint', False) else contextlib.nullcontext()
     with user_errors(), trust:
         result = find(COMMANDS[name].function)(**options)

@@ -10,7 +10,7 @@ import difflib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -87,8 +87,7 @@ def stage_index(name: str, depths: Sequence[int], num_layers: int | None = None)
     return {'norm': num_layers + 1, 'downsample_layers': 0, 'stages': stage + 1}[part]
 
 
-@dataclass(frozen=True)
-class Rate:
+class Rate(NamedTuple):
     """How a parameter is trained; parameters that share it share an optimizer group."""
 
     slot: int
@@ -102,8 +101,8 @@ Groups = dict[Rate, list[tuple[str, nn.Parameter]]]
 class LearningRateDecay(DefaultOptimWrapperConstructor):
     """Give each slot of every backbone of this package its own learning rate; base of the two constructors.
 
-    A backbone is found by its class, so it may sit under any name and inside any wrapper. Two of them (a teacher and a
-    student) are both decayed, each by its own depths.
+    A backbone is found by its class, under any name and in any wrapper. Of two (a teacher and a student) each has the
+    decay of its own depths.
 
     Args:
         optim_wrapper_cfg: As in MMEngine; ``optimizer`` needs ``lr``.
@@ -172,32 +171,23 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
         for name, param in named.items():
             if not param.requires_grad:
                 continue
+            slot, factors = last_slot, self.custom_keys.get(self.matching_key(name), {})
             if id(param) in backbones:
-                rate = self.backbone_rate(*backbones[id(param)], param)
-            else:
-                rate = self.outer_rate(name, param, last_slot)
-            groups.setdefault(rate, []).append((name, param))
+                backbone, inner_name = backbones[id(param)]
+                num_layers = self.num_layers(backbone.depths)
+                slot = self.slot_of(inner_name, backbone.depths, num_layers)
+                factors = dict(lr_mult=self.paramwise_cfg['decay_rate'] ** (num_layers + 1 - slot))
+            groups.setdefault(self.rate_of(name, param, slot, **factors), []).append((name, param))
         return dict(sorted(groups.items(), key=lambda item: (item[0].slot, item[0].lr, -item[0].weight_decay)))
 
-    def backbone_rate(self, backbone: StagedBackbone, name: str, param: nn.Parameter) -> Rate:
-        """Return the rate of a parameter of a backbone; ``name`` is relative to it."""
-        num_layers = self.num_layers(backbone.depths)
-        slot = self.slot_of(name, backbone.depths, num_layers)
-        lr = self.base_lr * self.paramwise_cfg['decay_rate'] ** (num_layers + 1 - slot)
-        return Rate(slot, lr, self.default_weight_decay(name, param))
-
-    def outer_rate(self, name: str, param: nn.Parameter, slot: int) -> Rate:
-        """Return the rate of a parameter outside of the backbone: the base rate, or what its custom key says."""
-        factors = self.custom_keys.get(self.matching_key(name), {})
-        weight_decay = self.default_weight_decay(name, param)
-        if 'decay_mult' in factors:
-            weight_decay = self.base_wd * factors['decay_mult']
-        return Rate(slot, self.base_lr * factors.get('lr_mult', 1.0), weight_decay)
-
-    def default_weight_decay(self, name: str, param: nn.Parameter) -> float:
-        """Return 0 for vectors, biases and GRN (stored as (1, 1, 1, C)), the optimizer's weight decay for the rest."""
-        is_exempt = param.ndim == 1 or name.endswith('.bias') or '.grn.' in name
-        return 0.0 if is_exempt else self.base_wd or 0.0
+    def rate_of(
+        self, name: str, param: nn.Parameter, slot: int, lr_mult: float = 1.0, decay_mult: float | None = None
+    ) -> Rate:
+        """Return a parameter's rate; without ``decay_mult`` vectors, biases and GRN, (1, 1, 1, C), do not decay."""
+        if decay_mult is None:
+            is_exempt = param.ndim == 1 or name.endswith('.bias') or '.grn.' in name
+            decay_mult = 0.0 if is_exempt else 1.0
+        return Rate(slot, self.base_lr * lr_mult, (self.base_wd or 0.0) * decay_mult)
 
     def num_layers(self, depths: Sequence[int]) -> int:
         """Return the given number of layers, or the one derived from the depths; too small a number is refused."""
@@ -234,7 +224,7 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
         lines = [
             f'{type(self).__name__}: decay rate {self.paramwise_cfg["decay_rate"]:g}, base lr {self.base_lr:g}, '
             f'lr {min(rates):.3g} to {max(rates):.3g}',
-            f'{"slot":>4}  {"tensors":>7}  {"parameters":>11}  {"lr":>9}  {"decay":>6}  first parameter',
+            'slot  tensors   parameters         lr   decay  first parameter',
         ]
         for rate, members in groups.items():
             count = sum(param.numel() for _, param in members)

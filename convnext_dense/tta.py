@@ -29,17 +29,13 @@ def multi_scale(test_pipeline: Sequence[Mapping], ratios: Sequence[float] = (0.7
     >>> [resize['scale'] for resize in views['transforms'][0]]
     [(10, 5), (20, 10)]
     """
-    load, resize, *others = map(noting_flips, test_pipeline)
+    load, resize, *others = map(dict, test_pipeline)
+    for step in others:
+        if 'meta_keys' in step:
+            step['meta_keys'] = tuple(dict.fromkeys((*step['meta_keys'], 'flip', 'flip_direction')))
     resizes = [scaled(resize, ratio) for ratio in ratios]
     flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
     return [load, dict(type='TestTimeAug', transforms=[resizes, flips, *([step] for step in others)])]
-
-
-def noting_flips(step: Mapping) -> Mapping:
-    """Return a step whose list of metadata, where it has one, includes how the view is mirrored."""
-    if 'meta_keys' not in step:
-        return step
-    return dict(step, meta_keys=tuple(dict.fromkeys((*step['meta_keys'], 'flip', 'flip_direction'))))
 
 
 def scaled(resize: Mapping, ratio: float) -> dict:
@@ -74,16 +70,16 @@ class WholeImageTTA(BaseTTAModel):
         Args:
             data: ``inputs`` and ``data_samples``; each a list of views, each view a list of images.
         """
-        merged = None
-        num_views = len(data['inputs'])
+        means, num_views = None, len(data['inputs'])
         for view in range(num_views):
             samples = self.module.test_step({key: values[view] for key, values in data.items()})
             shares = [self.probabilities(sample.seg_logits.data) / num_views for sample in samples]
-            if merged is None:
-                merged, sums = samples, shares
+            if means is None:
+                merged, means = samples, shares
             else:
-                sums = [total.add_(share) for total, share in zip(sums, shares, strict=True)]
-        for sample, mean in zip(merged, sums, strict=True):
+                for mean, share in zip(means, shares, strict=True):
+                    mean += share
+        for sample, mean in zip(merged, means, strict=True):
             sample.seg_logits = PixelData(data=mean)
             sample.pred_sem_seg = PixelData(data=self.decide(mean))
         return merged
@@ -184,9 +180,12 @@ def as_upright(sample: BaseDataElement) -> BaseDataElement:
 
 def upright_boxes(view: BaseDataElement) -> InstanceData:
     """Return the instances of a view without masks, with their boxes as they are in the original image."""
+    from mmdet.structures.bbox import bbox_flip
+
     instances = view.pred_instances.clone()
     instances.pop('masks', None)
-    instances.bboxes = unflip_boxes(instances.bboxes, view.mirrored, view.ori_shape)
+    if view.mirrored is not None:
+        instances.bboxes = bbox_flip(instances.bboxes, view.ori_shape, view.mirrored)
     return instances
 
 
@@ -194,24 +193,3 @@ def upright_mask(view: BaseDataElement, index: int) -> Tensor:
     """Return the mask (1, H, W) of an instance of a view as it is in the original image."""
     mask = view.pred_instances.masks[index : index + 1]
     return mask if view.mirrored is None else mask.flip(FLIPPED_DIMS[view.mirrored])
-
-
-def unflip_boxes(boxes: Tensor, direction: str | None, shape: Sequence[int]) -> Tensor:
-    """Return boxes of a mirrored view in the coordinates of the original image.
-
-    Args:
-        boxes: (N, 4) as x1, y1, x2, y2 in pixels, at the original size but mirrored as the view is.
-        direction: 'horizontal', 'vertical' or 'diagonal' (both); None: the view is not mirrored.
-        shape: Height and width of the original image.
-
-    >>> unflip_boxes(torch.tensor([[1.0, 0.0, 3.0, 2.0]]), 'horizontal', (5, 10))
-    tensor([[7., 0., 9., 2.]])
-    """
-    dims = () if direction is None else FLIPPED_DIMS[direction]
-    height, width = shape[:2]
-    x1, y1, x2, y2 = boxes.unbind(dim=-1)
-    if -1 in dims:
-        x1, x2 = width - x2, width - x1
-    if -2 in dims:
-        y1, y2 = height - y2, height - y1
-    return torch.stack([x1, y1, x2, y2], dim=-1)

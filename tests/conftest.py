@@ -1,8 +1,10 @@
-"""What several rooms' tests share."""
+"""What several rooms' tests share. Its imports of the package prepare the stack for all of them."""
 
 import http.server
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 from functools import cache, partial
@@ -43,6 +45,17 @@ def device(request):
     if request.param == 'cuda' and not torch.cuda.is_available():
         pytest.skip('needs a GPU')
     return torch.device(request.param)
+
+
+@pytest.fixture
+def run_python():
+    """Run a program in a Python of its own; ``options`` are Python's."""
+
+    def run(code, *arguments, options=()):
+        command = [sys.executable, *options, '-c', code, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
 
 
 @pytest.fixture

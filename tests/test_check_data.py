@@ -70,7 +70,9 @@ def test_a_sound_copy_and_the_original_stays(data, tmp_path):
     before = file.read_bytes()
     text = check_data(file, out=tmp_path / 'sound', page=tmp_path / 'report.html')
     page = (tmp_path / 'report.html').read_text()
-    assert '<h2>a polygon of fewer than three points</h2><figure><img src="data:image/png;base64,' in page
+    assert (
+        '<h2>a polygon of fewer than three points; its box is kept</h2><figure><img src="data:image/png;base64,' in page
+    )
     assert 'http' not in page  # it needs no other file
     assert 'fewer than three points' in text
     assert file.read_bytes() == before

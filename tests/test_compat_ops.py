@@ -11,13 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convnext_dense import compat
 from convnext_dense.compat.ops import OPS, find_op
-
-
-@pytest.fixture(autouse=True)
-def _prepared():
-    compat.prepare()
 
 
 def test_the_ops_take_the_arguments_of_the_compiled_ones():

@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_dense import compat
 from convnext_dense.compat.ops import find_op, ms_deform_attn
 
 SIZES = [(4, 6), (3, 2), (1, 1)]
-
-
-@pytest.fixture(autouse=True)
-def _prepared():
-    compat.prepare()
 
 
 def draw(queries=5, heads=2, dim=3, points=2, device='cpu', dtype=torch.float64):

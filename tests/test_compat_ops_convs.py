@@ -8,17 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from convnext_dense import compat
 from convnext_dense.compat import upstream_heads
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.ops import carafe, deform_conv, find_op
 
 NAN = float('nan')
-
-
-@pytest.fixture(autouse=True)
-def _prepared():
-    compat.prepare()
 
 
 def deform_conv_by_hand(x, offset, weight, mask, bias, stride, padding, dilation, groups, deform_groups):
@@ -237,25 +231,6 @@ def test_sync_batch_norm_that_stands_alone_still_asks_a_group(alone, one_process
     )
     assert alone.SyncBatchNorm(5).group_size == 3
     assert alone.dist.all_reduce is torch.distributed.all_reduce
-
-
-def test_a_strong_baseline_of_mmdet_trains_in_one_process(alone):
-    from mmengine.config import Config
-    from mmengine.registry import MODELS, DefaultScope
-
-    from convnext_dense.configs import config_folder
-
-    name = 'strong_baselines/mask-rcnn_r50_fpn_rpn-2conv_4conv1fc_syncbn-all_lsj-100e_coco.py'
-    head = Config.fromfile(config_folder('mmdet') / name).model.roi_head.bbox_head
-    assert head.norm_cfg.type == 'MMSyncBN'
-    head.update(in_channels=4, conv_out_channels=4, fc_out_channels=8)
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        head = MODELS.build(head)
-    scores, _ = head(torch.randn(3, 4, 7, 7))
-    scores.sum().backward()
-    assert head.shared_convs[0].bn.weight.grad.isfinite().all()
-    assert head(torch.zeros(0, 4, 7, 7))[0].shape == (0, 81)  # no RoIs
-    assert head.eval()(torch.randn(3, 4, 7, 7))[0].isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from convnext_dense import compat
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.ops import OPS, find_op
 
@@ -98,11 +97,6 @@ FILLED_BY = {'dets': 'softnms', 'im': 'masked_col2im_forward', 'col': 'masked_im
 IN_MESSAGES = {'psamask': 'psa_mask', 'masked_im2col': 'masked_conv2d', 'masked_col2im': 'masked_conv2d'}
 
 
-@pytest.fixture(autouse=True)
-def _prepared():
-    compat.prepare()
-
-
 def function_of(call: Call):
     module, *names = call.function.split('.')
     found = importlib.import_module(f'mmcv.ops.{module}')
@@ -134,7 +128,6 @@ def with_tensors(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
 @pytest.fixture(scope='module')
 def ext_calls() -> dict[str, dict]:
     """The arguments by name of what mmcv asks ``mmcv._ext`` for in the valid calls."""
-    compat.prepare()
     import mmcv._ext as ext
 
     calls = {}

@@ -6,14 +6,7 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss as sigmoid_focal_loss_of_torchvision
 
-from convnext_dense import compat
-
 GAMMAS = [0, 0.5, 1, 2, 3.5]
-
-
-@pytest.fixture(autouse=True)
-def _prepared():
-    compat.prepare()
 
 
 @pytest.mark.parametrize('gamma', GAMMAS)

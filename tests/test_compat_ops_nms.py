@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_dense import compat
 from convnext_dense.compat.ops import find_op, nms
-
-
-@pytest.fixture(autouse=True)
-def _prepared():
-    compat.prepare()
 
 
 @pytest.fixture(params=['distinct', 'ties', 'degenerate', 'nan'])

@@ -6,17 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from convnext_dense import compat
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.ops import find_op, roi_align
 from convnext_dense.compat.ops import rois as rois_of_ops
 
 NAN = math.nan
-
-
-@pytest.fixture(autouse=True)
-def _prepared():
-    compat.prepare()
 
 
 def draw_rois(count: int, images: int = 2, extent: float = 12.0) -> torch.Tensor:

@@ -1,8 +1,6 @@
 """The commands drop the listed messages and none that only resembles them; an import drops none for a program."""
 
 import logging
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -89,9 +87,8 @@ for number in range(2):
 """
 
 
-def test_an_import_silences_nothing_for_a_program():
-    command = [sys.executable, '-c', IN_A_PROGRAM, 'mmseg.datasets.transforms.loading']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+def test_an_import_silences_nothing_for_a_program(run_python):
+    result = run_python(IN_A_PROGRAM, 'mmseg.datasets.transforms.loading')
     said = result.stdout + result.stderr
     assert (said.count('`reduce_zero_label`'), said.count('"FileClient"')) == (1, 1), said
 

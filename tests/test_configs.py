@@ -3,7 +3,6 @@
 import ast
 import re
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -153,63 +152,3 @@ def test_leaf_survives_a_dump(name, tmp_path):
     dumped = Config.fromfile(tmp_path / 'dumped.py')
     for key in ('model', 'train_dataloader', 'optim_wrapper', 'tta_pipeline'):
         assert dumped.get(key) == cfg.get(key)
-
-
-def upstream(library: str, file: str) -> Config:
-    return Config.fromfile(Path(find_spec(library).origin).parent / '.mim/configs' / file)
-
-
-def leaf_of(name: str) -> Config:
-    (file,) = (leaf for leaf in LEAVES if leaf.stem == name)
-    return Config.fromfile(file)
-
-
-def test_cascade_differs_from_mmdetections_only_where_the_recipe_does():
-    ours = leaf_of('cascade_convnext_t_coco').model
-    theirs = upstream('mmdet', '_base_/models/cascade-mask-rcnn_r50_fpn.py').model
-    for part in ('data_preprocessor', 'rpn_head', 'train_cfg', 'test_cfg'):
-        assert ours[part].to_dict() == theirs[part].to_dict(), part
-    for part in ('bbox_roi_extractor', 'mask_roi_extractor', 'mask_head', 'type', 'num_stages', 'stage_loss_weights'):
-        assert ours.roi_head[part] == theirs.roi_head[part], part
-
-
-@pytest.mark.parametrize('name', ['mask_rcnn_convnext_t_coco', 'mask_rcnn_convnextv2_b_coco'])
-def test_mask_rcnn_is_mmdetections(name):
-    ours, theirs = leaf_of(name).model, upstream('mmdet', '_base_/models/mask-rcnn_r50_fpn.py').model
-    if 'convnextv2' in name:
-        theirs.test_cfg.rcnn.nms.type = 'soft_nms'
-        padding = dict(type='BatchFixedSizePad', size=(1024, 1024), pad_mask=True)
-        assert ours.data_preprocessor.pop('batch_augments') == [padding]
-    ours.neck.pop('in_channels')
-    theirs.neck.pop('in_channels')
-    for part in ('type', 'data_preprocessor', 'neck', 'rpn_head', 'roi_head', 'train_cfg', 'test_cfg'):
-        assert ours[part] == theirs[part], part
-
-
-def test_the_recipe_of_mmdetection_differs_from_the_papers_as_its_header_says():
-    paper, other = (leaf_of(f'mask_rcnn_convnextv2_b{name}_coco').to_dict() for name in ('', '_lsj'))
-    assert paper['model']['data_preprocessor'].pop('batch_augments')
-    assert other['model']['data_preprocessor'].pop('batch_augments') is None
-    assert paper['model']['data_preprocessor']['pad_size_divisor'] == 32
-    assert [recipe['param_scheduler'][0].pop('end') for recipe in (paper, other)] == [501, 1000]
-    assert other.keys() - paper.keys() <= {'warmup', 'steps'}
-    assert {key: other[key] for key in paper} == paper
-
-
-def test_upernet_r50_is_mmsegmentations():
-    ours = leaf_of('upernet_r50_ade20k')
-    theirs = upstream('mmseg', 'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py')
-    for part in ('type', 'decode_head', 'auxiliary_head', 'train_cfg', 'test_cfg', 'data_preprocessor'):
-        assert ours.model[part] == theirs.model[part], part
-    assert ours.model.backbone.init_cfg.checkpoint == theirs.model.pretrained
-    assert (ours.model.backbone.type, ours.model.backbone.depth) == (theirs.model.backbone.type, 50)
-    assert ours.optim_wrapper.optimizer == theirs.optimizer
-    assert ours.train_cfg.max_iters == theirs.train_cfg.max_iters
-    (schedule,), (their_schedule,) = ours.param_scheduler, theirs.param_scheduler
-    assert (schedule.type, schedule.power, schedule.eta_min) == (
-        *(their_schedule.type, their_schedule.power, their_schedule.eta_min),
-    )
-    for split in ('train', 'test'):
-        steps = [step for step in ours[f'{split}_dataloader'].dataset.pipeline if 'Load' not in step.type]
-        assert steps == [step for step in theirs[f'{split}_pipeline'] if 'Load' not in step.type]
-    assert ours.auto_scale_lr.base_batch_size == 4 * theirs.train_dataloader.batch_size  # both steps are of 16 images

@@ -166,6 +166,9 @@ def test_a_users_config_counts_its_own_rois_and_classes(tmp_path, leaf_stats, ca
     own.write_text(f"_base_ = ['{CASCADE_T}']\nmodel = dict(test_cfg=dict(rpn=dict(max_per_img=300)))\n")
     box_macs = 4 * 49 * 256 * 256 * 9 + 49 * 256 * 1024 + 1024 * (81 + 320)
     assert whole.macs - count_config(own, COCO).parts['total'].macs == 3 * 700 * box_macs
+    unlimited = dict(_delete_=True, score_thr=0.1)
+    own.write_text(f"_base_ = ['{CASCADE_T}']\nmodel = dict(test_cfg=dict(rpn={unlimited}, rcnn={unlimited}))\n")
+    assert count_config(own, COCO).parts['total'] == whole  # 1000 and 100 RoIs are the default
     classes = tuple('abcdefghijklmnopqrst')
     own.write_text(f"_base_ = '{CASCADE_T}'\ntrain_dataloader = dict(dataset=dict(metainfo=dict(classes={classes})))\n")
     total = count_config(own).parts['total']

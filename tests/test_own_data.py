@@ -316,7 +316,7 @@ def test_data_that_can_be_read_in_two_ways(shapes, coco, tmp_path):
         (dict(source='nowhere'), ('nowhere', 'does not exist')),
         (dict(source='empty'), ('COCO', 'Pascal VOC', 'YOLO', 'LabelMe', 'label maps')),
         (dict(data_format='csv'), ("'csv'", 'coco', 'masks')),
-        (dict(classes=['a']), ('1 different', '5', 'circle')),
+        (dict(classes=['a']), ('1 classes', '5', 'circle')),
         (dict(images='empty'), ('--images', '--labels', 'together')),
     ],
 )
@@ -381,7 +381,9 @@ def test_run_lengths_are_those_of_pycocotools(density):
 def test_faulty_objects_are_left_out_and_told(shapes, coco, tmp_path):
     content = json.loads(json.dumps(coco['train']))
     first, second, third = content['annotations'][:3]
-    first['segmentation'], second['bbox'], third['category_id'] = [[1, 2, 3, 4]], [1, 1, 0, 0], 99
+    first.update(segmentation=[[1, 2, 3, 4]], bbox=None)
+    second.update(segmentation=None, bbox=[1, 1, 0, 0])
+    third.update(category_id=99)
     (tmp_path / 'annotations').mkdir()
     (tmp_path / 'annotations/train.json').write_text(json.dumps(content))
     (tmp_path / 'images').symlink_to(shapes / 'images/train')

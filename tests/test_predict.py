@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from convnext_dense.predict import Objects, load_model, predict, run
 from convnext_dense.predict.inputs import find_sources, read_ahead
 from convnext_dense.predict.output import yolo_lines
 from convnext_dense.predict.tiles import blend, cut, encode_part, join
+from convnext_dense.report import compare
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning'),  # pycocotools and NumPy 2
@@ -461,3 +463,46 @@ def test_images_are_read_ahead_in_their_order(images):
 
 def test_load_model_is_at_the_top():
     assert convnext_dense.load_model is load_model
+
+
+# --- compared with what is right
+
+
+def test_predictions_are_compared_with_coco_annotations(checkpoints, images, tmp_path, capsys):
+    """The predictions of a model are taken for what is right, so that each object is found and AP is 1."""
+    detector = load_model(checkpoints['objects'])
+    content = dict(images=[], annotations=[], categories=[dict(id=9 - i, name=each) for i, each in enumerate(CLASSES)])
+    for file in images.iterdir():
+        found = detector(file)
+        content['images'].append(dict(id=file.stem, file_name=f'elsewhere/{file.name}'))
+        for each in found.to_coco(file.stem, [9, 8, 7, 6, 5]):
+            content['annotations'].append(dict(each, id=len(content['annotations']) + 1, iscrowd=0))
+    (tmp_path / 'ann.json').write_text(json.dumps(content))
+    options = dict(inputs=[images], out=tmp_path / 'out', device='cpu', save=['coco'])
+    assert compare.predict(checkpoints['objects'], compare=tmp_path / 'ann.json', **options) == 0
+    said = capsys.readouterr().out
+    assert '6 of 6 images, 6 predicted' in said
+    assert re.search(r'mean +1\.000 +1\.000', said)
+
+
+@pytest.mark.parametrize('reduce_zero_label', [False, True])
+def test_predictions_are_compared_with_label_maps(checkpoints, images, tmp_path, capsys, reduce_zero_label):
+    segmentor = load_model(checkpoints['label maps'])
+    (tmp_path / 'right').mkdir()
+    for file in images.iterdir():
+        labels = segmentor(file).labels + np.uint8(reduce_zero_label)
+        labels[:10] = 0 if reduce_zero_label else 255  # pixels without a class
+        cv2.imwrite(str(tmp_path / f'right/{file.stem}.png'), labels)
+    options = dict(inputs=[images], out=tmp_path / 'out', device='cpu')
+    options['cfg_options'] = {'test_dataloader.dataset.reduce_zero_label': reduce_zero_label}
+    assert compare.predict(checkpoints['label maps'], compare=tmp_path / 'right', **options) == 0
+    said = capsys.readouterr().out
+    assert 'compared with' in said
+    assert re.search(r'mIoU +1\.000', said)
+
+
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_what_cannot_be_compared_is_answered(kind, checkpoints, images, tmp_path):
+    options = dict(inputs=[images], out=tmp_path / 'out', device='cpu')
+    with pytest.raises(UserError, match=f'none.*{kind}'):
+        compare.predict(checkpoints[kind], compare=tmp_path / 'none', **options)

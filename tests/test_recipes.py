@@ -4,7 +4,6 @@ import copy
 import math
 import re
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +12,10 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from test_lr_decay import does_not_decay, exponent, settings
 from torch import nn
 
+from convnext_dense.configs import config_folder
 from convnext_dense.train.stats import build_on_meta
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -125,24 +126,6 @@ def test_faster_rcnn_is_mask_rcnn_without_masks():
 
 # --------------------------------------------------------------------------------- decay
 
-# layer_wise and stage_wise exponents of the decay rate for 12 and 6 layers; the third stage's blocks by threes
-EXPONENTS = {
-    ('layer', 12): dict(downsample_layers=(13, 11, 10, 1), stages=(12, 11, (10, 9, 8, 7, 6, 5, 4, 3, 2), 1)),
-    ('layer', 6): dict(downsample_layers=(7, 5, 4, 1), stages=(6, 5, (4, 3, 2), 1)),
-    ('stage', 12): dict(downsample_layers=(13, 13, 13, 13), stages=(12, 11, (10,) * 9, 9)),
-    ('stage', 6): dict(downsample_layers=(7, 7, 7, 7), stages=(6, 5, (4,) * 3, 3)),
-}
-NUM_LAYERS = {'tiny': 6, 'small': 12, 'base': 12, 'large': 12, 'xlarge': 12, 'huge': 12}
-
-
-def exponent(name: str, kind: str, num_layers: int) -> int:
-    """Return the power of the decay rate for a parameter, by its full name."""
-    where, part, *rest = name.split('.')
-    if where != 'backbone' or part.startswith('norm'):
-        return 0
-    value = EXPONENTS[kind, num_layers][part][int(rest[0])]
-    return value[int(rest[1]) // 3] if isinstance(value, tuple) else value
-
 
 def optimized(name: str, **backbone) -> dict[str, tuple[nn.Parameter, float, float]]:
     """Return each trainable parameter of a leaf's full-size model with its learning rate and weight decay, by name."""
@@ -150,17 +133,9 @@ def optimized(name: str, **backbone) -> dict[str, tuple[nn.Parameter, float, flo
     cfg.model.backbone.update(backbone)
     init_default_scope(cfg.default_scope)
     model = build_on_meta(cfg.model)
-    optimizer = build_optim_wrapper(model, Config(dict(cfg.optim_wrapper, type='OptimWrapper'))._cfg_dict).optimizer
-    names = {id(param): full_name for full_name, param in model.named_parameters()}
-    found = [
-        (names[id(param)], (param, group['lr'], group['weight_decay']))
-        for group in optimizer.param_groups
-        for param in group['params']
-        if param.requires_grad
-    ]
-    assert len(dict(found)) == len(found)
-    assert {full_name for full_name, _ in found} == {n for n, p in model.named_parameters() if p.requires_grad}
-    return dict(found)
+    wrapper = build_optim_wrapper(model, Config(dict(cfg.optim_wrapper, type='OptimWrapper'))._cfg_dict)
+    parameters = dict(model.named_parameters())
+    return {full_name: (parameters[full_name], *rates) for full_name, rates in settings(model, wrapper).items()}
 
 
 OF_OTHERS = ['rtmdet_convnext_t_coco', 'retinanet_convnext_t_coco', 'cascade_convnextv2_t_coco']
@@ -173,10 +148,10 @@ def test_rate_and_weight_decay_of_every_parameter(name):
     arch, wrapper = cfg.model.backbone.arch, cfg.optim_wrapper
     kind = 'stage' if name.endswith('_ade20k') else 'layer'
     for full_name, (param, lr, weight_decay) in parameters.items():
-        slots = exponent(full_name, kind, NUM_LAYERS[arch])
+        slots = exponent(full_name, kind, 6 if arch == 'tiny' else 12)
         expected = wrapper.optimizer.lr * wrapper.paramwise_cfg.decay_rate**slots
-        is_exempt = param.ndim == 1 or full_name.endswith('.bias') or '.grn.' in full_name
-        assert (lr, weight_decay) == (pytest.approx(expected, rel=1e-9), 0.0 if is_exempt else 0.05), full_name
+        decay = 0.0 if does_not_decay(full_name, param) else 0.05
+        assert (lr, weight_decay) == (pytest.approx(expected, rel=1e-9), decay), full_name
     blocks = 18 if arch == 'tiny' else 36
     assert sum('.grn.' in full_name for full_name in parameters) == (2 * blocks if name in V2 else 0)
 
@@ -411,30 +386,54 @@ def test_heads_of_a_cascade():
     assert model.roi_head.stage_loss_weights == [1, 0.5, 0.25]
 
 
-# leaves that follow a config of MMDetection's or MMSegmentation's, and what they change in it
-FOLLOWED = {
-    'dino_convnext_t_coco': ('mmdet', 'dino/dino-4scale_r50_8xb2-12e_coco.py'),
-    'mask2former_convnext_t_coco': ('mmdet', 'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'),
-    'mask2former_convnext_t_ade20k': ('mmseg', 'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'),
-    'rtmdet_convnext_t_coco': ('mmdet', 'rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py'),
-    'rtmdet_convnext_b_in22k_coco': ('mmdet', 'rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py'),
-    'retinanet_convnext_t_coco': ('mmdet', 'retinanet/retinanet_r50_fpn_1x_coco.py'),
+ZERO_LABELS = {
+    f'{split}_{place}.reduce_zero_label'
+    for split in ('train', 'val', 'test')
+    for place in ('pipeline', 'dataloader.dataset', 'dataloader.dataset.pipeline')
 }
-CHANGED = {
-    'dino': {'model.neck.in_channels', 'optim_wrapper.paramwise_cfg.norm_decay_mult'},
-    'mask2former': {
-        *('model.panoptic_head.in_channels', 'model.decode_head.in_channels', 'optim_wrapper.paramwise_cfg'),
-    },
-    'rtmdet': {
-        *('model.neck.in_channels', 'optim_wrapper.constructor', 'optim_wrapper.paramwise_cfg'),
-        *('train_dataloader.batch_size', 'auto_scale_lr.base_batch_size'),
-    },
-    'retinanet': {
-        *('model.neck.in_channels', 'model.neck.start_level', 'optim_wrapper.type', 'optim_wrapper.constructor'),
-        *('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg'),
-    },
+# Leaves that follow a config of MMDetection's or MMSegmentation's, and what they change in it
+MASK2FORMER = {'model.panoptic_head.in_channels', 'model.decode_head.in_channels', 'optim_wrapper.paramwise_cfg'}
+RTMDET = {
+    *('model.neck.in_channels', 'optim_wrapper.constructor', 'optim_wrapper.paramwise_cfg'),
+    *('train_dataloader.batch_size', 'auto_scale_lr.base_batch_size'),
 }
-EVERYWHERE = {'model.backbone', 'default_hooks.checkpoint.max_keep_ckpts', 'custom_imports'}
+RETINANET = {
+    *('model.neck.in_channels', 'model.neck.start_level', 'optim_wrapper.type', 'optim_wrapper.constructor'),
+    *('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg'),
+}
+INHERITING = {
+    'dino_convnext_t_coco': (
+        'mmdet/dino/dino-4scale_r50_8xb2-12e_coco.py',
+        {'model.neck.in_channels', 'optim_wrapper.paramwise_cfg.norm_decay_mult'},
+    ),
+    'mask2former_convnext_t_coco': ('mmdet/mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', MASK2FORMER),
+    'mask2former_convnext_t_ade20k': ('mmseg/mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', MASK2FORMER),
+    'rtmdet_convnext_t_coco': ('mmdet/rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py', RTMDET),
+    'rtmdet_convnext_b_in22k_coco': ('mmdet/rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py', RTMDET),
+    'retinanet_convnext_t_coco': ('mmdet/retinanet/retinanet_r50_fpn_1x_coco.py', RETINANET),
+}
+# These inherit from this package alone: what both configs have is compared.
+ALIKE = {
+    'cascade_convnext_t_coco': (
+        'mmdet/_base_/models/cascade-mask-rcnn_r50_fpn.py',
+        {'model.neck.in_channels', 'model.roi_head.bbox_head'},
+    ),
+    'mask_rcnn_convnext_t_coco': ('mmdet/_base_/models/mask-rcnn_r50_fpn.py', {'model.neck.in_channels'}),
+    'mask_rcnn_convnextv2_b_coco': (
+        'mmdet/_base_/models/mask-rcnn_r50_fpn.py',
+        {'model.neck.in_channels', 'model.data_preprocessor.batch_augments', 'model.test_cfg.rcnn.nms.type'},
+    ),
+    'upernet_r50_ade20k': (
+        'mmseg/upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
+        {
+            # of 8 GPUs, not of 4; the data set itself takes the zero label away; the last step of a schedule
+            *('train_dataloader.batch_size', *ZERO_LABELS, 'param_scheduler.end'),
+            *('default_hooks.logger', 'log_processor', 'visualizer.alpha'),
+        },
+    ),
+}
+FOLLOWED = INHERITING | ALIKE
+EVERYWHERE = {'model.backbone', 'custom_imports'}
 OWN = ('tta_model', 'tta_pipeline', 'rates', 'slow', 'norms', 'embeddings', 'weights', 'norm_cfg', 'checkpoint')
 
 
@@ -451,10 +450,34 @@ def differing(ours, theirs, name=''):
 
 
 @pytest.mark.parametrize('name', FOLLOWED)
-def test_a_leaf_with_modern_heads_changes_only_what_it_says(name):
-    library, file = FOLLOWED[name]
-    file = Path(find_spec(library).origin).parent / '.mim/configs' / file
-    theirs = Config.fromfile(file, import_custom_modules=False).to_dict()
-    found, allowed = set(differing(load(name).to_dict(), theirs)), (*EVERYWHERE, *CHANGED[name.split('_')[0]])
-    assert {each for each in found if not each.startswith(allowed)} == set()
+def test_a_leaf_changes_only_what_it_says(name):
+    file, changed = FOLLOWED[name]
+    library, _, inner = file.partition('/')
+    ours = load(name).to_dict()
+    theirs = Config.fromfile(config_folder(library) / inner, import_custom_modules=False).to_dict()
+    if name in ALIKE:
+        both = ours.keys() & theirs.keys()
+        ours, theirs = ({key: cfg[key] for key in both} for cfg in (ours, theirs))
+    found = set(differing(ours, theirs))
+    assert {each for each in found if not each.startswith((*EVERYWHERE, *changed))} == set()
     assert any(each.startswith('model.backbone') for each in found)
+
+
+def test_mask_rcnn_of_v2():
+    """Soft NMS and images padded to one size are the paper's; MMDetection's own recipe for it has other batches."""
+    paper, other = (load(f'mask_rcnn_convnextv2_b{name}_coco').to_dict() for name in ('', '_lsj'))
+    assert paper['model']['test_cfg']['rcnn']['nms']['type'] == 'soft_nms'
+    padding = dict(type='BatchFixedSizePad', size=(1024, 1024), pad_mask=True)
+    assert paper['model']['data_preprocessor']['batch_augments'] == [padding]
+    assert other['model']['data_preprocessor']['batch_augments'] is None
+    assert [recipe['param_scheduler'][0]['end'] for recipe in (paper, other)] == [501, 1000]
+    changed = {'model.data_preprocessor.batch_augments', 'param_scheduler.end', 'warmup', 'steps'}
+    assert set(differing(paper, other)) == changed
+
+
+def test_upernet_r50_starts_and_steps_as_mmsegmentations():
+    ours = load('upernet_r50_ade20k')
+    theirs = Config.fromfile(config_folder('mmseg') / FOLLOWED['upernet_r50_ade20k'][0].removeprefix('mmseg/'))
+    assert (ours.model.backbone.type, ours.model.backbone.depth) == (theirs.model.backbone.type, 50)
+    assert ours.model.backbone.init_cfg.checkpoint == theirs.model.pretrained
+    assert ours.auto_scale_lr.base_batch_size == 4 * theirs.train_dataloader.batch_size  # both steps are of 16 images

@@ -10,6 +10,7 @@ from PIL import Image
 
 from convnext_dense import UserError
 from convnext_dense.data import check_run, import_data, write_shapes
+from convnext_dense.train.check import check_data
 from convnext_dense.weights.mmengine import check_classes
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
@@ -185,12 +186,12 @@ def as_runs(annotations):
     ('breakage', 'named', 'is_cured_by_import'),
     [
         (break_all(iscrowd=1), ('crowd', 'iscrowd'), False),
-        (lambda a: [each.pop('iscrowd') for each in a], ('iscrowd', 'import-data'), True),
-        (lambda a: a[0].update(id=0), ('id 0', 'import-data'), True),
-        (lambda a: [each.update(id=f'a{i}') for i, each in enumerate(a)], ('text', 'import-data'), True),
+        (lambda a: [each.pop('iscrowd') for each in a], ('iscrowd', '--fix'), True),
+        (lambda a: a[0].update(id=0), ('id 0', '--fix'), True),
+        (lambda a: [each.update(id=f'a{i}') for i, each in enumerate(a)], ('text', '--fix'), True),
         (lambda a: [each.update(segmentation=each['segmentation'][0]) for each in a], ('list of polygons',), True),
-        (lambda a: a[0].update(segmentation=[[1, 2, 3, 4]]), ('fewer than three points', 'import-data'), True),
-        (lambda a: a[0].update(segmentation=[[1e300] * 8]), ('not finite', 'import-data'), True),
+        (lambda a: a[0].update(segmentation=[[1, 2, 3, 4]]), ('fewer than three points', '--fix'), True),
+        (lambda a: a[0].update(segmentation=[[1e300] * 8]), ('not finite', '--fix'), True),
         (lambda a: a[0].update(segmentation=[[1, 2, 10**400, 4, 5, 6]]), ('not finite',), True),
         (lambda a: a[0].update(segmentation=dict(size=[64, 64], counts=[5, 5])), ('run lengths',), True),
     ],
@@ -208,11 +209,11 @@ def test_annotations_that_end_in_errors_or_silence(breakage, named, is_cured_by_
         check_run(detector(shapes, **changes), ('train', 'val'))
     assert all(word in str(error.value) for word in named)
     if is_cured_by_import:
-        found = import_data(file, tmp_path / 'out')
-        cured = {f'{split}_dataloader.dataset.ann_file': str(path) for split, path in found.files.items()}
-        cured |= {f'{split}_dataloader.dataset.data_root': str(found.root) for split in found.files}
-        cured |= {f'{split}_dataloader.dataset.data_prefix': dict(img='') for split in found.files}
-        check_run(detector(shapes, **cured, **{'val_evaluator.ann_file': str(found.files['val'])}), ('train', 'val'))
+        check_data(file, out=tmp_path / 'out')
+        copy = str(tmp_path / 'out/val.json')
+        cured = {'val_dataloader.dataset.ann_file': copy, 'val_evaluator.ann_file': copy}
+        check_run(detector(shapes, **cured), ('train', 'val'))
+        assert len(import_data(tmp_path / 'out', tmp_path / 'again').paths['val']) > 0
 
 
 def test_run_lengths_that_the_pipeline_leaves_out(shapes, tmp_path):

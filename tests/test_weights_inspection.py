@@ -14,6 +14,13 @@ from torch import nn
 from convnext_dense import ConvNeXt
 from convnext_dense.weights.inspect import describe
 
+
+def without_first_stage():
+    model = ConvNeXt(SMALL)
+    model.stages[0] = nn.Identity()
+    return model
+
+
 CONFIG = "raise SystemExit('a config is not run')\n"
 
 
@@ -119,10 +126,10 @@ def test_checkpoint_from_before_mmengine(tmp_path):
         (lambda: torchvision.models.resnet18(), None, 'a ResNet'),
         (lambda: timm.create_model('vit_tiny_patch16_224'), None, 'a Vision Transformer'),
         (lambda: nn.Linear(3, 4), None, None),
-        # a stem alone is no ConvNeXt
         (lambda: nn.ModuleDict(dict(stem=nn.Sequential(nn.Conv2d(3, 8, 4)), blocks=nn.Linear(2, 2))), None, None),
+        (without_first_stage, None, None),
     ],
-    ids=['timm', 'torchvision', 'ours', 'ResNet', 'ViT', 'no backbone', 'stem'],
+    ids=['timm', 'torchvision', 'ours', 'ResNet', 'ViT', 'no backbone', 'stem', 'no first stage'],
 )
 def test_other_models(tmp_path, build, backbone, model):
     weights = build().state_dict()

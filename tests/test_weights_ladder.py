@@ -14,7 +14,7 @@ from convnext_dense.ladder import ModernizedResNet, steps
 from convnext_dense.weights import load_weights
 from convnext_dense.weights.convert import translate
 from convnext_dense.weights.formats import FB_V2, FCMAE, FORMATS, LADDER
-from convnext_dense.weights.inspect import inspect_checkpoint
+from convnext_dense.weights.inspect import inspect
 
 DESIGN = dict(depths=(1, 1, 2, 1), width=8)
 SIZE = dict(depths=(1, 1, 2, 1), dims=(8, 16, 32, 64))
@@ -80,13 +80,6 @@ def test_last_step_takes_every_format_of_a_convnext(fmt, tmp_path):
     assert (report.missing, report.unexpected, report.from_scratch) == ([], [], [])
 
 
-def test_layer_scale_and_grn_that_the_step_lacks_are_refused():
-    with pytest.raises(UserError, match=r'Only in the file \(5\): stages\.0\.0\.gamma'):
-        load_weights(small('convnext', layer_scale=None), ConvNeXt(SIZE).state_dict())
-    with pytest.raises(UserError, match=r'Only in the file \(10\): stages\.0\.0\.grn\.gamma'):
-        load_weights(small('convnext', layer_scale=None), ConvNeXt(SIZE, grn=True).state_dict())
-
-
 @pytest.mark.parametrize('layer_scale', [None, 1.0])
 @pytest.mark.parametrize('step', steps())
 def test_own_checkpoints(step, layer_scale, tmp_path):
@@ -114,14 +107,23 @@ def test_the_last_step_is_a_convnext_for_everyone():
     load_weights(model, source.state_dict())
     assert_close(model.eval()(image), source(image))
     assert_holds(model, translate(source.state_dict(), 'fb').tensors)
-    found = inspect_checkpoint(source.state_dict())['backbones']
+    found = inspect(source.state_dict())['backbones']
     assert [each['architecture'] for each in found] == ['a ConvNeXt with depths (1, 1, 2, 1) and dims (8, 16, 32, 64)']
-    assert not any(inspect_checkpoint(small(step).state_dict())['backbones'] for step in steps()[:-1])
+    assert not any(inspect(small(step).state_dict())['backbones'] for step in steps()[:-1])
 
 
-def test_another_step_is_refused_and_changes_nothing():
-    model = small('kernel')
+@pytest.mark.parametrize(
+    ('step', 'given', 'words'),
+    [
+        ('kernel', small('depthwise'), r'does not fit the backbone.*stages\.\d\.0'),
+        ('convnext', ConvNeXt(SIZE), r'Only in the file \(5\): stages\.0\.0\.gamma'),
+        ('convnext', ConvNeXt(SIZE, grn=True), r'Only in the file \(10\): stages\.0\.0\.grn\.gamma'),
+    ],
+    ids=['another step', 'layer scale', 'GRN'],
+)
+def test_what_a_step_lacks_is_refused_and_changes_nothing(step, given, words):
+    model = small(step, layer_scale=None)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(UserError, match=r'does not fit the backbone.*stages\.\d\.0'):
-        load_weights(model, small('depthwise').state_dict())
+    with pytest.raises(UserError, match=words):
+        load_weights(model, given.state_dict())
     assert_holds(model, before)

@@ -28,7 +28,7 @@ from convnext_dense.weights.formats import TORCHVISION
 ROOT = Path(__file__).parent.parent
 TINY = dict(depths=(1, 1, 1, 1), dims=(4, 8, 12, 16))
 # MMEngine warns of the second runner in one process, which only tests have
-SEVERAL_RUNNERS = pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning')
+pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning')
 
 
 # What facebookresearch published: MMDetection 2 and MMSegmentation 0, key by key
@@ -237,7 +237,6 @@ def toy(tmp_path):
     return weights, str(tmp_path / 'toy.pth')
 
 
-@SEVERAL_RUNNERS
 @pytest.mark.parametrize('hooks', [[], [EMA]], ids=['', 'EMA'])
 def test_load_from_takes_any_format_and_the_average_starts_there(hooks, tmp_path):
     source, file = torchvision_file(tmp_path)
@@ -252,7 +251,6 @@ def test_load_from_takes_any_format_and_the_average_starts_there(hooks, tmp_path
     assert len(averages(runner)) == len(hooks)
 
 
-@SEVERAL_RUNNERS
 @pytest.mark.filterwarnings('ignore:The `.*` method is being overridden')
 def test_a_run_with_an_average_resumes_from_a_file_that_is_then_replaced(tmp_path):
     make_runner(tmp_path / 'first', hooks=[EMA]).train()
@@ -274,7 +272,6 @@ def test_a_run_with_an_average_resumes_from_a_file_that_is_then_replaced(tmp_pat
     assert runner.epoch == 2
 
 
-@SEVERAL_RUNNERS
 def test_weights_alone_are_not_resumed(tmp_path):
     _, file = legacy_file(tmp_path, {key: value.shape for key, value in Toy().state_dict().items()})
     runner = make_runner(tmp_path / 'resumed', hooks=[dict(type='CheckWeightsHook')], load_from=file, resume=True)
@@ -296,7 +293,6 @@ def shown(monkeypatch):
     return reports
 
 
-@SEVERAL_RUNNERS
 def test_random_heads_are_a_warning_where_nothing_is_trained(shown, toy, tmp_path):
     _, file = torchvision_file(tmp_path)
     upstream.load_checkpoint(Toy(), file)
@@ -396,7 +392,6 @@ def test_they_are_loaded_as_ever(tmp_path):
         upstream.load_checkpoint(model, str(tmp_path / 'line.pth'), strict=True)
 
 
-@SEVERAL_RUNNERS
 @pytest.mark.parametrize('source', ['open-mmlab://nope', 'pavi://a/b', 'http://127.0.0.1:1/x.pth', 'torchvision://x'])
 def test_errors_of_a_source_are_explained_for_our_backbone_alone(source, tmp_path):
     with pytest.raises(UserError, match=source):
@@ -426,10 +421,13 @@ def test_keys_of_init_cfg(init_cfg, tmp_path):
 # What is read
 
 
-def test_a_state_dict_of_the_caller_is_left_as_it_is():
-    state_dict = Toy().state_dict()
-    assert upstream._load_checkpoint_to_model(Toy(), state_dict) is state_dict
-    assert state_dict.keys() == Toy().state_dict().keys()
+@pytest.mark.parametrize('wrap', [lambda weights: weights, lambda weights: {'state_dict': weights}])
+def test_a_checkpoint_of_the_caller_is_left_as_it_is(wrap):
+    weights = {f'student.{key}': value for key, value in Toy().state_dict().items()}
+    given, names = wrap(weights), [*weights]
+    assert upstream._load_checkpoint_to_model(Toy(), given, revise_keys=[(r'^student\.', '')]) is given
+    assert [*weights] == names
+    assert given.keys() == wrap(weights).keys()
 
 
 def test_what_was_fetched_is_saved_without_a_class_of_this_package(toy, tmp_path):

@@ -111,6 +111,7 @@ work_dir = '/home/me/runs/secret'
 def checkpoint(tmp_path, **changes) -> Path:
     """Write a checkpoint as MMEngine does."""
     history = {'val/coco/bbox_mAP': HistoryBuffer([0.1, 0.25], [1, 1]), 'val/time': HistoryBuffer([9.0], [1])}
+    history['val/coco/bbox_mAP_s'] = HistoryBuffer([-1.0], [1])  # there are no small objects
     content = {
         'meta': dict(epoch=2, iter=40, seed=0, cfg=CONFIG_TEXT, experiment_name='retina_20260131_093000'),
         'state_dict': weights_of_a_detector(),

@@ -20,7 +20,7 @@ from torch import nn
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat.checkpoints import HASH_IN_NAME
 from convnext_dense.weights import fetch, load_weights
-from convnext_dense.weights.sources import HOST, PUBLISHED, find_published, split_hub_source
+from convnext_dense.weights.sources import HOST, PUBLISHED, find_published
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def cache(tmp_path):
     def put(tensors, repository, file, revision='main', sha='0123456789' * 4):
         folder = tmp_path / 'hub' / f'models--{repository.replace("/", "--")}'
         reference, snapshot = folder / 'refs' / revision, folder / 'snapshots' / sha
-        for parent in (reference.parent, snapshot):
+        for parent in (reference.parent, (snapshot / file).parent):
             parent.mkdir(parents=True, exist_ok=True)
         reference.write_text(sha)
         (save_file if file.endswith('safetensors') else torch.save)(tensors, snapshot / file)
@@ -103,6 +103,8 @@ def test_a_revision_and_a_file_of_the_hub(cache, weights):
     cache({'model': weights}, 'me/mine', 'best.pth')
     assert_loads('hf://me/mine/best.pth', weights)
     assert_loads('hf://me/mine@main/best.pth', weights)
+    cache(weights, 'me/mine', 'x/y.bin', revision='refs/pr/3', sha='0' * 40)
+    assert_loads('hf://me/mine@refs/pr/3/x/y.bin', weights)
 
 
 def test_any_model_may_take_what_the_hub_has(cache):
@@ -147,12 +149,6 @@ def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(monkeypatch):
     with pytest.raises(UserError, match=r'hf://me/mine is not in the cache'):
         fetch('hf://me/mine')
     assert asked == [False, True, True, True, True]
-
-
-def test_parts_of_a_hub_source():
-    assert split_hub_source('hf://a/b') == ('a/b', None, None)
-    assert split_hub_source('hf://a/b@v1/x/y.bin') == ('a/b', 'v1', 'x/y.bin')
-    assert split_hub_source('hf://a/b@refs/pr/3/x/y.bin') == ('a/b', 'refs/pr/3', 'x/y.bin')
 
 
 # facebookresearch's files

@@ -1,4 +1,6 @@
-"""The one exception for a mistake that the user can mend."""
+"""The one exception for a mistake that the user can mend, and how messages name many things."""
+
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -6,3 +8,22 @@ class UserError(ValueError):
 
     The tools print it as ``error: ...`` without a traceback and leave with exit code 2.
     """
+
+
+def shorten(items: Iterable[object], most: int = 4) -> str:
+    """Join the first few, as :func:`printable` text.
+
+    >>> shorten('abc', most=2)
+    'a, b, ... (3)'
+    """
+    items = list(map(str, items))
+    return ', '.join(map(printable, items[:most])) + (f', ... ({len(items)})' if len(items) > most else '')
+
+
+def printable(text: str) -> str:
+    """Return a text as it can be shown: a name in a file must not steer the terminal.
+
+    >>> printable('stages.0\\x1b[31m')
+    'stages.0?[31m'
+    """
+    return ''.join(character if character.isprintable() else '?' for character in text)

@@ -161,6 +161,13 @@ def decode_counts(counts: Any) -> list[int]:
     return runs
 
 
+def lies_apart(polygons: Sequence[Sequence[float]], box: Sequence[float]) -> bool:
+    """Tell whether polygons and a box have less than a tenth of their joint area in common."""
+    (x, y, w, h), (left, top, wide, high) = box, bounding_box(polygons)
+    common = max(0, min(x + w, left + wide) - max(x, left)) * max(0, min(y + h, top + high) - max(y, top))
+    return common < 0.1 * (w * h + wide * high - common)
+
+
 def bounding_box(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
     """Return the smallest box around polygons: left, top, width and height.
 

@@ -20,7 +20,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
+from convnext_dense.compat.files import write_text
 from convnext_dense.data.annotation import polygon_area
 from convnext_dense.data.formats import FORMATS, recognise
 from convnext_dense.data.formats.masks import LabelMaps, recoded
@@ -29,6 +30,7 @@ from convnext_dense.data.records import IMPORTED, Collection, Picture, Thing
 from convnext_dense.data.splits import complete_splits
 
 BACKGROUND = 'background'
+UNLABELLED = 255  # in label maps
 FEW_BINS = 256  # classes that a label map of 8 bits holds, with 255 for unlabelled
 
 
@@ -93,6 +95,7 @@ def import_data(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     with_masks: bool = False,
+    draw: bool = True,
 ) -> Imported:
     """Read data in any known format and write the files to train on.
 
@@ -106,6 +109,8 @@ def import_data(
         classes: Names for the classes, in the order of their numbers.
         seed: Of the draw of validation images.
         with_masks: Each object needs a mask; those without one are neither learned nor counted.
+        draw: Draw validation images where the data has none. Otherwise its splits stay, ``with_masks`` follows the
+            data, and the files name the images by their whole paths, so that they are data by themselves.
 
     Raises:
         UserError: The data cannot be read, or is none for the task.
@@ -116,15 +121,17 @@ def import_data(
     wants_objects = None if task is None else task == 'det'
     name = recognise(path, data_format, wants_objects, **folders)
     collection = FORMATS[name].read(path, **(folders if name == 'masks' else {}))
+    join_pictures(collection)
     collection.notes += collection.faults.notes()
     # Halves of characters, which escapes in YAML and JSON can leave, would not be equal again once they were written.
     names = [name.encode('utf-16', 'surrogatepass') for name in collection.classes]
     collection.classes = [name.decode('utf-16', 'replace') for name in names]
-    rename_classes(collection, classes)
-    complete_splits(collection, seed)
-    folder = Path(out).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / IMPORTED).touch()
+    name_classes(collection, classes)
+    complete_splits(collection, seed, draw)
+    folder = open_folder(Path(out).absolute(), path, collection)
+    if not draw:
+        collection.root = folder
+        with_masks = any(thing.segmentation for picture in collection.pictures for thing in picture.things)
     is_seg = task == 'seg' or isinstance(collection, LabelMaps)
     if is_seg:
         if task == 'det':
@@ -154,6 +161,42 @@ def import_data(
     )
 
 
+def open_folder(folder: Path, source: Path, collection: Collection) -> Path:
+    """Make the folder to write to.
+
+    Raises:
+        UserError: It holds the data, or other files that no import wrote, or it cannot be made.
+    """
+    holds_data = any(folder in picture.path.absolute().parents for picture in collection.pictures)
+    if holds_data or folder in (source.absolute(), *source.absolute().parents):
+        raise UserError(f'{folder} holds the data itself, whose files would be replaced. Give another folder to write.')
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / IMPORTED).exists():
+        raise UserError(f'{folder} holds files that no import wrote. Give an empty folder, or one that does not exist.')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / IMPORTED).touch()
+    except OSError as error:
+        raise UserError(f'{folder} cannot be made ({error.strerror}). Give another folder to write to.') from error
+    return folder
+
+
+def join_pictures(collection: Collection) -> None:
+    """Make one picture of those of a split that are the same file; an object that is there twice counts once."""
+    for pictures in collection.splits.values():
+        joined: dict[Path, Picture] = {}
+        for picture in pictures:
+            first = joined.setdefault(picture.path.absolute(), picture)
+            if first is not picture and picture.things:
+                first.things.extend(picture.things)
+        for path, picture in joined.items():
+            single = {json.dumps(thing[:3], default=str) + str(thing.is_crowd): thing for thing in picture.things}
+            for _ in range(len(picture.things) - len(single)):
+                collection.faults.add('objects that are there twice', path.name, path)
+            if len(single) < len(picture.things):
+                picture.things[:] = single.values()
+        pictures[:] = joined.values()
+
+
 def check_folders(folders: Mapping[str, Path]) -> None:
     """Raise a :class:`UserError` unless both folders are given, or none, and they are there."""
     if len(folders) == 1:
@@ -163,28 +206,47 @@ def check_folders(folders: Mapping[str, Path]) -> None:
             raise UserError(f'--{name} {folder}: there is no such folder.')
 
 
-def rename_classes(collection: Collection, names: Sequence[str] | None) -> None:
-    """Give the classes the user's names; classes that nobody names are numbered.
+def name_classes(collection: Collection, names: Sequence[str] | None) -> None:
+    """Number the classes that the data does not name, and give all of them the user's names.
 
     Raises:
-        UserError: There are more or fewer names than classes.
+        UserError: The user's names are none for these classes.
     """
-    pictures = collection.pictures
-    largest = max((thing.label for picture in pictures for thing in picture.things), default=-1)
-    if not collection.classes and largest >= 0:
-        collection.classes = [f'class_{i}' for i in range(largest + 1)]
-        if names is None:
-            collection.notes.append(
-                f'the data names no classes: they are numbered, 0 to {largest}; --classes names them'
-            )
-    if names is None:
-        return
-    if len(names) != len(collection.classes) or len(set(names)) != len(names):
+    used = [thing.label for picture in collection.pictures for thing in picture.things]
+    is_numbered = not collection.classes and bool(used)
+    if is_numbered:
+        collection.classes = [f'class_{i}' for i in range(max(used) + 1)]
+    if names is not None:
+        rename_classes(collection, list(names), is_numbered)
+    elif is_numbered:
+        numbers = f'0 to {max(used)}'
+        collection.notes.append(f'the data names no classes: they are numbered, {numbers}; --classes names them')
+
+
+def rename_classes(collection: Collection, names: list[str], is_numbered: bool) -> None:
+    """Give the classes the user's names: those of the data in another order, new ones, or some that the data lacks.
+
+    Raises:
+        UserError: A name is there twice, or there are too few.
+    """
+    own = collection.classes
+    if len(set(names)) != len(names):
+        raise UserError(f'--classes names a class twice: {", ".join(names)}.')
+    if set(own) <= set(names) and not isinstance(collection, LabelMaps):
+        number = [names.index(name) for name in own]
+        for picture in collection.pictures:
+            picture.things[:] = [thing._replace(label=number[thing.label]) for thing in picture.things]
+    elif len(names) != len(own) and not (is_numbered and len(names) > len(own)):
         raise UserError(
-            f'--classes names {len(set(names))} different classes, {", ".join(names)}; the data has '
-            f'{len(collection.classes)}: {", ".join(collection.classes)}.'
+            f'--classes names {len(names)} classes, {shorten(names, 8)}; the data has {len(own)}: {shorten(own, 8)}. '
+            'Name them all; classes of the same name may stand in any order, and more of them may be named.'
         )
-    collection.classes = list(names)
+    elif not is_numbered and names != own:
+        renamed = [f'{old} becomes {new}' for old, new in zip(own, names, strict=True) if old != new]
+        collection.notes.append(f'--classes gives other names: {shorten(renamed, 8)}')
+    if names != own and set(own) <= set(names):
+        collection.palette = None  # the colours stand in the order of the data
+    collection.classes = names
 
 
 def palette_of(collection: Collection) -> list[tuple[int, int, int]]:
@@ -205,18 +267,22 @@ def write_det(collection: Collection, folder: Path, with_masks: bool) -> None:
     Raises:
         UserError: There is no object to learn from.
     """
+    faults = ' '.join(f'{note}.' for note in collection.faults.notes())
     for split, pictures in collection.splits.items():
         things = [thing for picture in pictures for thing in picture.things]
         if with_masks and (without := sum(not thing.segmentation for thing in things)):
-            if without == len(things):
+            if without == len(things) and split == 'train':
                 raise UserError(
                     f'{collection.root}: the objects have boxes and no masks, and the config trains masks. Choose a '
-                    'config without masks, such as det/faster_rcnn_convnext_t_coco.'
+                    f'config without masks, such as det/faster_rcnn_convnext_t_coco. {faults}'.rstrip()
                 )
             collection.notes.append(f'{split}: {without} objects have no mask; they are neither learned nor counted')
-        if not any(not thing.is_crowd for thing in things) and split in ('train', 'val'):
-            raise UserError(f'{collection.root}: the {split} images have no object to learn from. Add annotations.')
-        write_json(coco_of(pictures, collection, with_masks), folder / f'{split}.json')
+        if all(thing.is_crowd for thing in things) and split == 'train':
+            cure = faults or 'Add annotations.'
+            raise UserError(f'{collection.root}: the training images have no object to learn from. {cure}')
+        if all(thing.is_crowd for thing in things):
+            collection.notes.append(f'the {split} images have no object, so that they give no scores')
+        write_text(json.dumps(coco_of(pictures, collection, with_masks)), folder / f'{split}.json')
 
 
 def coco_of(pictures: Sequence[Picture], collection: Collection, with_masks: bool) -> dict[str, list]:
@@ -249,10 +315,13 @@ def annotation_of(thing: Thing, with_masks: bool) -> dict[str, Any]:
 
 
 def mask_of(thing: Thing, width: int, height: int) -> np.ndarray:
-    """Return the pixels of an object with a mask, (H, W) of bool."""
+    """Return the pixels of an object, (H, W) of bool; those of its box where it has no mask."""
     from pycocotools import mask
 
     segmentation = thing.segmentation
+    if segmentation is None:
+        x, y, w, h = thing.box
+        segmentation = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     if isinstance(segmentation, list):
         return mask.decode(mask.merge(mask.frPyObjects(segmentation, height, width))).astype(bool)
     if isinstance(segmentation['counts'], list):
@@ -270,27 +339,65 @@ def write_seg(collection: Collection, folder: Path) -> None:
         UserError: The objects have no masks, or there are more classes than 8 bits tell apart.
     """
     if not isinstance(collection, LabelMaps):
-        if any(not thing.segmentation for picture in collection.pictures for thing in picture.things):
-            raise UserError(
-                f'{collection.root}: objects have boxes and no masks, and a segmentor learns from masks. Choose a '
-                'config of det/ without masks, such as det/faster_rcnn_convnext_t_coco.'
-            )
-        collection.classes = [BACKGROUND, *collection.classes]
-        collection.notes.append(f'label maps are drawn from the objects; the class {BACKGROUND} is added')
+        prepare_drawing(collection)
     if len(collection.classes) >= FEW_BINS:
         raise UserError(f'{collection.root} has {len(collection.classes)} classes; label maps have at most 255.')
     metainfo = {'classes': collection.classes, 'palette': palette_of(collection)}
+    places = label_map_places(collection.pictures, collection.root.absolute())
+    files = {id(picture): folder / 'labels' / place for picture, place in zip(collection.pictures, places, strict=True)}
     for split, pictures in collection.splits.items():
         with ThreadPoolExecutor() as pool:
-            maps = list(pool.map(lambda picture: write_label_map(picture, collection, folder), pictures))
+            maps = list(pool.map(lambda each: write_label_map(each, files[id(each)], collection), pictures))
         entries = [
             {'img_path': relative(picture.path, collection.root), 'seg_map_path': relative(label_map, collection.root)}
             for picture, label_map in zip(pictures, maps, strict=True)
         ]
-        write_json({'metainfo': metainfo, 'data_list': entries}, folder / f'{split}.json')
+        write_text(json.dumps({'metainfo': metainfo, 'data_list': entries}), folder / f'{split}.json')
 
 
-def write_label_map(picture: Picture, collection: Collection, folder: Path) -> Path:
+def prepare_drawing(collection: Collection) -> None:
+    """Number the classes of objects as label maps have them: 0 is the background.
+
+    Raises:
+        UserError: No object has a mask.
+    """
+    things = [thing for picture in collection.pictures for thing in picture.things]
+    without = sum(not thing.segmentation for thing in things)
+    if without == len(things):
+        faults = ' '.join(f'{note}.' for note in collection.faults.notes())
+        raise UserError(
+            f'{collection.root}: objects have boxes and no masks, and a segmentor learns from masks. Choose a config '
+            f'of det/ without masks, such as det/faster_rcnn_convnext_t_coco. {faults}'.rstrip()
+        )
+    if without:
+        collection.notes.append(f'{without} objects have no mask; the pixels of their boxes are unlabelled')
+    own = [name for name in collection.classes if name.lower() != BACKGROUND]
+    added = len(own) == len(collection.classes)
+    number = [own.index(name) + 1 if name in own else 0 for name in collection.classes]
+    for picture in collection.pictures:
+        picture.things[:] = [thing._replace(label=number[thing.label]) for thing in picture.things]
+    collection.classes, collection.palette = [BACKGROUND, *own], None
+    text = f'the class {BACKGROUND} is added' if added else f'their class {BACKGROUND} is 0'
+    collection.notes.append(f'label maps are drawn from the objects; {text}')
+
+
+def label_map_places(pictures: Sequence[Picture], root: Path) -> list[Path]:
+    """Return where the label map of each picture is written, below ``labels/``; no two share a place.
+
+    >>> pictures = [Picture(Path(name), 1, 1) for name in ('/d/a.jpg', '/d/a.png', '/d/b.jpg', '/e/c.jpg')]
+    >>> [place.as_posix() for place in label_map_places(pictures, Path('/d'))]
+    ['a.jpg.png', 'a.png.png', 'b.png', 'elsewhere/e/c.png']
+    """
+    paths = [picture.path.absolute() for picture in pictures]
+    inside = [path.relative_to(root) if root in path.parents else Path('elsewhere', *path.parts[1:]) for path in paths]
+    shared = Counter(path.with_suffix('') for path in inside)
+    return [
+        path.with_suffix('.png') if shared[path.with_suffix('')] == 1 else path.with_name(f'{path.name}.png')
+        for path in inside
+    ]
+
+
+def write_label_map(picture: Picture, file: Path, collection: Collection) -> Path:
     """Return the label map of an image, which is written where the data's own does not hold the classes."""
     if isinstance(collection, LabelMaps):
         if collection.recode is None:
@@ -300,8 +407,7 @@ def write_label_map(picture: Picture, collection: Collection, folder: Path) -> P
         values = np.zeros((picture.height, picture.width), np.uint8)
         masks = [(mask_of(thing, picture.width, picture.height), thing) for thing in picture.things]
         for mask, thing in sorted(masks, key=lambda pair: -pair[0].sum()):
-            values[mask] = 255 if thing.is_crowd else thing.label + 1
-    file = folder / 'labels' / Path(relative(picture.path, collection.root)).with_suffix('.png')
+            values[mask] = thing.label if thing.segmentation and not thing.is_crowd else UNLABELLED
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(cv2.imencode('.png', values)[1].tobytes())
     return file
@@ -311,15 +417,3 @@ def relative(file: Path, root: Path) -> str:
     """Return a path as the files name it: from the folder of the images, or absolute where it lies elsewhere."""
     file, root = file.absolute(), root.absolute()
     return file.relative_to(root).as_posix() if root in file.parents else file.as_posix()
-
-
-def write_json(content: object, file: Path) -> None:
-    """Write a JSON file.
-
-    Raises:
-        UserError: The disk refuses.
-    """
-    try:
-        file.write_text(json.dumps(content), encoding='utf-8')
-    except OSError as error:
-        raise UserError(f'{file} cannot be written ({error.strerror}). Choose another place, or make room.') from error

@@ -17,6 +17,8 @@ from convnext_dense.compat.errors import UserError
 
 TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange width and height
 TIFF = ('.tif', '.tiff')
+BITS, BANDS, EXTRA_BANDS = 258, 277, 338  # tags of a TIFF file
+OPACITY = ((1,), (2,))  # of the extra band, multiplied with the colours or not
 PERCENTILES = (0.5, 99.5)  # of an image's values, which become 0 and 255
 PLAIN_MODES = ('1', 'L', 'P', 'LA', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')  # of Pillow, with 8 bits
 MOST_LOOKED_AT = 200  # images of a data set
@@ -24,6 +26,8 @@ MOST_LOOKED_AT = 200  # images of a data set
 
 def image_size(path: Path) -> tuple[int, int] | None:
     """Return width and height in pixels as an image is loaded, turned as EXIF says; None where it cannot be read."""
+    if path.suffix.lower() in TIFF and not is_plain(path):  # Pillow shows one page, or knows no such bands
+        return tiff_size(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of very large images and odd EXIF
@@ -31,9 +35,13 @@ def image_size(path: Path) -> tuple[int, int] | None:
                 is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED
                 return image.size[::-1] if is_turned else image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        pass
-    try:  # Pillow opens no TIFF of other bands than 1, 3 and 4
-        return read_bands(path).shape[1::-1] if path.suffix.lower() in TIFF else None
+        return None
+
+
+def tiff_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height of a TIFF file of any kind; None where it cannot be read."""
+    try:
+        return read_bands(path).shape[1::-1]
     except UserError:
         return None
 
@@ -205,7 +213,8 @@ def find_kind(paths: Sequence[Path]) -> ImageKind:
     deep = [values for values in bands.values() if values.dtype != np.uint8]
     stretch, notes = None, []
     if deep:
-        ends = np.array([np.percentile(values[np.isfinite(values)], PERCENTILES) for values in deep])
+        finite = [values[np.isfinite(values)] for values in deep]
+        ends = np.array([np.percentile(values, PERCENTILES) for values in finite if values.size] or [(0, 1)])
         stretch = (round(float(ends[:, 0].min()), 6), round(float(ends[:, 1].max()), 6))
         notes.append(
             f'{deep[0].dtype} images: {stretch[0]:g} becomes 0 and {stretch[1]:g} becomes 255, the smallest '
@@ -225,13 +234,20 @@ def is_plain(path: Path) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             with Image.open(path) as image:
-                if image.mode not in PLAIN_MODES or (path.suffix.lower() in TIFF and image.mode == 'RGBA'):
+                if image.mode not in PLAIN_MODES or (image.format == 'TIFF' and not is_plain_tiff(image)):
                     return False
         with path.open('rb') as opened:
             head = opened.read(26)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
     return not (head.startswith(b'\x89PNG') and head[24] == 16)  # of which Pillow shows 8 bits
+
+
+def is_plain_tiff(image: Image.Image) -> bool:
+    """Tell whether a TIFF file is one picture of 8 bits, grey or RGB, of which a fourth band would be the opacity."""
+    bits, bands, extra = (image.tag_v2.get(tag) for tag in (BITS, BANDS, EXTRA_BANDS))
+    is_deep = any(each > 8 for each in (bits or (1,)))
+    return not is_deep and image.n_frames == 1 and ((bands or 1) in (1, 3) or (bands == 4 and extra in OPACITY))
 
 
 def measure(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from urllib.parse import unquote
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.jp2', '.gif')
+UNREAD = ('.heic', '.heif', '.avif', '.npy', '.dcm')  # images that nothing here opens
 EXAMPLES = 4  # of each kind of fault
 IMPORTED = '.imported'  # file in a folder that an import wrote, which may lie inside of the data
 # Words in the names of files and folders -> split.
@@ -82,7 +85,8 @@ class Faults:
 
     def notes(self) -> list[str]:
         """Return one line for each kind of fault."""
-        return [f'left out: {kind}, {len(places)} times: {some(places)}' for kind, places in self.places.items()]
+        kinds = self.places.items()
+        return [f'left out: {kind}, {len(places)} times: {shorten(places, 3)}' for kind, places in kinds]
 
 
 @dataclass
@@ -113,41 +117,65 @@ class Collection:
         return [picture for pictures in self.splits.values() for picture in pictures]
 
 
-def some(items: Iterable[object], most: int = 3) -> str:
-    """Name the first few.
-
-    >>> some('abcd', most=2)
-    'a, b, ... (4)'
-    """
-    items = list(map(str, items))
-    return ', '.join(items[:most]) + (f', ... ({len(items)})' if len(items) > most else '')
-
-
 def split_of(path: Path | PurePosixPath, root: Path) -> str:
-    """Return the split that the names of a file or of the folders above it tell; '' where they tell none.
+    """Return the split that the name of a list or of the folders above it tells; '' where they tell none.
+
+    The name of an image says nothing: ``train_station.jpg`` and ``test_car.jpg`` are of one set.
 
     >>> split_of(Path('d/annotations/instances_val2017.json'), Path('d')), split_of(Path('d/train/a.png'), Path('d'))
     ('val', 'train')
     >>> split_of(Path('d/training.png'), Path('d')), split_of(Path('train/d/a.png'), Path('train/d'))
-    ('train', '')
+    ('', '')
     """
-    for part in reversed(path.relative_to(root).with_suffix('').parts):
+    *folders, name = ('', *path.relative_to(root).parts)
+    for part in reversed([*folders, '' if path.suffix.lower() in IMAGE_SUFFIXES else name]):
         for word in re.split(r'[^a-zA-Z0-9]+', part.lower()):
             if split := SPLIT_WORDS.get(word) or SPLIT_WORDS.get(word.removesuffix('annot')):
                 return split
     return ''
 
 
+def split_lists(root: Path) -> list[tuple[str, Path, list[str]]]:
+    """Return split, file and lines of the lists below a folder whose whole name is that of a split.
+
+    The last one counts: train, val and test before trainval.
+    """
+    found = []
+    for file in find_files(root, ['.txt']):
+        word = file.stem.lower()
+        if split := SPLIT_WORDS.get(word):
+            found.append((word != 'trainval', ('train', 'val', 'test').index(split), split, file))
+    return [(split, file, read_lines(file)) for *_, split, file in sorted(found)]
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a text file that are not empty, without what some editors put before the first."""
+    lines = file.read_text(encoding='utf-8-sig', errors='replace').split('\n')
+    return [line.strip() for line in lines if line.strip()]
+
+
 def find_files(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
     """Yield the files below a folder that end so, in a fixed order, but hidden ones and what an import wrote."""
     for folder, folders, names in os.walk(root, followlinks=True):
-        if IMPORTED in names:
+        if IMPORTED in names and Path(folder) != root:
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith('.') and name != '__MACOSX')
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith('.') and name != '__MACOSX' and not leads_back(os.path.join(folder, name))
+        )
         for name in sorted(names):
             if name.lower().endswith(tuple(suffixes)) and not name.startswith('.'):
                 yield Path(folder, name)
+
+
+def leads_back(folder: str) -> bool:
+    """Tell whether a folder is a link to one that it lies in, where a walk would not end."""
+    if not os.path.islink(folder):
+        return False
+    place = Path(os.path.realpath(os.path.dirname(folder)))
+    return Path(os.path.realpath(folder)) in (place, *place.parents)
 
 
 def is_label_map(file: Path, root: Path) -> bool:
@@ -187,17 +215,63 @@ def name_first(title: str, files: Iterable[Path]) -> str:
     return f'{title}: {first.name} and others' if first else ''
 
 
+def fold(name: str) -> str:
+    """Return a name without what file systems and addresses change: case, the form of accents, and %20.
+
+    >>> fold('IMG%201.JPG')
+    'img 1.jpg'
+    """
+    return unicodedata.normalize('NFC', unquote(name)).casefold()
+
+
+def fold_stem(name: str) -> str:
+    """Return a name without the suffix of an image, folded.
+
+    >>> fold_stem('Frame.v1.PNG'), fold_stem('frame.v1')
+    ('frame.v1', 'frame.v1')
+    """
+    path = PurePosixPath(name)
+    return fold(path.stem if path.suffix.lower() in IMAGE_SUFFIXES + UNREAD else path.name)
+
+
+# What of a path has to agree, the most of it first. Thousands of frames of a name are told apart by their folder.
+KEYS: tuple[Callable[[Sequence[str]], str], ...] = (
+    lambda parts: '/'.join(parts[-2:]),
+    lambda parts: parts[-1],
+    lambda parts: fold(parts[-1]),
+    lambda parts: fold_stem(parts[-1]),
+)
+BESIDE_IMAGES = re.compile(
+    r'(^|[^a-z])(ann|label|json|xml)', re.I
+)  # folders of annotations, whose images lie beside them
+
+
 class ImageIndex:
-    """The image files below a folder, found by whatever part of their path an annotation names."""
+    """The image files below a folder, found by whatever part of their path an annotation names.
+
+    Attributes:
+        root: The folder; the one above where it holds annotations alone.
+        files: The image files.
+        met: Those that were found, without ``..`` in their paths.
+
+    Raises:
+        UserError: There are images, and all of a kind that is not read.
+    """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.files = list(find_files(root, IMAGE_SUFFIXES))
-        self.by_name: dict[str, list[Path]] = {}
+        self.root, self.files = root, list(find_files(root, IMAGE_SUFFIXES))
+        if not self.files and BESIDE_IMAGES.search(root.name):
+            self.root, self.files = root.parent, list(find_files(root.parent, IMAGE_SUFFIXES))
+        if not self.files and (others := list(find_files(self.root, UNREAD))):
+            raise UserError(
+                f'{self.root} has no image of a kind that is read, but {shorten((file.name for file in others), 3)}. '
+                f'Convert them to PNG or JPEG; read are {", ".join(IMAGE_SUFFIXES)}.'
+            )
+        self.met: set[str] = set()
+        self.tables: list[dict[str, list[Path]]] = [{} for _ in KEYS]
         for file in self.files:
-            self.by_name.setdefault(file.name, []).append(file)
-            if file.stem != file.name:
-                self.by_name.setdefault(file.stem, []).append(file)
+            for key, table in zip(KEYS, self.tables, strict=True):
+                table.setdefault(key(file.parts), []).append(file)
 
     def find(self, name: str, beside: Path, split: str = '') -> Path | None:
         """Return the file that an annotation means; None where there is none.
@@ -213,32 +287,56 @@ class ImageIndex:
         parts = PurePosixPath(name.replace('\\', '/').partition('?')[0]).parts
         if not parts:
             return None
-        exact = beside.joinpath(*parts)
-        if exact.is_file() and exact.suffix.lower() in IMAGE_SUFFIXES:
-            return exact
-        best, length = [], 0
-        for file in self.by_name.get(parts[-1]) or ():
-            common = common_ends(file, parts)
-            if common > length:
-                best, length = [], common
-            if common == length:
-                best.append(file)
-        best = [file for file in best if beside in file.parents] or best
-        best = [file for file in best if not is_label_map(file, self.root)] or best
-        near = [file for file in best if split and split_of(file, self.root) == split] or best
-        if len(near) > 1:
-            raise UserError(
-                f'The annotations name the image {name!r}, and several files are called so: {some(near)}. Give each '
-                'image a name of its own, or write the folders into the annotations.'
-            )
-        return near[0] if near else None
+        found = Path(os.path.normpath(beside.joinpath(*parts)))
+        if found.suffix.lower() not in IMAGE_SUFFIXES or not os.path.isfile(found):  # no error for any text
+            found = self.match(parts, beside, split)
+        if found:
+            self.met.add(os.path.normpath(found))
+        return found
+
+    def match(self, parts: Sequence[str], beside: Path, split: str) -> Path | None:
+        """Return the file whose name agrees most with a path, and of several the nearest; see :meth:`find`."""
+        for key, table in zip(KEYS, self.tables, strict=True):
+            best = table.get(key(parts)) or []
+            pictures = [file for file in best if not is_label_map(file, self.root)]
+            has_other_suffix = table is self.tables[-1] and PurePosixPath(parts[-1]).suffix.lower() in IMAGE_SUFFIXES
+            if has_other_suffix:
+                best = pictures  # a.png among the masks is not the a.jpg that is missing
+            if best:
+                best = most(best, lambda file: common(reversed(file.parts[:-1]), reversed(parts[:-1])))
+                best = [file for file in pictures if file in best] or best
+                best = most(best, lambda file: common(file.parts, beside.parts))
+                best = [file for file in best if split and split_of(file, self.root) == split] or best
+            if len(best) > 1 and not has_other_suffix:
+                raise UserError(
+                    f'The annotations name the image {"/".join(parts)!r}, and several files are called so: '
+                    f'{shorten(best, 3)}. Give each image a name of its own, or write the folders into the annotations.'
+                )
+            if len(best) == 1:
+                return best[0]
+        return None
+
+    def left(self) -> list[Path]:
+        """Return the images that no annotation named."""
+        return [
+            file for file in self.files if os.path.normpath(file) not in self.met and not is_label_map(file, self.root)
+        ]
 
 
-def common_ends(file: Path, parts: Sequence[str]) -> int:
-    """Return how many names a path and another one share, counted from the end; the last name is known to agree."""
-    count = 1
-    for ours, theirs in zip(reversed(file.parts[:-1]), reversed(parts[:-1]), strict=False):
-        if ours != theirs:
+def most(files: list[Path], key: Callable[[Path], int]) -> list[Path]:
+    """Return those with the largest key."""
+    if len(files) == 1:
+        return files
+    keys = [key(file) for file in files]
+    largest = max(keys)
+    return [file for file, own in zip(files, keys, strict=True) if own == largest]
+
+
+def common(ours: Iterable[str], theirs: Iterable[str]) -> int:
+    """Return how many folders agree from the beginning on, but for what :func:`fold` takes away."""
+    count = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one != other and fold(one) != fold(other):
             break
         count += 1
     return count

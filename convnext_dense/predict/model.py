@@ -128,12 +128,17 @@ class Model:
         given = sample.seg_logits.data
         if len(given) == 1:
             return (given - self.module.decode_head.threshold).cpu().numpy()
-        return (given if self.module is not self.network else given.softmax(0)).cpu().numpy()
+        return (given if self.has_tta else given.softmax(0)).cpu().numpy()
 
     @property
     def kind(self) -> str:
         """What it predicts: ``'objects'`` or ``'label maps'``."""
         return LABEL_MAPS if hasattr(self.module, 'decode_head') else OBJECTS
+
+    @property
+    def has_tta(self) -> bool:
+        """Whether it predicts with test-time augmentation."""
+        return self.module is not self.network
 
     @property
     def module(self) -> torch.nn.Module:

@@ -9,18 +9,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 from tqdm import tqdm
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import explained
 from convnext_dense.predict.inputs import Frame, Source, ask_video, find_sources, read_ahead
 from convnext_dense.predict.model import Model, load_model
 from convnext_dense.predict.output import DRAWN_SCORE, FORMATS, OBJECTS, Output
 from convnext_dense.predict.results import Objects, Result
 from convnext_dense.predict.tiles import check_tiles, open_image, predict_tiled
 from convnext_dense.train.screen import tell
-from convnext_dense.weights.write import explained
 
 
 def predict(
@@ -29,37 +30,63 @@ def predict(
     out: str | os.PathLike = 'predictions',
     *,
     config: str | os.PathLike | None = None,
+    device: str | None = None,
+    tta: bool = False,
     cfg_options: Mapping | None = None,
+    **options: Any,
+) -> int:
+    """Load a model and predict images and videos with it.
+
+    Args:
+        model: As for :func:`~convnext_dense.predict.model.load_model`, with the next four.
+        inputs: The images.
+        out: The folder to write to.
+        config: The config of the model.
+        device: Where the model runs; by default a GPU where there is one.
+        tta: Test-time augmentation.
+        cfg_options: Dotted keys of the config to override.
+        **options: Of :func:`predict_with`.
+
+    Returns:
+        0, or 1 where files could not be predicted, which are named.
+
+    Raises:
+        UserError: A mistake of the user.
+    """
+    return predict_with(load_model(model, config, device, tta, cfg_options), inputs, out, **options)
+
+
+def predict_with(
+    model: Model,
+    inputs: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
     save: Sequence[str] | None = None,
     score: float | None = None,
+    keep_all: bool = False,
     classes: Sequence[str] | None = None,
     batch: int = 1,
     tile: int | None = None,
     overlap: float = 0.25,
-    tta: bool = False,
     workers: int = 2,
-    device: str | None = None,
 ) -> int:
-    """Predict images and videos, and write what was found into a folder; print how much that was.
+    """Predict images and videos, write what was found into a folder, and print how much that was.
 
     A prediction that was interrupted goes on where it ended, when it is asked for again with the same folder. A file
     that cannot be read does not end it.
 
     Args:
-        model: As for :func:`~convnext_dense.predict.model.load_model`, with ``config`` and ``cfg_options``.
+        model: The model.
         inputs: As for :func:`~convnext_dense.predict.inputs.find_sources`.
         out: The folder.
-        config: The config of the model.
-        cfg_options: Dotted keys of the config to override.
         save: What to write, of :data:`~convnext_dense.predict.output.FORMATS`; by default its first two.
         score: The lowest score of an object.
+        keep_all: Write objects of lower scores too, but draw none.
         classes: The names of the classes that are wanted; by default all.
         batch: Images in one step.
         tile: Side in pixels of the tiles into which larger images are cut; by default none is cut.
         overlap: The part of a tile that its neighbour covers too.
-        tta: Test-time augmentation.
         workers: Threads that decode images.
-        device: Where the model runs; by default a GPU where there is one.
 
     Returns:
         0, or 1 where files could not be predicted, which are named.
@@ -71,24 +98,24 @@ def predict(
         raise UserError(f'--batch and --workers are 1 or more; got {batch} and {workers}.')
     check_tiles(1 if tile is None else tile, overlap)
     sources = find_sources(inputs)
-    loaded = load_model(model, config, device, tta, cfg_options)
-    formats = choose_formats(loaded.kind, save)
-    labels = find_labels(loaded, score, classes)
-    lowest = DRAWN_SCORE if score is None else score
+    formats = choose_formats(model.kind, save)
+    labels = find_labels(model, score, classes)
+    drawn = DRAWN_SCORE if score is None else score
+    lowest = 0 if keep_all else drawn
     settings = dict(
-        model=loaded.checkpoint, modified=modified(loaded.checkpoint), classes=classes, score=lowest, tile=tile,
-        overlap=overlap, tta=tta, save=sorted(formats),
+        model=model.checkpoint, modified=modified(model.checkpoint), classes=classes, score=lowest, tile=tile,
+        overlap=overlap, tta=model.has_tta, save=sorted(formats),
     )  # fmt: skip
     folder = Path(out)
-    with explained(folder), Output(folder, loaded, formats, settings, lowest) as output:
+    with explained(folder), Output(folder, model, formats, settings, drawn) as output:
         left = [source for source in sources if source.name not in output.done]
         if len(left) < len(sources):
             tell(f'{len(sources) - len(left)} of {len(sources)} files were predicted before; the others follow')
-        read = loaded.read if tile is None else partial(open_image, loaded)
+        read = model.read if tile is None else partial(open_image, model)
         frames = read_ahead(left, read, workers, 2 * batch + workers)
         failed = []
         with tqdm(total=count_frames(left), unit='image', disable=not sys.stderr.isatty(), leave=False) as bar:
-            for frame, result in predict_frames(loaded, frames, batch, tile, overlap):
+            for frame, result in predict_frames(model, frames, batch, tile, overlap):
                 bar.update()
                 if isinstance(result, str):
                     output.add_error(frame, result)
@@ -96,7 +123,7 @@ def predict(
                 else:
                     output.add(frame, result.select(lowest, labels) if isinstance(result, Objects) else result)
         output.write_tables()
-        print(summary(loaded, len(sources), output.counts(), failed, folder, formats))
+        print(summary(model, len(sources), output.counts(), failed, folder, formats))
     return 1 if failed else 0
 
 

@@ -16,6 +16,7 @@ from mmengine.structures import BaseDataElement
 from pycocotools import mask as coco_mask
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import write_text
 from convnext_dense.data.pictures import read_image
 from convnext_dense.predict.model import colours, objects_of
 from convnext_dense.predict.output import draw
@@ -23,7 +24,6 @@ from convnext_dense.predict.results import LabelMap, Objects, Result
 from convnext_dense.report import maps, objects
 from convnext_dense.report.page import write_page
 from convnext_dense.train.summary import CURVES, draw_curves, read_scalars
-from convnext_dense.weights.write import write_text
 
 REPORT = 'report.json'
 
@@ -140,8 +140,10 @@ def read_truth(instances: Sequence[Mapping], found: Objects) -> Objects:
 def as_rle(outline: Any, size: tuple[int, int]) -> dict:
     """Return a mask as run lengths, from polygons or from run lengths of either kind; an empty one from nothing."""
     if isinstance(outline, Mapping):
-        is_plain = isinstance(outline['counts'], list)
-        return coco_mask.frPyObjects(outline, *size) if is_plain else dict(outline)
+        counts = outline['counts']
+        if isinstance(counts, list):
+            return coco_mask.frPyObjects(outline, *size)
+        return dict(outline, counts=counts.encode() if isinstance(counts, str) else counts)
     return coco_mask.merge(coco_mask.frPyObjects(outline or [[0.0] * 6], *size))
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import write_text
 from convnext_dense.report.objects import ERRORS, RECALLS
 from convnext_dense.train.page import image, page_text
-from convnext_dense.weights.write import write_text
 
 MOST_CURVES = 10  # in one plot
 MOST_CELLS = 40  # classes in a plot of the confusion

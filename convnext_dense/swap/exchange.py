@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from convnext_dense.compat.files import write_text
 from convnext_dense.configs import (
     Changes,
     apply,
@@ -26,7 +27,6 @@ from convnext_dense.swap.read import STRIDES, Map, backbone_maps, find_owner, re
 from convnext_dense.swap.recipe import find_backbone, fit_optimizer, fit_run, fit_schedules
 from convnext_dense.swap.write import check_new, relative_path
 from convnext_dense.train.screen import quiet, tell
-from convnext_dense.weights.write import write_text
 
 TOLD = ('model', 'data_preprocessor', 'load_from', 'sync_bn')  # whose changes get a note each
 

@@ -19,7 +19,7 @@ from convnext_dense.configs import load_config, model_scope, walk
 from convnext_dense.data.samples import draw_for
 from convnext_dense.swap.read import explain_failure, type_name
 from convnext_dense.train.config import drop_initial_weights, without_amp
-from convnext_dense.train.run import device_type
+from convnext_dense.train.launch import device_type
 from convnext_dense.train.screen import quiet
 
 NUM_IMAGES = 2

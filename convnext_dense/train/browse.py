@@ -18,12 +18,12 @@ from mmengine.structures import BaseDataElement
 
 from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import write_text
 from convnext_dense.data import check_run
 from convnext_dense.data.records import IMPORTED
 from convnext_dense.train.config import fit_classes
 from convnext_dense.train.page import image, listed, page_text
 from convnext_dense.train.pictures import draw_batch
-from convnext_dense.weights.write import write_text
 
 STRIDES = (4, 8, 16, 32, 64)  # of the maps that detectors look for objects on
 SCALE = 8  # anchors are so many strides wide

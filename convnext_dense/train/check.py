@@ -20,15 +20,15 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from convnext_dense import configs
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
+from convnext_dense.compat.files import write_text
 from convnext_dense.configs import SPLITS
 from convnext_dense.data import check_split, find_misfits, import_data, open_wrappers
 from convnext_dense.data.annotation import FaultError, number
 from convnext_dense.data.pictures import read_image
-from convnext_dense.data.records import EXAMPLES, some
+from convnext_dense.data.records import EXAMPLES
 from convnext_dense.train.config import fit_classes
 from convnext_dense.train.page import image, listed, page_text
-from convnext_dense.weights.write import write_text
 
 NEAR = 2  # bits of 64 in which the hashes of the same image differ after it was stored anew
 THUMBNAIL = 320  # pixels
@@ -104,7 +104,7 @@ def report_on_data(path: str | os.PathLike, out: str | os.PathLike | None, optio
     """Return the same for data that is imported, to ``out`` or to a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = import_data(path, out or folder, **options)
+            found = import_data(path, out or folder, draw=out is None, **options)
         except UserError as error:
             return {'notes': [], 'errors': str(error).split('\n'), 'images': {}, 'summary': []}
         images = {split: list(map(str, paths)) for split, paths in found.paths.items()}
@@ -127,7 +127,7 @@ def find_same(images: Mapping[str, Sequence[str]]) -> tuple[list[str], list[tupl
     for (first, ours), (other, theirs) in itertools.combinations(hashes.items(), 2):
         pairs = [(images[first][i], images[other][j]) for i, j in same_pairs(ours, theirs)]
         if pairs and list(images[first]) != list(images[other]):
-            named = some([f'{a} = {b}' for a, b in pairs], MOST_NAMED)
+            named = shorten([f'{a} = {b}' for a, b in pairs], MOST_NAMED)
             examples += [(Path(file), None) for pair in pairs for file in pair]
             lines.append(f'{first} and {other} share {len(pairs)} images, which makes the scores too good: {named}')
     return lines, examples[: 2 * EXAMPLES]

@@ -49,7 +49,7 @@ def fit_lr(cfg: Config, num_processes: int, auto_scale_lr: bool = False) -> list
     the work dir is not scaled twice. MMEngine's own scaling is switched off; it knows no accumulated steps, and leaves
     out the base rate and the lowest one.
     """
-    check_step(cfg)
+    images, steps = check_step(cfg)
     settings = cfg.get('auto_scale_lr') or {}
     recipe, is_wanted = settings.get('base_batch_size'), auto_scale_lr or settings.get('enable', False)
     needed = {'optim_wrapper.optimizer.lr': optimizers(cfg), 'auto_scale_lr.base_batch_size': recipe}
@@ -64,14 +64,23 @@ def fit_lr(cfg: Config, num_processes: int, auto_scale_lr: bool = False) -> list
     settings['enable'] = False
     if cfg.get('resume'):
         return ['the lr is that of the checkpoint; --auto-scale-lr acts when a training starts'] if is_wanted else []
-    images, steps = cfg.train_dataloader.get('batch_size', 1), cfg.optim_wrapper.get('accumulative_counts', 1)
-    batch = num_processes * images * steps
+    batch, before = num_processes * images * steps, lr_text(cfg)
+    factor = batch / recipe
     batches = f'total batch {batch} = processes {num_processes} x images {images} x steps {steps}, recipe {recipe}'
-    return scale_lr(cfg, batch, batches) if is_wanted else note_scaling(cfg, batch, batches)
+    if not is_wanted:
+        note = f'lr kept at {before}, for another batch size ({batches}); --auto-scale-lr scales it by {factor:g}'
+        return [] if factor == 1 else [note]
+    scale_rates(cfg, factor)
+    settings['base_batch_size'] = batch
+    return [f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})']
 
 
-def check_step(cfg: Config) -> None:
-    """Raise a :class:`UserError` where a value of the training step has the wrong type or is out of range."""
+def check_step(cfg: Config) -> tuple[int, int]:
+    """Return the images of a batch and the batches of a step.
+
+    Raises:
+        UserError: A value of the training step has the wrong type or is out of range.
+    """
     settings = cfg.get('auto_scale_lr') or {}
     if not isinstance(settings, Mapping):
         raise UserError(f'auto_scale_lr must be a dict, such as dict(base_batch_size=16); got {settings!r}.')
@@ -86,26 +95,17 @@ def check_step(cfg: Config) -> None:
     for optimizer in optimizers(cfg):
         if not isinstance(optimizer['lr'], (int, float)):
             raise UserError(f'optim_wrapper.optimizer.lr must be a number; got {optimizer["lr"]!r}.')
+    images, steps, _ = counts.values()
+    return images, steps
 
 
-def note_scaling(cfg: Config, batch: int, batches: str) -> list[str]:
-    """Return a note where the lr is for another batch size."""
-    factor = batch / cfg.auto_scale_lr.base_batch_size
-    if factor == 1:
-        return []
-    return [f'lr kept at {lr_text(cfg)}, for another batch size ({batches}); --auto-scale-lr scales it by {factor:g}']
-
-
-def scale_lr(cfg: Config, batch: int, batches: str) -> list[str]:
-    """Scale the lr of each optimizer and the absolute rates of each schedule of the lr; return a note of it."""
-    factor, before = batch / cfg.auto_scale_lr.base_batch_size, lr_text(cfg)
+def scale_rates(cfg: Config, factor: float) -> None:
+    """Scale the lr of each optimizer and the absolute rates of each schedule of the lr."""
     for optimizer in optimizers(cfg):
         optimizer['lr'] *= factor
     for schedule in walk(cfg.get('param_scheduler')):
         if 'LR' in str(schedule.get('type')):  # momentum has schedules as well
             schedule.update({key: factor * schedule[key] for key in ABSOLUTE_RATES & schedule.keys()})
-    cfg.auto_scale_lr.base_batch_size = batch
-    return [f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})']
 
 
 def optimizers(cfg: Config) -> list[dict]:
@@ -185,9 +185,8 @@ def fit_to_cpu(cfg: Config) -> list[str]:
         notes.append('no GPU: training in fp32 instead of mixed precision')
     if cfg.launcher == 'none':  # a single process reverts SyncBN by itself
         return notes
-    unused = cfg.get('find_unused_parameters', False)
-    wrapper = ConfigDict(broadcast_buffers=False, find_unused_parameters=unused)
-    cfg.setdefault('model_wrapper_cfg', wrapper)['device_ids'] = None
+    ddp = ConfigDict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.setdefault('model_wrapper_cfg', ddp)['device_ids'] = None
     norms = [node for node in walk(cfg.model) if node.get('type') == 'SyncBN']
     for norm in norms:
         norm['type'] = 'BN'

@@ -16,6 +16,7 @@ from mmengine.config import Config
 
 from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import write_text
 from convnext_dense.configs import (
     CLASS_AGNOSTIC,
     SPLITS,
@@ -32,7 +33,6 @@ from convnext_dense.data.importing import Imported, import_data
 from convnext_dense.data.pictures import ImageKind
 from convnext_dense.train.config import set_classes
 from convnext_dense.train.launch import process_rank
-from convnext_dense.weights.write import write_text
 
 SCOPES = {'mmdet': 'det', 'mmseg': 'seg'}
 FEW_ITERATIONS = 1000  # that the smallest data set is trained for

@@ -13,6 +13,8 @@ import torch
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 
+from convnext_dense.data.pictures import read_image
+
 MIN_SIDE = 320  # pixels; smaller images are enlarged so that labels can be read
 MARGIN = 6  # pixels of white around a picture
 MOST = 16  # samples of a batch that are drawn
@@ -23,7 +25,7 @@ def draw_predictions(visualizer: Visualizer, samples: Sequence[BaseDataElement],
 
     The samples are what the model returned, with ``img_path`` and the ground truth at the original image size.
     """
-    images = [cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB) for sample in samples]
+    images = [read_image(Path(sample.img_path)).astype(np.uint8)[..., ::-1] for sample in samples]
     write_grid([draw(visualizer, *pair) for pair in zip(images, samples, strict=True)], 2, file)
 
 

@@ -17,20 +17,17 @@ from mmengine.runner import Runner
 from convnext_dense import configs
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import replaced
 from convnext_dense.data import check_run
 from convnext_dense.lr_decay import LearningRateDecay
 from convnext_dense.train import config as run_config
 from convnext_dense.train import launch
-from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import build_errors, run_errors
 from convnext_dense.train.own_data import prepare_data
 from convnext_dense.train.screen import prints_in_log, tame_console, tell, write_to_log
 from convnext_dense.train.switches import SWITCHES, apply_switches
-from convnext_dense.weights.write import replaced
 
 REPORT_HOOK = 'convnext_dense.report.hook.ReportHook'  # imported where a report is wanted
-
-__all__ = ['OneLineRunner', 'describe_rates', 'device_type', 'test', 'train']
 
 
 @RUNNERS.register_module()
@@ -247,7 +244,7 @@ def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...], check: 
     if check and launch.process_rank() == 0:
         notes = [*notes, *check_run(cfg, splits, launch.num_processes(cfg.launcher))]
     tell(*notes)
-    if cfg.launcher == 'pytorch' and device_type() == 'cpu' and not launch.is_in_group():
+    if cfg.launcher == 'pytorch' and launch.device_type() == 'cpu' and not launch.is_in_group():
         torch.distributed.init_process_group('gloo')  # MMEngine, which joins the group otherwise, would ask for a GPU
     with build_errors():
         runner = RUNNERS.build(cfg)

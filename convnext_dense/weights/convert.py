@@ -9,113 +9,58 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.weights.formats import CLASSIFIER, FB, HF, MMPRETRAIN, TIMM, TORCHVISION, Format
 from convnext_dense.weights.identify import (
+    Entry,
     Part,
     choose_backbone,
     find_backbones,
-    keys_of,
+    keys_beside,
     name_licence,
     other_entries,
-    read_part,
     unwrap,
     what_differs,
+    with_head,
 )
 from convnext_dense.weights.load import module_versions
 from convnext_dense.weights.meta import read_meta
-from convnext_dense.weights.report import format_reasons, format_rows, shorten
-from convnext_dense.weights.sources import fetch
+from convnext_dense.weights.report import Account
+from convnext_dense.weights.sources import as_checkpoint, fetch
 from convnext_dense.weights.write import check_output, write_weights
 
 OUTPUT_NORMS = tuple(f'norm{i}.' for i in range(4))
 BACKBONE_ALONE = 'The backbone alone is converted with --backbone-only.'
 UPERNET = ('decode_head.psp_modules.', 'decode_head.fpn_bottleneck.')
 UPERNET_PARTS = ('decode_head.', 'auxiliary_head.')
-
-
-@dataclass(frozen=True)
-class Target:
-    """A library that a checkpoint is written for.
-
-    Attributes:
-        format: Its names and shapes.
-        wrapper: The entry of a ``.pth`` file that holds the tensors; without one they are its entries.
-        has_meta: A ``.pth`` file has ``meta`` beside the tensors.
-        whole: Whole models that it has: 'all', 'UperNet' or none.
-        has_v2: It has ConvNeXt V2.
-        classifier_prefix: What stands before the keys of a classifier's backbone; ``{v2}`` is the version.
-    """
-
-    format: Format
-    wrapper: str = ''
-    has_meta: bool = False
-    whole: str = ''
-    has_v2: bool = True
-    classifier_prefix: str = ''
-
-
-TARGETS = {
-    target.format.name: target
-    for target in (
-        Target(FB, wrapper='model', whole='all'),
-        Target(TIMM),
-        Target(MMPRETRAIN, wrapper='state_dict', has_meta=True, whole='all'),
-        Target(HF, whole='UperNet', classifier_prefix='convnext{v2}.'),
-        Target(TORCHVISION, has_v2=False),
-    )
-}
+TARGETS = {fmt.name: fmt for fmt in (FB, TIMM, MMPRETRAIN, HF, TORCHVISION)}
 
 
 @dataclass
-class Conversion:
-    """What was written, and what was not.
+class Conversion(Account):
+    """What was written, and what was not, besides what every :class:`~convnext_dense.weights.report.Account` has.
 
     Attributes:
-        source: Where the weights came from.
         target: The format that was written.
-        format: Whose names the source has.
-        architecture: Which ConvNeXt it is.
-        licence: What is known of the licence of the weights.
         tensors: Their name -> tensor.
-        meta: Plain values beside the tensors, for formats that have a place for them.
-        wrapper: As for :class:`Target`.
         is_whole: It is a detector or a segmentor.
-        left_out: Why something was left out -> the source's keys.
         file: Where it was written.
     """
 
-    source: str
-    target: str
-    format: str
-    architecture: str
-    licence: str
+    target: str = ''
     tensors: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
-    meta: dict[str, Any] | None = None
-    wrapper: str = ''
     is_whole: bool = False
-    left_out: dict[str, list[str]] = field(default_factory=dict)
     file: Path | None = None
 
-    def leave_out(self, why: str, *keys: str) -> None:
-        """Note keys of the source that are not written."""
-        if keys:
-            self.left_out.setdefault(why, []).extend(keys)
-
-    def __str__(self) -> str:
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what is shown, as names and texts."""
+        *known, left_out = super().rows()
         size = sum(tensor.nbytes for tensor in self.tensors.values()) / 1e6
-        rows = [
-            ('format', f'{self.format}, {self.architecture}'),
-            ('licence', self.licence),
-            ('written', f'{len(self.tensors)} weights, {size:.1f} MB, as {self.target}'),
-            ('left out', format_reasons(self.left_out)),
-            ('file', str(self.file or '')),
-        ]
-        return '\n'.join([f'weights from {self.source}', *format_rows(rows)])
+        written = f'{len(self.tensors)} weights, {size:.1f} MB, as {self.target}'
+        return [*known, ('written', written), left_out, ('file', str(self.file or ''))]
 
 
 def convert(
@@ -143,9 +88,11 @@ def convert(
     """
     file = Path(out)
     check_output(file, source, force)
-    result = translate(fetch(source), to, backbone_only=backbone_only, prefix=prefix)
-    meta = result.meta if file.suffix == '.pth' or result.is_whole else None
-    write_weights(result.tensors, file, result.wrapper, meta)
+    checkpoint = fetch(source)
+    result, target = translate(checkpoint, to, backbone_only=backbone_only, prefix=prefix), TARGETS[to]
+    wrapper = 'state_dict' if result.is_whole and target.whole == 'all' else target.wrapper
+    has_meta = wrapper == 'state_dict' and (result.is_whole or file.suffix == '.pth')
+    write_weights(result.tensors, file, wrapper, read_meta(checkpoint) if has_meta else None)
     result.file = file
     return result
 
@@ -153,30 +100,21 @@ def convert(
 def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, prefix: str | None = None) -> Conversion:
     """Return a checkpoint's tensors under the names and in the shapes of another library; nothing is written.
 
-    Args:
-        checkpoint: What a file holds.
-        to: As for :func:`convert`, like the other two.
-        backbone_only: Leave out everything but the backbone.
-        prefix: Which backbone is meant.
+    The arguments are those of :func:`convert`, for a checkpoint that was read already.
 
     Raises:
         UserError: The target has no such model.
     """
     if to not in TARGETS:
         raise UserError(f'Checkpoints are converted to {", ".join(TARGETS)}; got {to!r}.')
-    target, source = TARGETS[to], getattr(checkpoint, 'source', 'the checkpoint')
-    given = unwrap(checkpoint, source)
+    target, checkpoint = TARGETS[to], as_checkpoint(checkpoint)
+    given, source = unwrap(checkpoint), checkpoint.source
     is_alone = backbone_only or prefix is not None
-    parts = [read_part(given, choose_backbone(given, source, prefix))] if is_alone else read_all(given, source)
-    used = keys_of(parts)
-    rest = [key for key in given if key not in used]
-    result = Conversion(
-        source,
-        target.format.title,
-        parts[0].found.format.title,
-        ', '.join(str(part.architecture) for part in parts),
-        name_licence(checkpoint, parts, bool(rest)),
-    )
+    parts = [with_head(choose_backbone(given, source, prefix), given)] if is_alone else read_all(given, source)
+    rest = keys_beside(parts, given)
+    result = Conversion(source, parts[0].format.title, target=target.title)
+    result.architecture = ', '.join(str(part.architecture) for part in parts)
+    result.licence = name_licence(checkpoint, parts, rest)
     result.leave_out('training state', *other_entries(checkpoint))
     for part in parts:
         check_part(part, source, is_alone)
@@ -184,18 +122,14 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
             result.leave_out(why, *keys)
         leave_out_head(part, result, is_alone)
     if is_alone:
-        result.leave_out('other parts', *rest, *parts[0].unknown)
+        result.leave_out('other parts', *rest, *origins(parts[0].unknown))
     result.is_whole = not is_alone and bool(rest or len(parts) > 1)
     if result.is_whole:
         check_whole(target, parts, rest, source)
         put_whole(target, parts, given, rest, result)
-        result.wrapper = 'state_dict'
-        result.tensors._metadata = module_versions(checkpoint) if target.format is FB else None
+        result.tensors._metadata = module_versions(checkpoint) if target is FB else None
     else:
         put_backbone(target, parts[0], result)
-        result.wrapper = target.wrapper
-    if target.has_meta or (result.is_whole and target.whole == 'all'):
-        result.meta = read_meta(checkpoint)
     return result
 
 
@@ -203,18 +137,12 @@ def translate(checkpoint: Mapping, to: str, *, backbone_only: bool = False, pref
 
 
 def read_all(given: Mapping[str, Tensor], source: str) -> list[Part]:
-    """Return every ConvNeXt of a file, each with its classifier.
-
-    Raises:
-        UserError: There is none.
-    """
-    found = find_backbones(given) or [choose_backbone(given, source)]  # which raises
+    """Return every ConvNeXt of a file, each with its classifier, or raise a :class:`UserError` where there is none."""
     parts = []
-    for each in found:
-        part = read_part(given, each)
+    for part in find_backbones(given) or [choose_backbone(given, source)]:  # which raises
+        whole = with_head(part, given)
         # A head beside a backbone that no final norm precedes is that of a whole model.
-        is_backbone = each.prefix and 'norm.weight' not in part.entries
-        parts.append(read_part(given, each, with_head=False) if is_backbone else part)
+        parts.append(part if part.prefix and 'norm.weight' not in whole.entries else whole)
     return [part for part in parts if all(part.architecture.depths)] or parts[:1]  # a stem alone is no ConvNeXt
 
 
@@ -226,8 +154,8 @@ def check_part(part: Part, source: str, is_alone: bool) -> None:
         )
     if part.unknown and not is_alone:
         raise UserError(
-            f'{source} holds {len(part.unknown)} weights that no model of {part.found.format.title} has: '
-            f'{shorten(part.unknown)}. {BACKBONE_ALONE}'
+            f'{source} holds {len(part.unknown)} weights that no model of {part.format.title} has: '
+            f'{shorten(origins(part.unknown))}. {BACKBONE_ALONE}'
         )
     if missing := missing_keys(part):
         raise UserError(
@@ -257,7 +185,7 @@ def leave_out_head(part: Part, result: Conversion, is_alone: bool) -> None:
             result.leave_out('head that is not one layer after a norm', *origins(part.pop('head.')))
 
 
-def origins(entries: Mapping) -> list[str]:
+def origins(entries: Mapping[str, Entry]) -> list[str]:
     """Return the file's keys of entries."""
     return [entry.origin for entry in entries.values()]
 
@@ -265,63 +193,60 @@ def origins(entries: Mapping) -> list[str]:
 # The result
 
 
-def put_backbone(target: Target, part: Part, result: Conversion) -> None:
-    """Put a backbone, or a classifier, into the result.
-
-    Raises:
-        UserError: The target has no ConvNeXt V2.
-    """
-    fmt, is_v2 = target.format, part.architecture.grn
+def put_backbone(target: Format, part: Part, result: Conversion) -> None:
+    """Put a backbone, or a classifier, into the result, or raise a :class:`UserError` if it is a V2 without a place."""
+    is_v2 = part.architecture.grn
     if is_v2 and not target.has_v2:
-        others = ', '.join(name for name in TARGETS if name != fmt.name)
-        raise UserError(f'{fmt.title} has no ConvNeXt V2, and {result.source} is one. Convert it to {others}.')
-    prefix = fmt.prefix
+        others = ', '.join(name for name in TARGETS if name != target.name)
+        raise UserError(f'{target.title} has no ConvNeXt V2, and {result.source} is one. Convert it to {others}.')
+    prefix = target.prefix
     if target.classifier_prefix and part.has('head.'):
         prefix = target.classifier_prefix.format(v2='v2' if is_v2 else '')
         result.leave_out('output norms', *origins(part.pop(*OUTPUT_NORMS)))
     elif target.classifier_prefix and part.has(*OUTPUT_NORMS):
         result.leave_out('final norm', *origins(part.pop('norm.')))
-    moves_norm = fmt.final_norm and not part.has(*OUTPUT_NORMS)
+    if target.final_norm and not part.has(*OUTPUT_NORMS):
+        for key, entry in part.pop('norm.').items():
+            part.entries[key.replace('norm.', target.final_norm)] = entry
+    put(target, part, prefix, '', result)
+
+
+def put(target: Format, part: Part, prefix: str, head_prefix: str, result: Conversion) -> None:
+    """Put all into the result for which a format has a place; the head may stand beside the backbone."""
+    size = part.architecture.size
     for key, entry in part.entries.items():
-        name = key.replace('norm.', fmt.final_norm) if moves_norm and key.startswith('norm.') else key
-        if written := fmt.write(name, entry.tensor, part.architecture.size):
-            is_head = key.startswith('head.')  # which stands beside the backbone
-            result.tensors[('' if is_head else prefix) + written[0]] = written[1]
+        if written := target.write(key, entry.tensor, size):
+            result.tensors[(head_prefix if key.startswith('head.') else prefix) + written[0]] = written[1]
         else:
             result.leave_out('output norms' if key.startswith(OUTPUT_NORMS) else 'final norm', entry.origin)
 
 
-def check_whole(target: Target, parts: list[Part], rest: list[str], source: str) -> None:
+def check_whole(target: Format, parts: list[Part], rest: list[str], source: str) -> None:
     """Raise a :class:`UserError` where a target has no place for a whole model."""
-    prefix = parts[0].found.prefix
+    if target.whole == 'all':
+        return
+    prefix = parts[0].prefix
     is_upernet = all(any(key.startswith(start) for key in rest) for start in UPERNET)
-    has_more = len(parts) > 1 or not all(key.startswith(UPERNET_PARTS) for key in rest)
-    reasons = {
-        f'{target.format.title} has no detectors and segmentors': not target.whole,
-        'of whole models Hugging Face has UperNet alone': target.whole == 'UperNet' and (not is_upernet or has_more),
-        f"its backbone stands at {prefix!r}, where Hugging Face's UperNet has it at 'backbone.'": (
-            target.whole == 'UperNet' and prefix != 'backbone.'
-        ),
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UserError(f'{source} is a whole model, with {shorten(rest, 2)}; {reason}. {BACKBONE_ALONE}')
+    reason = f"its backbone stands at {prefix!r}, where Hugging Face's UperNet has it at 'backbone.'"
+    if not target.whole:
+        reason = f'{target.title} has no detectors and segmentors'
+    elif not is_upernet or len(parts) > 1 or not all(key.startswith(UPERNET_PARTS) for key in rest):
+        reason = 'of whole models Hugging Face has UperNet alone'
+    elif prefix == 'backbone.':
+        return
+    raise UserError(f'{source} is a whole model, with {shorten(rest, 2)}; {reason}. {BACKBONE_ALONE}')
 
 
 def put_whole(
-    target: Target, parts: list[Part], given: Mapping[str, Tensor], rest: list[str], result: Conversion
+    target: Format, parts: list[Part], given: Mapping[str, Tensor], rest: list[str], result: Conversion
 ) -> None:
     """Put a detector or a segmentor into the result: its backbones renamed, and its heads where the names differ."""
     for part in parts:
-        for key, entry in part.entries.items():
-            if written := target.format.write(key, entry.tensor):
-                result.tensors[part.found.prefix + written[0]] = written[1]
-            else:
-                result.leave_out('final norm', entry.origin)
+        put(target, part, part.prefix, part.prefix, result)
     for key in rest:
         name = key
         for part in parts:
-            name = part.found.format.rename_head(name)
-        for theirs, ours in target.format.heads:
+            name = part.format.rename_head(name)
+        for theirs, ours in target.heads:
             name = name.replace(ours, theirs)
         result.tensors[name] = given[key]

@@ -22,18 +22,13 @@ CLASSIFIER = ('norm.', 'head.')
 MIT = 'MIT'  # facebookresearch, ConvNeXt V1
 CC_BY_NC = 'CC-BY-NC 4.0'  # facebookresearch, ConvNeXt V2
 DINOV3_LICENCE = 'DINOv3 License'
-FAIR_NC = 'FAIR Noncommercial Research License'  # EUPE
-BSD = 'BSD-3-Clause'
-APACHE = "Apache-2.0; converted weights keep their makers' licence"  # mmpretrain
 OF_THE_CARD = f"the model card's; facebookresearch's V1 weights are {MIT}, V2 {CC_BY_NC}"
 
 
 def dense_kernel(kernel: Tensor) -> Tensor:
     """Return a sparse-convolution kernel as PyTorch stores it: (out, in / groups, k, k).
 
-    Args:
-        kernel: (k * k, in, out), or (k * k, C) of a depthwise convolution, x before y
-            (facebookresearch/ConvNeXt-V2, MinkowskiEngine).
+    ``kernel`` is (k * k, in, out), or (k * k, C) of a depthwise convolution, x before y (MinkowskiEngine).
     """
     size = math.isqrt(len(kernel)) if kernel.ndim in (2, 3) else 0
     if size * size != kernel.shape[:1].numel():
@@ -44,67 +39,45 @@ def dense_kernel(kernel: Tensor) -> Tensor:
 
 
 class Row(NamedTuple):
-    """One line of a table: what a key begins with there, and here.
-
-    Attributes:
-        shape: In which they store the tensor, where it is not ours.
-        read: Makes our tensor from theirs, where a reshape does not.
-    """
+    """One line of a table: what a key begins with there, and here."""
 
     theirs: str
     ours: str
-    shape: tuple[int, ...] | None = None
-    read: Callable[[Tensor], Tensor] | None = None
+    shape: tuple[int, ...] | None = None  # in which they store the tensor, where it is not ours
+    read: Callable[[Tensor], Tensor] | None = None  # makes our tensor from theirs, where a reshape does not
 
 
 @dataclass(frozen=True)
 class Format:
-    """A naming scheme.
+    """A naming scheme."""
 
-    Attributes:
-        name: For ``--to``.
-        title: For reports.
-        rows: The table; where two rows have the same right side, the first is written.
-        classifier: Their names of the final norm and the head.
-        left_out: Beginnings of keys that no backbone needs, and why they are there.
-        mark: A pattern that some key without prefix matches, where the rows alone do not tell the format.
-        makers: Who publishes weights in it.
-        licence: That of their weights.
-        prefix: What stands before a backbone's keys in their files.
-        heads: (theirs, ours) inside the keys of a whole model's heads.
-        conv_mlp: Sizes whose pointwise layers are stored as 1x1 convolutions, (out, in, 1, 1); 'all' of them.
-        final_norm: Our name of the output norm under which a classifier's final norm is stored.
-        has_other_sizes: Some of its sizes compute something else with the same weights.
-    """
-
-    name: str
-    title: str
-    rows: tuple[Row, ...]
-    classifier: tuple[Row, ...] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    mark: str = ''
-    makers: str = ''
-    licence: str = ''
-    prefix: str = ''
-    heads: tuple[tuple[str, str], ...] = ()
+    name: str  # for ``--to``
+    title: str  # for reports
+    rows: tuple[Row, ...]  # the table; where two rows have the same right side, the first is written
+    left_out: Mapping[str, str] = field(default_factory=dict)  # beginnings of keys that no backbone needs -> why
+    mark: str = ''  # a pattern that some key without prefix matches, where the rows alone do not tell the format
+    licence: str = ''  # whose weights in it have which licence
+    heads: tuple[tuple[str, str], ...] = ()  # (theirs, ours) inside the keys of a whole model's heads
+    # Sizes whose pointwise layers are stored as 1x1 convolutions, (out, in, 1, 1); 'all' of them.
     conv_mlp: tuple[str, ...] = ()
-    final_norm: str = ''
-    has_other_sizes: bool = False
-
-    @property
-    def licence_note(self) -> str:
-        """What is known of the licence of weights in this format, whoever made them."""
-        return f'if these are {self.makers}: {self.licence}' if self.makers else ''
+    final_norm: str = ''  # our name of the output norm under which a classifier's final norm is stored
+    has_other_sizes: bool = False  # some of its sizes compute something else with the same weights
+    # Where something is written:
+    prefix: str = ''  # before a backbone's keys
+    classifier_prefix: str = ''  # before the keys of a classifier's backbone, if that differs; ``{v2}`` is the version
+    wrapper: str = ''  # the entry of a .pth file that holds the tensors; without one they are its entries
+    whole: str = ''  # whole models that the library has: 'all', 'UperNet' or none
+    has_v2: bool = True  # the library has ConvNeXt V2
 
     @functools.cached_property
     def readers(self) -> tuple[tuple[re.Pattern, Row], ...]:
         """Compiled rows from theirs to ours."""
-        return tuple((compile_template(row.theirs), row) for row in (*self.rows, *self.classifier))
+        return tuple((compile_template(row.theirs), row) for row in self.rows)
 
     @functools.cached_property
     def writers(self) -> tuple[tuple[re.Pattern, Row], ...]:
         """Compiled rows from ours to theirs."""
-        return tuple((compile_template(row.ours), row) for row in (*self.rows, *self.classifier) if row.read is None)
+        return tuple((compile_template(row.ours), row) for row in self.rows if row.read is None)
 
     @functools.cached_property
     def stems(self) -> set[str]:
@@ -133,12 +106,9 @@ class Format:
         return key
 
     def write(self, key: str, tensor: Tensor, arch: str | None = None) -> tuple[str, Tensor] | None:
-        """Return their name and tensor of our key; None where the table has no row for it.
+        """Return their name and tensor of our key without prefix; None where the table has no row for it.
 
-        Args:
-            key: Our name, without prefix.
-            tensor: Our tensor.
-            arch: The size's name, for formats whose shapes depend on it.
+        ``arch`` is the name of the size, for formats whose shapes depend on it.
         """
         for pattern, row in self.writers:
             if match := pattern.match(key):
@@ -170,27 +140,21 @@ def in_our_shape(key: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def same(*keys: str) -> tuple[Row, ...]:
+    """Return rows of names that are the same there and here."""
+    return tuple(Row(key, key) for key in keys)
+
+
 PARTS = ('dwconv.', 'norm.', 'pwconv1.', 'grn.gamma', 'grn.beta', 'pwconv2.', 'gamma')  # of our blocks
-
 FB_ROWS = (
-    Row('downsample_layers.{s}.{i}.', 'downsample_layers.{s}.{i}.'),
-    *(Row(f'stages.{{s}}.{{b}}.{part}', f'stages.{{s}}.{{b}}.{part}') for part in PARTS),
-    Row('norm{s}.', 'norm{s}.'),
+    *same('downsample_layers.{s}.{i}.', *(f'stages.{{s}}.{{b}}.{part}' for part in PARTS), 'norm{s}.'),
+    *same('norm.', 'head.'),  # of a classifier
 )
-FB_CLASSIFIER = (Row('norm.', 'norm.'), Row('head.', 'head.'))
 
-FACEBOOK = "facebookresearch's own"
+FACEBOOK_V1, FACEBOOK_V2 = f"facebookresearch's own: {MIT}", f"facebookresearch's own: {CC_BY_NC}"
 
-FB = Format('fb', 'facebookresearch ConvNeXt', FB_ROWS, FB_CLASSIFIER, makers=FACEBOOK, licence=MIT)
-FB_V2 = Format(
-    'fb',
-    'facebookresearch ConvNeXt V2',
-    FB_ROWS,
-    FB_CLASSIFIER,
-    mark=r'\.grn\.gamma$',
-    makers=FACEBOOK,
-    licence=CC_BY_NC,
-)
+FB = Format('fb', 'facebookresearch ConvNeXt', FB_ROWS, licence=FACEBOOK_V1, wrapper='model', whole='all')
+FB_V2 = Format('fb', 'facebookresearch ConvNeXt V2', FB_ROWS, mark=r'\.grn\.gamma$', licence=FACEBOOK_V2)
 FCMAE = Format(
     'fcmae',
     'facebookresearch ConvNeXt V2, self-supervised (FCMAE)',
@@ -203,55 +167,51 @@ FCMAE = Format(
         Row('stages.{s}.{b}.pwconv2.linear.', 'stages.{s}.{b}.pwconv2.'),
         *FB_ROWS,
     ),
-    classifier=FB_CLASSIFIER,
     left_out=dict.fromkeys(('proj.', 'mask_token', 'decoder.', 'pred.'), 'decoder'),
     mark=r'\.kernel$|^(mask_token|decoder\.)',
-    makers=FACEBOOK,
-    licence=CC_BY_NC,
+    licence=FACEBOOK_V2,
 )
 DINOV3 = Format(
     'dinov3',
     'DINOv3 repository',
     FB_ROWS,
-    FB_CLASSIFIER,
     left_out={'norms.': 'final norm once more'},
     mark=r'^norms\.3\.',
-    makers="DINOv3's own",
-    licence=DINOV3_LICENCE,
+    licence=f"DINOv3's own: {DINOV3_LICENCE}",
 )
 EUPE = Format(
     'eupe',
     'EUPE',
     FB_ROWS,
-    FB_CLASSIFIER,
     left_out={'norms.': 'norms of features', 'projectors.': 'projectors'},
     mark=r'^(projectors|norms\.[0-2])\.',
-    makers="EUPE's own",
-    licence=FAIR_NC,
+    licence="EUPE's own: FAIR Noncommercial Research License",
 )
 # OpenCLIP's image tower is timm's, at `visual.trunk.`: of a plain size it loads, without its head and the text tower.
 TIMM = Format(
     'timm',
     'timm',
-    rows=tuple(
-        row
-        for dot in '._'  # features_only models flatten the first dot
-        for row in (
-            Row(f'stem{dot}{{i}}.', 'downsample_layers.0.{i}.'),
-            Row(f'stages{dot}{{s}}.downsample.{{i}}.', 'downsample_layers.{s}.{i}.'),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.conv_dw.', 'stages.{s}.{b}.dwconv.'),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.norm.', 'stages.{s}.{b}.norm.'),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.fc1.', 'stages.{s}.{b}.pwconv1.'),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.grn.weight', 'stages.{s}.{b}.grn.gamma', FLAT),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.grn.bias', 'stages.{s}.{b}.grn.beta', FLAT),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.fc2.', 'stages.{s}.{b}.pwconv2.'),
-            Row(f'stages{dot}{{s}}.blocks.{{b}}.gamma', 'stages.{s}.{b}.gamma'),
-        )
+    rows=(
+        *(
+            row
+            for dot in '._'  # features_only models flatten the first dot
+            for row in (
+                Row(f'stem{dot}{{i}}.', 'downsample_layers.0.{i}.'),
+                Row(f'stages{dot}{{s}}.downsample.{{i}}.', 'downsample_layers.{s}.{i}.'),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.conv_dw.', 'stages.{s}.{b}.dwconv.'),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.norm.', 'stages.{s}.{b}.norm.'),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.fc1.', 'stages.{s}.{b}.pwconv1.'),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.grn.weight', 'stages.{s}.{b}.grn.gamma', FLAT),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.grn.bias', 'stages.{s}.{b}.grn.beta', FLAT),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.mlp.fc2.', 'stages.{s}.{b}.pwconv2.'),
+                Row(f'stages{dot}{{s}}.blocks.{{b}}.gamma', 'stages.{s}.{b}.gamma'),
+            )
+        ),
+        Row('head.norm.', 'norm.'),
+        Row('head.fc.', 'head.'),
     ),
-    classifier=(Row('head.norm.', 'norm.'), Row('head.fc.', 'head.')),
     left_out={'head.': 'classifier', 'norm_pre.': 'final norm'},
-    makers="timm's own",
-    licence=OF_THE_CARD,
+    licence=f"timm's own: {OF_THE_CARD}",
     conv_mlp=('atto', 'femto', 'pico', 'nano'),
     has_other_sizes=True,
 )
@@ -268,13 +228,14 @@ MMPRETRAIN = Format(
         Row('stages.{s}.{b}.pointwise_conv2.', 'stages.{s}.{b}.pwconv2.'),
         Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
         Row('norm{s}.', 'norm{s}.'),
+        Row('head.fc.', 'head.'),
     ),
-    classifier=(Row('head.fc.', 'head.'),),
     final_norm='norm3.',  # a detector has an output norm there
     mark=r'\.depthwise_conv\.',
-    makers="mmpretrain's own",
-    licence=APACHE,
+    licence="mmpretrain's own: Apache-2.0; converted weights keep their makers' licence",
     prefix='backbone.',
+    wrapper='state_dict',
+    whole='all',
 )
 HF = Format(
     'hf',
@@ -294,11 +255,13 @@ HF = Format(
         Row('hidden_states_norms.stage2.', 'norm1.'),
         Row('hidden_states_norms.stage3.', 'norm2.'),
         Row('hidden_states_norms.stage4.', 'norm3.'),
+        Row('layernorm.', 'norm.'),
+        Row('classifier.', 'head.'),
     ),
-    classifier=(Row('layernorm.', 'norm.'), Row('classifier.', 'head.')),
-    makers='from the Hub',
-    licence=OF_THE_CARD,
+    licence=f'from the Hub: {OF_THE_CARD}',
     heads=(('.batch_norm.', '.bn.'), ('head.classifier.', 'head.conv_seg.')),
+    classifier_prefix='convnext{v2}.',
+    whole='UperNet',
 )
 HF_DINOV3 = Format(
     'hf_dinov3',
@@ -310,10 +273,9 @@ HF_DINOV3 = Format(
         Row('stages.{s}.layers.{b}.pointwise_conv1.', 'stages.{s}.{b}.pwconv1.'),
         Row('stages.{s}.layers.{b}.pointwise_conv2.', 'stages.{s}.{b}.pwconv2.'),
         Row('stages.{s}.layers.{b}.gamma', 'stages.{s}.{b}.gamma'),
+        Row('layer_norm.', 'norm.'),
     ),
-    classifier=(Row('layer_norm.', 'norm.'),),
-    makers="DINOv3's own",
-    licence=DINOV3_LICENCE,
+    licence=f"DINOv3's own: {DINOV3_LICENCE}",
 )
 TORCHVISION = Format(
     'torchvision',
@@ -333,10 +295,11 @@ TORCHVISION = Format(
                 Row(f'features.{2 * s + 1}.{{b}}.layer_scale', f'stages.{s}.{{b}}.gamma', CHW),
             )
         ),
+        Row('classifier.0.', 'norm.'),
+        Row('classifier.2.', 'head.'),
     ),
-    classifier=(Row('classifier.0.', 'norm.'), Row('classifier.2.', 'head.')),
-    makers="torchvision's own",
-    licence=BSD,
+    licence="torchvision's own: BSD-3-Clause",
+    has_v2=False,
 )
 
 # ConvNeXt as the last step of the ladder, where the pointwise layers are convolutions.
@@ -362,13 +325,10 @@ FORMATS = (FCMAE, EUPE, DINOV3, MMPRETRAIN, FB_V2, FB, LADDER, TIMM, HF, HF_DINO
 STEP = Format(
     'step',
     "a step of this package's ladder",
-    rows=(
-        Row('downsample_layers.{s}.{i}.', 'downsample_layers.{s}.{i}.'),
-        *(
-            Row(f'stages.{{s}}.{{b}}.{part}', f'stages.{{s}}.{{b}}.{part}')
-            for part in ('conv{i}.', 'norm{i}.', 'shortcut.{i}.', 'gamma')
-        ),
-        Row('norm{s}.', 'norm{s}.'),
+    rows=same(
+        'downsample_layers.{s}.{i}.',
+        *(f'stages.{{s}}.{{b}}.{part}' for part in ('conv{i}.', 'norm{i}.', 'shortcut.{i}.', 'gamma')),
+        'norm{s}.',
     ),
     mark=r'^stages\.0\.0\.conv1\.',
 )

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.variants import VARIANTS, Variant
 from convnext_dense.weights.formats import CLASSIFIER, FORMATS, STEM, Format
-from convnext_dense.weights.report import shorten
+from convnext_dense.weights.sources import Checkpoint
 
 KERNEL = 7  # of the depthwise convolutions
 NORM_EPS = 1e-6  # of LayerNorm in every published ConvNeXt but those of OTHER_SIZES
@@ -21,7 +21,6 @@ MOST_REPEATED_BYTES = 2**30  # of a tensor that repeats fewer numbers; a larger 
 # Entries of a file that may hold the tensors, the preferred ones first; where none is there, the only one that does.
 WRAPPERS = ('state_dict', 'model', 'teacher', 'module')
 EMA_OF_MMENGINE = 'ema_state_dict'  # EMAHook loads it
-
 
 OTHER_EPS = 1e-5  # of OTHER_SIZES
 # Sizes of timm's that compute something else than ours with the same weights -> (name, GELU).
@@ -50,7 +49,7 @@ OTHER_MODELS = (  # (end of a key, what the model then is), for files without a 
 # The tensors of a checkpoint
 
 
-def unwrap(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
+def unwrap(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, out of the entry that holds them, without ``module.``.
 
     Raises:
@@ -61,11 +60,11 @@ def unwrap(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
     state_dict = find_state_dict(checkpoint)
     if several := [key for key, value in state_dict.items() if holds_weights(value)]:
         raise UserError(
-            f'{source} holds several sets of weights, in {shorten(map(str, several))}. Save the one that is meant: '
+            f'{checkpoint.source} holds several sets of weights, in {shorten(several)}. Save the one that is meant: '
             f'torch.save(torch.load(FILE)[{several[0]!r}], OTHER_FILE).'
         )
     raise UserError(
-        f'{source} holds no weights; its entries are {shorten(map(str, state_dict)) or "none"}. Save the state_dict() '
+        f'{checkpoint.source} holds no weights; its entries are {shorten(state_dict) or "none"}. Save the state_dict() '
         'of the model.'
     )
 
@@ -131,16 +130,10 @@ def other_entries(checkpoint: Mapping) -> dict[str, Any]:
     }
 
 
-def other_weights(checkpoint: Mapping) -> dict[str, Any]:
+def other_weights(checkpoint: Mapping) -> dict[str, Mapping]:
     """Return those of :func:`other_entries` that hold weights, such as ``model_ema``."""
-    return {
-        key: value for key, value in other_entries(checkpoint).items() if key != EMA_OF_MMENGINE and has_tensors(value)
-    }
-
-
-def has_tensors(entry: object) -> bool:
-    """Tell whether an entry of a checkpoint holds tensors under names of their own."""
-    return isinstance(entry, Mapping) and any(isinstance(value, Tensor) for value in find_state_dict(entry).values())
+    others = {key: value for key, value in other_entries(checkpoint).items() if isinstance(value, Mapping)}
+    return {key: value for key, value in others.items() if key != EMA_OF_MMENGINE and find_tensors(value)}
 
 
 # The backbones among the tensors
@@ -164,23 +157,6 @@ class Architecture(NamedTuple):
         return f'{version} {name}' if name else f'a {version} with depths {self.depths} and dims {self.dims}'
 
 
-@dataclass(frozen=True)
-class Found:
-    """A backbone in a checkpoint, or another network with the names of its stem.
-
-    Attributes:
-        format: Whose names.
-        prefix: What stands before its keys.
-        num_keys: Keys that the format knows.
-        kernels: Sizes of its depthwise kernels in the first stage, or those of all stages where the first has none.
-    """
-
-    format: Format
-    prefix: str
-    num_keys: int
-    kernels: frozenset[int]
-
-
 class Entry(NamedTuple):
     """A tensor of a file: its key there, and the tensor in our shape."""
 
@@ -188,23 +164,38 @@ class Entry(NamedTuple):
     tensor: Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class Part:
-    """One backbone of a file.
+    """A backbone of a file, or another network with the names of its stem."""
 
-    Attributes:
-        found: Its format, and what stands before its keys.
-        entries: Our name, without prefix -> entry; a classifier's final norm and head are ``norm`` and ``head``.
-        left_out: Why the format leaves something out -> keys of the file.
-        unknown: Keys below the prefix for which the format has no row.
-        architecture: Which ConvNeXt it is in the file, whatever becomes of the entries; None for another network.
-    """
-
-    found: Found
+    format: Format
+    prefix: str  # what stands before its keys
+    # Our name, without prefix -> entry; a classifier's final norm and head are ``norm`` and ``head``.
     entries: dict[str, Entry] = field(default_factory=dict)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
-    architecture: Architecture | None = None
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # why the format leaves something out -> keys
+    unknown: dict[str, Entry] = field(default_factory=dict)  # likewise, of keys for which the format has no row
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """Which ConvNeXt it is; None for a network in a format of another backbone."""
+        if self.format not in FORMATS:
+            return None
+        num_stages = 1 + max(map(stage_of, self.entries))
+        blocks = {(stage_of(key), int(key.split('.')[2])) for key in self.entries if key.startswith('stages.')}
+        depths = tuple(sum(stage == s for stage, _ in blocks) for s in range(num_stages))
+        first = [self.entries.get(f'stages.{s}.0.dwconv.weight') for s in range(num_stages)]
+        dims = tuple(0 if entry is None else entry.tensor.shape[:1].numel() for entry in first)
+        return Architecture(depths, dims, any('.grn.' in key for key in self.entries))
+
+    @property
+    def kernels(self) -> set[int]:
+        """Sizes of its square depthwise kernels in the first stage, or those of all stages where the first has none."""
+        first, others = set(), set()
+        for name, (_, tensor) in self.entries.items():
+            shape = tensor.shape
+            if name.endswith('.dwconv.weight') and len(shape) == 4 and shape[1] == 1 and shape[2] == shape[3]:
+                (first if name.startswith('stages.0.') else others).add(shape[2])
+        return first or others
 
     def pop(self, *beginnings: str) -> dict[str, Entry]:
         """Take out the entries whose names begin so."""
@@ -215,39 +206,67 @@ class Part:
         return any(key.startswith(beginnings) for key in self.entries)
 
 
-def find_backbones(given: Mapping[str, Tensor], formats: Iterable[Format] = FORMATS) -> list[Found]:
+def find_backbones(given: Mapping[str, Tensor], formats: Iterable[Format] = FORMATS) -> list[Part]:
     """Return the backbones in a checkpoint, by default the ConvNeXts; the one with the most known keys first.
 
     >>> given = {'stem.0.weight': torch.ones(8, 3, 4, 4), 'stages.0.blocks.0.conv_dw.weight': torch.ones(8, 1, 7, 7)}
-    >>> [(found.format.name, found.prefix) for found in find_backbones(given)]
+    >>> [(part.format.name, part.prefix) for part in find_backbones(given)]
     [('timm', '')]
     """
-    return [found for found in find_stems(given, formats) if found.kernels == {KERNEL} or found.format not in FORMATS]
+    return [part for part in find_stems(given, formats) if part.kernels == {KERNEL} or part.format not in FORMATS]
 
 
-def find_stems(given: Mapping[str, Tensor], formats: Iterable[Format] = FORMATS) -> list[Found]:
+def find_stems(given: Mapping[str, Tensor], formats: Iterable[Format] = FORMATS) -> list[Part]:
     """Return every network with the names of a backbone's stem, the one with the most known keys first."""
     best = {}
     for fmt in formats:
         prefixes = [key[: -len(stem)] for key in given for stem in fmt.stems if f'.{key}'.endswith(f'.{stem}')]
         for prefix in prefixes[:MOST_BACKBONES]:
-            below = {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
+            below = [key.removeprefix(prefix) for key in given if key.startswith(prefix)]
             if fmt.mark and not any(re.search(fmt.mark, key) for key in below):
                 continue
-            known = [each for key, tensor in below.items() if (each := fmt.read(key, tensor))]
-            if prefix not in best or len(known) > best[prefix].num_keys:
-                best[prefix] = Found(fmt, prefix, len(known), depthwise_kernels(known))
-    return sorted(best.values(), key=lambda found: -found.num_keys)
+            part = read_part(given, fmt, prefix)
+            if prefix not in best or len(part.entries) > len(best[prefix].entries):
+                best[prefix] = part
+    return sorted(best.values(), key=lambda part: -len(part.entries))
 
 
-def depthwise_kernels(known: Iterable[tuple[str, Tensor]]) -> frozenset[int]:
-    """Return the sizes of square depthwise kernels, of the first stage where it has any; names and tensors are ours."""
-    first, others = set(), set()
-    for name, tensor in known:
-        shape = tensor.shape
-        if name.endswith('.dwconv.weight') and len(shape) == 4 and shape[1] == 1 and shape[2] == shape[3]:
-            (first if name.startswith('stages.0.') else others).add(shape[2])
-    return frozenset(first or others)
+def read_part(given: Mapping[str, Tensor], fmt: Format, prefix: str, with_rest: bool = False) -> Part:
+    """Return the tensors below a prefix, or all of a file, under our names."""
+    part = Part(fmt, prefix)
+    for key, tensor in given.items():
+        if not with_rest and not key.startswith(prefix):
+            continue
+        bare = key.removeprefix(prefix)  # a head may stand without prefix beside the backbone
+        if read := fmt.read(bare, tensor):
+            part.entries[read[0]] = Entry(key, read[1])
+        elif why := fmt.reason_to_leave_out(bare):
+            part.left_out.setdefault(why, []).append(key)
+        else:
+            part.unknown[bare] = Entry(key, tensor)
+    if fmt.final_norm and part.has('head.') and not part.has('norm0.', 'norm1.', 'norm2.'):
+        for key, entry in part.pop(fmt.final_norm).items():
+            part.entries[key.replace(fmt.final_norm, 'norm.')] = entry
+    return part
+
+
+def with_head(part: Part, given: Mapping[str, Tensor]) -> Part:
+    """Return a backbone with the rest of its file, if that is a classifier's head, or what no backbone needs."""
+    for key in given:
+        if not key.startswith(part.prefix) and not part.format.reason_to_leave_out(key):
+            name, _ = part.format.read(key) or ('', None)
+            if not name.startswith(CLASSIFIER):
+                return part
+    return read_part(given, part.format, part.prefix, with_rest=True)
+
+
+def keys_beside(parts: Iterable[Part], given: Mapping[str, Tensor]) -> list[str]:
+    """Return the keys of a file that belong to none of these parts."""
+    used = set()
+    for part in parts:
+        used.update(entry.origin for entry in (*part.entries.values(), *part.unknown.values()))
+        used.update(*part.left_out.values())
+    return [key for key in given if key not in used]
 
 
 def choose_backbone(
@@ -257,8 +276,8 @@ def choose_backbone(
     place: str = '',
     formats: Iterable[Format] = FORMATS,
     advice: str = '',
-) -> Found:
-    """Return the backbone of a file that is meant.
+) -> Part:
+    """Return the backbone of a file that is meant, without a classifier's head that stands beside it.
 
     Args:
         given: The file's tensors.
@@ -271,7 +290,7 @@ def choose_backbone(
     Raises:
         UserError: There is none, none with that prefix, or several to choose from.
     """
-    found = {each.prefix: each for each in find_backbones(given, formats)}
+    found = {part.prefix: part for part in find_backbones(given, formats)}
     if not found:
         other = name_other_model(given)
         wanted = 'no ConvNeXt' if formats is FORMATS else 'none of the weights that the backbone takes'
@@ -280,7 +299,9 @@ def choose_backbone(
             f'{source} holds {wanted}{f": it is {other}" if other else " in a known format"}; its first keys are '
             f'{shorten(given)}. Give a checkpoint of one of these, or one trained here: {titles}.{advice}'
         )
-    for wanted in [place] if prefix is None else [with_dot(prefix), with_dot(prefix) + place]:
+    if prefix:
+        prefix = prefix.removesuffix('.') + '.'
+    for wanted in [place] if prefix is None else [prefix, prefix + place]:
         if wanted in found:
             return found[wanted]
     if prefix is None and len(found) == 1:
@@ -291,71 +312,15 @@ def choose_backbone(
 def explain_choice(source: str, prefixes: list[str], prefix: str | None) -> str:
     """Say which backbones a file holds, and how to choose one of them."""
     number = 'a backbone' if len(prefixes) == 1 else f'{len(prefixes)} backbones'
-    none = f', none at {with_dot(prefix)!r}' if prefix else ''
-    own_file = (
-        ', or with --prefix of convert_checkpoint.py. For load_from and test.py make a file with one of them: '
-        f'load_weights(model, {source!r}, prefix={prefixes[-1]!r}), then torch.save(model.state_dict(), FILE)'
-    )
+    none = f', none at {prefix!r}' if prefix else ''
+    text = f'{source} holds {number}, at {", ".join(map(repr, prefixes))}{none}. Choose with prefix=... in init_cfg or '
+    if len(prefixes) == 1:
+        return f'{text}load_weights().'
     return (
-        f'{source} holds {number}, at {", ".join(map(repr, prefixes))}{none}. Choose with prefix=... in init_cfg or '
-        f'load_weights(){own_file if len(prefixes) > 1 else ""}.'
+        f'{text}load_weights(), or with --prefix of convnext-dense convert. For load_from and tests make a file with '
+        f'one of them: load_weights(model, {source!r}, prefix={prefixes[-1]!r}), then torch.save(model.state_dict(), '
+        'FILE).'
     )
-
-
-def with_dot(prefix: str) -> str:
-    """Return what stands before a key.
-
-    >>> with_dot('teacher.backbone'), with_dot('')
-    ('teacher.backbone.', '')
-    """
-    return prefix if not prefix or prefix.endswith('.') else f'{prefix}.'
-
-
-def read_part(given: Mapping[str, Tensor], found: Found, with_head: bool = True) -> Part:
-    """Return a backbone that was found, under our names.
-
-    Args:
-        given: All tensors of the file.
-        found: The backbone's format and prefix in it.
-        with_head: Where the rest of the file is a classifier's head or a decoder, it belongs to the part.
-    """
-    part, fmt = Part(found), found.format
-    with_head = with_head and is_classifier(given, found)
-    for key, tensor in given.items():
-        if not with_head and not key.startswith(found.prefix):
-            continue
-        bare = key.removeprefix(found.prefix)  # the head stands without prefix beside the backbone
-        if read := fmt.read(bare, tensor):
-            part.entries[read[0]] = Entry(key, read[1])
-        elif why := fmt.reason_to_leave_out(bare):
-            part.left_out.setdefault(why, []).append(key)
-        else:
-            part.unknown.append(key)
-    if fmt.final_norm and part.has('head.') and not part.has('norm0.', 'norm1.', 'norm2.'):
-        for key, entry in part.pop(fmt.final_norm).items():
-            part.entries[key.replace(fmt.final_norm, 'norm.')] = entry
-    if fmt in FORMATS:
-        part.architecture = read_architecture({key: entry.tensor for key, entry in part.entries.items()})
-    return part
-
-
-def is_classifier(given: Mapping[str, Tensor], found: Found) -> bool:
-    """Tell whether all that a file holds beside a backbone is a final norm and a head, or what no backbone needs."""
-    for key in given:
-        if not key.startswith(found.prefix) and not found.format.reason_to_leave_out(key):
-            name, _ = found.format.read(key) or ('', None)
-            if not name.startswith(CLASSIFIER):
-                return False
-    return True
-
-
-def keys_of(parts: Iterable[Part]) -> set[str]:
-    """Return the keys of the file that belong to these parts."""
-    keys = set()
-    for part in parts:
-        keys.update(entry.origin for entry in part.entries.values())
-        keys.update(part.unknown, *part.left_out.values())
-    return keys
 
 
 # What they are
@@ -367,29 +332,14 @@ def stage_of(key: str) -> int:
     return int(match[1]) if match else -1
 
 
-def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
-    """Return which ConvNeXt these weights are, under our names."""
-    num_stages = 1 + max(stage_of(key) for key in tensors)
-    blocks = {(stage_of(key), int(key.split('.')[2])) for key in tensors if key.startswith('stages.')}
-    depths = tuple(sum(stage == s for stage, _ in blocks) for s in range(num_stages))
-    first = [tensors.get(f'stages.{s}.0.dwconv.weight') for s in range(num_stages)]
-    dims = tuple(0 if weight is None else weight.shape[:1].numel() for weight in first)
-    return Architecture(depths, dims, any('.grn.' in key for key in tensors))
-
-
 def what_differs(part: Part, norm_eps: float = NORM_EPS) -> str:
-    """Say why a ConvNeXt would not compute here what it computes at home; empty where it would.
-
-    Args:
-        part: A ConvNeXt of a file.
-        norm_eps: Epsilon of our backbone.
-    """
+    """Say why a ConvNeXt would compute something else in our backbone of this epsilon; empty where it would not."""
     if part.entries[STEM].tensor.shape[-1:] == (3,):
         return 'a ConvNeXt with an overlapping stem (timm `_ols`): two 3x3 convolutions, where ours is one of 4x4'
     norms = [key.removesuffix('weight') for key in part.entries if key.endswith('.norm.weight')]
     if norms and not any(f'{norm}bias' in part.entries for norm in norms):
         return 'a ConvNeXt with RMSNorm (timm `_rms`): its norms have no bias, where ours are LayerNorm'
-    if not part.found.format.has_other_sizes or part.architecture[:2] not in OTHER_SIZES:
+    if not part.format.has_other_sizes or part.architecture[:2] not in OTHER_SIZES:
         return ''
     if OTHER_SIZES[part.architecture[:2]][1] != 'exact':
         return f'{part.architecture} (timm), whose GELU is approximated by tanh and whose LayerNorm has epsilon 1e-5'
@@ -416,21 +366,18 @@ def name_other_model(given: Mapping[str, Tensor]) -> str:
     'a ResNet'
     """
     known = next((what for end, what in OTHER_MODELS if any(key.endswith(end) for key in given)), '')
-    kernels = sorted({size for found in find_stems(given) for size in found.kernels} - {KERNEL})
+    kernels = sorted({size for part in find_stems(given) for size in part.kernels} - {KERNEL})
     if known or not kernels:
         return known
     sizes = ' and '.join(f'{size}x{size}' for size in kernels)
     return f'a network like ConvNeXt with depthwise kernels of {sizes}, where ours are {KERNEL}x{KERNEL}'
 
 
-def name_licence(checkpoint: Mapping, parts: list[Part], is_whole: bool) -> str:
-    """Say what is known of the licence of weights; empty for a whole model, which no maker of a format publishes.
+def name_licence(checkpoint: Checkpoint, parts: list[Part], rest: list[str]) -> str:
+    """Say what is known of the licence of weights: what their source tells, or else the format of the first backbone.
 
-    Args:
-        checkpoint: What the file holds; its source may tell the licence.
-        parts: The backbones in it. Their format tells the licence of its makers' weights.
-        is_whole: It is a detector or a segmentor.
+    ``rest`` are the keys beside the backbones. They are those of a whole model, which no maker of a format publishes.
     """
-    if told := getattr(checkpoint, 'licence', ''):
-        return told
-    return parts[0].found.format.licence_note if parts and not is_whole else ''
+    if checkpoint.licence or rest or not parts or not parts[0].format.licence:
+        return checkpoint.licence
+    return f'if these are {parts[0].format.licence}'

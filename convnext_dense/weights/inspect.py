@@ -12,21 +12,22 @@ from typing import Any
 from torch import Tensor
 
 from convnext_dense.compat.checkpoints import is_safetensors
+from convnext_dense.compat.errors import printable, shorten
 from convnext_dense.weights.identify import (
     Part,
     find_backbones,
     find_tensors,
-    keys_of,
+    keys_beside,
     name_licence,
     name_other_model,
     other_entries,
-    read_part,
     what_differs,
+    with_head,
 )
 from convnext_dense.weights.load import COUNTER, STATISTICS, is_finite
 from convnext_dense.weights.meta import config_name, read_meta, read_metrics
-from convnext_dense.weights.report import dtype_name, format_rows, printable, shorten
-from convnext_dense.weights.sources import fetch
+from convnext_dense.weights.report import dtype_name, format_rows
+from convnext_dense.weights.sources import as_checkpoint, fetch
 
 # Entries of meta that have lines of their own.
 NOT_SHOWN = ('cfg', 'dataset_meta', 'experiment_name', 'metrics', 'metrics_origin')
@@ -53,35 +54,28 @@ CLASS_LAYERS = (  # (end of a key, entries of the weight that are no class)
 )
 
 
-def inspect(source: str | os.PathLike, keys: bool = False) -> dict[str, Any]:
+def inspect(source: str | os.PathLike | Mapping, keys: bool = False) -> dict[str, Any]:
     """Say what a file is.
 
     Args:
-        source: A checkpoint file, or whatever else :func:`~convnext_dense.weights.sources.fetch` takes.
+        source: A checkpoint file, whatever else :func:`~convnext_dense.weights.sources.fetch` takes, or a checkpoint
+            that was read already.
         keys: List all tensors.
-
-    Returns:
-        What :func:`inspect_checkpoint` does.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    file = Path(source) if os.path.isfile(source) else None
-    return inspect_checkpoint(fetch(source), file, keys)
-
-
-def inspect_checkpoint(checkpoint: Mapping, file: Path | None = None, keys: bool = False) -> dict[str, Any]:
-    """Say what a checkpoint is that was read already, from ``file`` if that is known.
 
     Returns:
         Plain values, those of the JSON output. ``megabytes`` are units of 1e6 bytes. ``parts`` are the tensors and
         parameters of what stands beside the backbones; the running statistics of norms are no parameters.
+
+    Raises:
+        UserError: It cannot be read.
     """
+    is_read = isinstance(source, Mapping)
+    checkpoint = as_checkpoint(source) if is_read else fetch(source)
+    file = Path(source) if not is_read and os.path.isfile(source) else None
     given, meta = find_tensors(checkpoint), read_meta(checkpoint)
-    parts = [read_part(given, found) for found in find_backbones(given)]
+    parts = [with_head(part, given) for part in find_backbones(given)]
     parts = [part for part in parts if all(part.architecture.depths)]  # a stem alone is no ConvNeXt
-    used = keys_of(parts)
-    rest = [key for key in given if key not in used]
+    rest = keys_beside(parts, given)
     model, num_classes = name_model(given, parts, rest)
     metrics, metrics_origin = read_metrics(checkpoint, file)
     training = {key: value for key, value in meta.items() if key not in NOT_SHOWN}
@@ -90,10 +84,10 @@ def inspect_checkpoint(checkpoint: Mapping, file: Path | None = None, keys: bool
     shapes = {key: f'{tuple(tensor.shape)} {dtype_name(tensor)}' for key, tensor in given.items()}
     bad = {key: int((~tensor.double().isfinite()).sum()) for key, tensor in given.items() if not is_finite(tensor)}
     return {
-        'source': getattr(checkpoint, 'source', 'the checkpoint'),
+        'source': checkpoint.source,
         'container': name_container(file) if file else '',
         'megabytes': file.stat().st_size / 1e6 if file else None,
-        'format': ', '.join(dict.fromkeys(part.found.format.title for part in parts)),
+        'format': ', '.join(dict.fromkeys(part.format.title for part in parts)),
         'backbones': [describe_backbone(given, part) for part in parts],
         'model': model,
         'num_classes': num_classes,
@@ -108,22 +102,18 @@ def inspect_checkpoint(checkpoint: Mapping, file: Path | None = None, keys: bool
         'metrics': metrics,
         'metrics_origin': metrics_origin,
         'classes': list(meta.get('dataset_meta', {}).get('classes', ())),
-        'licence': name_licence(checkpoint, parts, bool(rest)),
+        'licence': name_licence(checkpoint, parts, rest),
         'keys': shapes if keys else {},
     }
 
 
 def describe(source: str | os.PathLike, keys: bool = False, as_json: bool = False) -> str:
-    """Return what :func:`inspect` finds as text for people or as JSON.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
+    """Return what :func:`inspect` finds as text for people or as JSON."""
     found = inspect(source, keys)
     if as_json:
         return json.dumps(found, indent=2)
     size = f'{found["megabytes"]:.1f} MB, ' if found['megabytes'] is not None else ''
-    backbones = found['backbones'][:3]
+    backbones, bad = found['backbones'][:3], found['not_finite']
     parts = [f'{name} {number} ({millions(params)})' for name, (number, params) in found['parts'].items()]
     tensors = (str(found['num_tensors']), millions(found['num_params']), join(found['dtypes']))
     rows = [
@@ -134,7 +124,7 @@ def describe(source: str | os.PathLike, keys: bool = False, as_json: bool = Fals
         ('model', found['model'] + (f', {found["num_classes"]} classes' if found['num_classes'] else '')),
         ('other parts', shorten(parts, 6)),
         ('tensors', ', '.join(filter(None, tensors))),
-        ('NaN, infinity', format_not_finite(found['not_finite'])),
+        ('NaN, infinity', f'{sum(bad.values())} values in {shorten(bad)}' if bad else 'none'),
         ('classes', f'{len(found["classes"])}: {shorten(found["classes"], 6)}' if found['classes'] else ''),
         ('training', join(found['training'])),
         ('config', found['config']),
@@ -158,8 +148,8 @@ def describe_backbone(given: Mapping[str, Tensor], part: Part) -> dict[str, Any]
     """Return what a ConvNeXt of a file is; ``differs`` says why this package computes something else with it."""
     own = [entry.origin for entry in part.entries.values()]
     return {
-        'prefix': part.found.prefix,
-        'format': part.found.format.title,
+        'prefix': part.prefix,
+        'format': part.format.title,
         'architecture': str(part.architecture),
         'num_tensors': len(own),
         'num_params': count_params(given, own),
@@ -176,11 +166,6 @@ def format_backbone(backbone: Mapping[str, Any]) -> str:
     return f'{backbone["architecture"]}{place}: {size}{norms}'
 
 
-def format_not_finite(bad: Mapping[str, int]) -> str:
-    """Return how many values are no numbers, and where."""
-    return f'{sum(bad.values())} values in {shorten(bad)}' if bad else 'none'
-
-
 def count_parts(given: Mapping[str, Tensor], rest: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Return tensors and parameters of each part of a model, by the first word of its keys."""
     keys = {}
@@ -192,17 +177,13 @@ def count_parts(given: Mapping[str, Tensor], rest: Iterable[str]) -> dict[str, t
 def name_model(given: Mapping[str, Tensor], parts: list[Part], rest: list[str]) -> tuple[str, int | None]:
     """Return what the whole is, and its number of classes, where the names tell.
 
-    Args:
-        given: All tensors.
-        parts: The ConvNeXts in the file.
-        rest: Keys that belong to none of them.
+    ``parts`` are the ConvNeXts in the file, ``rest`` the keys that belong to none of them.
     """
     heads = [part.entries['head.weight'].tensor for part in parts if 'head.weight' in part.entries]
     if heads and heads[0].ndim and not rest:
         return 'classifier', heads[0].shape[0]
-    name, num_classes = name_heads(given), None
-    if name:
-        num_classes = count_classes(given)
+    name = name_heads(given)
+    num_classes = count_classes(given) if name else None
     if not parts and (other := name_other_model(given)):
         name = f'{name} on {other}' if name else other
     return name, num_classes

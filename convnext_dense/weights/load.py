@@ -7,7 +7,7 @@ first tensor is copied.
 
 import math
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -17,29 +17,28 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from convnext_dense.backbone import ConvNeXt, StagedBackbone
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, printable, shorten
 from convnext_dense.ladder import ModernizedResNet
 from convnext_dense.weights.formats import CLASSIFIER, FB, FORMATS, LADDER, RESNET, STEM, STEP, Format
 from convnext_dense.weights.identify import (
     NORM_EPS,
     Architecture,
     Entry,
-    Found,
     Part,
     choose_backbone,
     find_backbones,
     find_state_dict,
-    keys_of,
+    keys_beside,
     name_licence,
     other_eps,
     other_weights,
-    read_part,
     stage_of,
     unwrap,
     what_differs,
+    with_head,
 )
-from convnext_dense.weights.report import Report, dtype_name, printable, shorten
-from convnext_dense.weights.sources import fetch
+from convnext_dense.weights.report import Report, dtype_name
+from convnext_dense.weights.sources import as_checkpoint, fetch
 
 Need = Literal['backbone', 'all']
 COUNTER = 'num_batches_tracked'  # of BatchNorm: older files lack it, and nothing depends on it
@@ -53,25 +52,15 @@ NOT_PUBLISHED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of a checkpoint's tensors in a model, before any is loaded.
+    """What becomes of a checkpoint's tensors in a model, before any is loaded."""
 
-    Attributes:
-        source: Where the checkpoint came from.
-        fitting: The model's key -> what is loaded there.
-        misfits: The model's key -> what the file has for it, of another shape or type.
-        missing: The model's keys that are needed and have nothing fitting.
-        from_scratch: The model's keys that keep their initial values and may.
-        surplus: The file's keys of backbones for which the model has no place.
-        others: The file's other keys for which the model has no place.
-    """
-
-    source: str
-    fitting: Mapping[str, Entry]
-    misfits: Mapping[str, Entry]
-    missing: tuple[str, ...]
-    from_scratch: tuple[str, ...]
-    surplus: tuple[str, ...]
-    others: tuple[str, ...]
+    source: str  # of the checkpoint
+    fitting: Mapping[str, Entry]  # the model's key -> what is loaded there
+    misfits: Mapping[str, Entry]  # the model's key -> what the file has for it, of another shape or type
+    missing: tuple[str, ...]  # the model's keys that are needed and have nothing fitting
+    from_scratch: tuple[str, ...]  # the model's keys that keep their initial values and may
+    surplus: tuple[str, ...]  # the file's keys of backbones for which the model has no place
+    others: tuple[str, ...]  # the file's other keys for which the model has no place
 
 
 def load_weights(
@@ -136,41 +125,41 @@ def fit(
     Raises:
         UserError: They do not fit.
     """
-    model = unwrap_model(model)
-    source = getattr(checkpoint, 'source', 'the checkpoint')
-    given, target, places = unwrap(checkpoint, source), model.state_dict(), find_places(model)
+    model, checkpoint = unwrap_model(model), as_checkpoint(checkpoint)
+    source, given, target, places = checkpoint.source, unwrap(checkpoint), model.state_dict(), find_places(model)
     if need == 'backbone' and not places:
         raise UserError(
             f'The model, {type(model).__name__}, has no backbone of this package, into which {source} could be loaded. '
             "Build one with convnext_dense.ConvNeXt; a model that has the file's own keys is loaded with need='all'."
         )
-    found = {
+    parts = {
         place: choose_backbone(given, source, prefix, place, *formats_of(backbone))
         for place, backbone in places.items()
     }
-    parts = read_parts(given, found, target)
+    parts = with_heads(parts, given, target)
     report = Report(source)
+    entries, surplus = {}, []
     for place, part in parts.items():
-        prepare(part, places[place], given, report, final_norm)
-    entries, surplus = take_parts(parts, places, report)
-    used = keys_of(parts.values())
-    rest = [key for key in given if key not in used]
-    report.licence = name_licence(checkpoint, [*parts.values()], bool(rest))
+        own = adapt(part, places[place], report, final_norm)
+        surplus += put(own, place, places[place], entries, report)
+    rest = keys_beside(parts.values(), given)
+    report.licence = name_licence(checkpoint, [*parts.values()], rest)
     report.leave_out('other weights', *other_weights(checkpoint))
     if prefix is not None:
-        siblings = keys_of_siblings(rest, given, found)
+        siblings = keys_of_siblings(rest, given, parts)
         report.leave_out('other models', *siblings)
         rest = [key for key in rest if key not in siblings]
     if '' in places:
         report.leave_out('other parts', *rest)
     else:
-        entries |= {name: Entry(key, given[key]) for key in rest for name in names_in_model(key, found)}
+        entries |= {name: Entry(key, given[key]) for key in rest for name in names_in_model(key, parts)}
     needed = {key for key in target if COUNTER not in key and (need == 'all' or is_of_backbone(key, places))}
     plan = make_plan(source, entries, surplus, target, needed)
     check_numbers(model, plan, target)
-    if is_refused(plan, need, strict):
+    is_incomplete = plan.missing or plan.surplus or (need == 'all' and plan.others)
+    if not plan.fitting or (strict and is_incomplete):
         raise UserError(explain_misfit(plan, need, target, needed, likely_cause(parts, places)))
-    report.note(plan, given, target)
+    note(report, plan, given, target)
     return {key: entry.tensor for key, entry in plan.fitting.items()}, report
 
 
@@ -199,139 +188,118 @@ def module_versions(checkpoint: Mapping) -> Mapping | None:
     return getattr(find_state_dict(checkpoint), '_metadata', None)
 
 
-# Matching
+# Matching. In what follows ``parts`` are: where a backbone stands in the model -> what is loaded there.
 
 
-def read_parts(
-    given: Mapping[str, Tensor], found: Mapping[str, Found], target: Mapping[str, Tensor]
-) -> dict[str, Part]:
-    """Return what is loaded at each place of the model; with the classifier's head unless the file has the model's."""
-    prefixes = tuple(each.prefix for each in found.values())
+def with_heads(
+    parts: Mapping[str, Part], given: Mapping[str, Tensor], target: Mapping[str, Tensor]
+) -> Mapping[str, Part]:
+    """Return the parts with the classifier's head of the file, unless the file has heads of the model's."""
+    prefixes = tuple(part.prefix for part in parts.values())
     rest = [key for key in given if not key.startswith(prefixes)]
-    has_heads = any(name in target for key in rest for name in names_in_model(key, found))
-    return {place: read_part(given, each, with_head=not has_heads) for place, each in found.items()}
+    if any(name in target for key in rest for name in names_in_model(key, parts)):
+        return parts
+    return {place: with_head(part, given) for place, part in parts.items()}
 
 
-def take_parts(
-    parts: Mapping[str, Part], places: Mapping[str, StagedBackbone], report: Report
-) -> tuple[dict[str, Entry], list[str]]:
-    """Return the entries of the backbones under the model's keys, and the file's keys that no backbone has."""
-    entries, surplus = {}, []
-    for place, part in parts.items():
-        own = places[place].state_dict().keys()
-        for name, entry in part.entries.items():
-            if name in own:
-                entries[place + name] = entry
-            elif why := reason_to_leave_out(name, places[place]):
-                report.leave_out(why, entry.origin)
-            else:
-                surplus.append(entry.origin)
-    return entries, surplus
+def adapt(part: Part, backbone: StagedBackbone, report: Report, final_norm: bool) -> dict[str, Entry]:
+    """Return the tensors of a part under the names of a backbone.
 
-
-def prepare(
-    part: Part, backbone: StagedBackbone, given: Mapping[str, Tensor], report: Report, final_norm: bool
-) -> None:
-    """Give the entries of a part the names of a backbone.
-
-    Raises:
-        UserError: The part is another architecture, or lacks the final norm that was asked for.
+    Another architecture, or one without the final norm that was asked for, is a :class:`UserError`.
     """
     norm_eps = getattr(backbone, 'norm_eps', NORM_EPS)
     if difference := what_differs(part, norm_eps):
         raise UserError(f'{report.source} is {difference}. Give the weights of a plain ConvNeXt.')
+    eps = other_eps(part.architecture, norm_eps)
+    report.format = part.format.title
+    report.architecture = f'{part.architecture} (if it is that of timm, {eps})' if eps else str(part.architecture or '')
+    for why, keys in part.left_out.items():
+        report.leave_out(why, *keys)
+    if final_norm and not part.has('norm.'):
+        raise UserError(f'{report.source} has no final norm to load into norm3. Leave final_norm out of init_cfg.')
+    own = dict(part.entries)
     if final_norm:
-        move_final_norm(part, report.source)
-    report.describe(part, other_eps(part.architecture, norm_eps))
+        own |= {key.replace('norm.', 'norm3.'): own.pop(key) for key in part.entries if key.startswith('norm.')}
     if isinstance(backbone, ModernizedResNet) and part.architecture:
-        for name, entry in [*part.entries.items()]:
-            if written := LADDER.write(name, entry.tensor):  # not the classifier
-                del part.entries[name]
-                part.entries[written[0]] = Entry(entry.origin, written[1])
-    adapt_stem(part, backbone.in_channels, report)
-    for key in part.unknown:  # a subclass has parameters of its own, which no format knows
-        part.entries[key.removeprefix(part.found.prefix)] = Entry(key, given[key])
+        own = ladder_names(own)
+    adapt_stem(own, backbone.in_channels, report)
+    return own | part.unknown  # a subclass has parameters of its own, which no format knows
 
 
-def adapt_stem(part: Part, channels: int, report: Report) -> None:
+def ladder_names(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the entries of a ConvNeXt under the names, and in the shapes, of the last step of the ladder."""
+    renamed = {}
+    for name, (origin, tensor) in entries.items():
+        name, tensor = LADDER.write(name, tensor) or (name, tensor)  # a classifier has no row
+        renamed[name] = Entry(origin, tensor)
+    return renamed
+
+
+def adapt_stem(entries: dict[str, Entry], channels: int, report: Report) -> None:
     """Give the stem of an RGB network another number of input channels, and note it.
 
     The kernels of R, G and B are repeated in turn and scaled by 3 / channels, so that a grey image in all channels
     gives the same map; one channel gets their sum. That is what timm does (``adapt_input_conv``).
     """
-    entry = part.entries.get(STEM)
-    if entry is None or entry.tensor.ndim != 4 or entry.tensor.shape[1] != 3 or channels == 3:
+    origin, weight = entries.get(STEM, (None, None))
+    if weight is None or weight.ndim != 4 or weight.shape[1] != 3 or channels == 3:
         return
-    kernel = entry.tensor.float()
+    kernel = weight.float()
     adapted = kernel.repeat(1, math.ceil(channels / 3), 1, 1)[:, :channels] * (3 / channels)
     if channels == 1:
         adapted = kernel.sum(1, keepdim=True)
-    part.entries[STEM] = Entry(entry.origin, adapted.to(entry.tensor.dtype))
+    entries[STEM] = Entry(origin, adapted.to(weight.dtype))
     report.adapted = f'stem from 3 to {channels} channels: RGB repeated in turn, times 3/{channels}'
 
 
-def move_final_norm(part: Part, source: str) -> None:
-    """Make a classifier's final norm the norm of the last map.
-
-    Raises:
-        UserError: There is none.
-    """
-    norm = part.pop('norm.')
-    if not norm:
-        raise UserError(f'{source} has no final norm to load into norm3. Leave final_norm out of init_cfg.')
-    part.entries.update({key.replace('norm.', 'norm3.'): entry for key, entry in norm.items()})
-
-
-def reason_to_leave_out(key: str, backbone: StagedBackbone) -> str:
-    """Say why a backbone does not need a key that it does not have; empty where the key should not be there."""
-    if key.startswith(CLASSIFIER):
-        return 'classifier'
-    if stage_of(key) >= len(backbone.stages):
-        return 'stages that are not built'
-    return 'output norms' if key.startswith('norm') else ''
+def put(
+    own: Mapping[str, Entry], place: str, backbone: StagedBackbone, entries: dict[str, Entry], report: Report
+) -> list[str]:
+    """Put what a backbone has into ``entries``, under the model's keys; return the file's keys that no backbone has."""
+    surplus, known = [], backbone.state_dict().keys()
+    for name, entry in own.items():
+        if name in known:
+            entries[place + name] = entry
+        elif name.startswith(CLASSIFIER):
+            report.leave_out('classifier', entry.origin)
+        elif stage_of(name) >= len(backbone.stages):
+            report.leave_out('stages that are not built', entry.origin)
+        elif name.startswith('norm'):
+            report.leave_out('output norms', entry.origin)
+        else:
+            surplus.append(entry.origin)
+    return surplus
 
 
-def names_in_model(key: str, found: Mapping[str, Found]) -> list[str]:
+def names_in_model(key: str, parts: Mapping[str, Part]) -> set[str]:
     """Return the model's names of a key outside of the file's backbones: one for each backbone of the model.
 
     Heads stand in the file as they stand in the model. Where the file's backbone is ``teacher.backbone`` and the
     model's is ``backbone``, the file's ``teacher.neck`` is the model's ``neck``; and the other way round.
-
-    Args:
-        key: The file's key.
-        found: Where a backbone stands in the model -> what is loaded there.
     """
-    names = {} if found else {key: None}
-    for place, each in found.items():
-        name = each.format.rename_head(key)
-        if ends_with(place, each.prefix):
-            name = place.removesuffix(each.prefix) + name
-        elif ends_with(each.prefix, place):
-            name = name.removeprefix(each.prefix.removesuffix(place))
-        names[name] = None
-    return [*names]
+    names = set() if parts else {key}
+    for place, part in parts.items():
+        name = part.format.rename_head(key)
+        names.add(tree_of(place, part.prefix) + name.removeprefix(tree_of(part.prefix, place)))
+    return names
 
 
-def ends_with(prefix: str, end: str) -> bool:
-    """Tell whether a prefix ends with these names, whole ones.
+def tree_of(prefix: str, end: str) -> str:
+    """Return what stands before the last names of a prefix; nothing where these are others.
 
-    >>> ends_with('teacher.backbone.', 'backbone.'), ends_with('depth_backbone.', 'backbone.')
-    (True, False)
+    >>> tree_of('teacher.backbone.', 'backbone.'), tree_of('depth_backbone.', 'backbone.')
+    ('teacher.', '')
     """
-    return f'.{prefix}'.endswith(f'.{end}')
+    return prefix.removesuffix(end) if f'.{prefix}'.endswith(f'.{end}') else ''
 
 
-def keys_of_siblings(rest: Iterable[str], given: Mapping[str, Tensor], found: Mapping[str, Found]) -> dict[str, None]:
-    """Return the file's keys that belong to other models than the one that was chosen by a prefix.
-
-    Args:
-        rest: Keys outside of the chosen backbones.
-        given: The file.
-        found: Where a backbone stands in the model -> what is loaded there.
-    """
-    trees = tuple(each.prefix.removesuffix(place) for place, each in found.items() if ends_with(each.prefix, place))
-    others = tuple(each.prefix for each in find_backbones(given) if each not in found.values())
-    return dict.fromkeys(key for key in rest if key.startswith(others) or (trees and not key.startswith(trees)))
+def keys_of_siblings(rest: Iterable[str], given: Mapping[str, Tensor], parts: Mapping[str, Part]) -> dict[str, None]:
+    """Return those of ``rest`` that belong to other models of the file than the one that was chosen by a prefix."""
+    chosen = [part.prefix for part in parts.values()]
+    others = [part.prefix for part in find_backbones(given) if part.prefix not in chosen]
+    ours = tuple(tree_of(part.prefix, place) for place, part in parts.items())
+    theirs = tuple(tree_of(prefix, place) or prefix for prefix in others for place in parts)
+    return dict.fromkeys(key for key in rest if key.startswith(theirs) or not key.startswith(ours))
 
 
 # The plan
@@ -343,9 +311,10 @@ def make_plan(
     """Return what becomes of the entries, which stand under the model's keys; ``target`` is the model's state dict."""
     fitting, misfits, others = {}, {}, []
     for key, entry in entries.items():
-        if key not in target:
+        tensor, own = entry.tensor, target.get(key)
+        if own is None:
             others.append(entry.origin)
-        elif agrees(entry.tensor, target[key]):
+        elif tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point():
             fitting[key] = entry
         else:
             misfits[key] = entry
@@ -370,28 +339,12 @@ def is_of_backbone(key: str, places: Mapping[str, StagedBackbone]) -> bool:
     return False
 
 
-def agrees(tensor: Tensor, target: Tensor) -> bool:
-    """Tell whether a tensor can take the place of another: of the same shape, and floating-point where that is."""
-    return tensor.shape == target.shape and tensor.is_floating_point() == target.is_floating_point()
-
-
-def is_refused(plan: Plan, need: Need, strict: bool) -> bool:
-    """Tell whether a plan lacks something that is needed."""
-    is_incomplete = bool(plan.missing or plan.surplus or (need == 'all' and plan.others))
-    return not plan.fitting or (strict and is_incomplete)
-
-
 def check_numbers(model: nn.Module, plan: Plan, target: Mapping[str, Tensor]) -> None:
     """Raise a :class:`UserError` where learned numbers are NaN or infinite, or would be in the model's type."""
     learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     numbers = {key: entry.tensor for key, entry in plan.fitting.items() if key in learned or key.endswith(STATISTICS)}
     check_finite(numbers, plan.source)
-    large = []
-    for key, tensor in numbers.items():
-        most = largest(target[key].dtype)
-        if largest(tensor.dtype) > most and tensor.numel() and max(map(abs, extremes(tensor))) > most:
-            large.append(key)
-    if large:
+    if large := [key for key, tensor in numbers.items() if not is_finite(tensor, target[key].dtype)]:
         raise UserError(
             f'{plan.source} holds numbers that are too large for the {dtype_name(target[large[0]])} of the model: '
             f'{shorten(large)}. Load it into a model of a wider type.'
@@ -407,21 +360,14 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def largest(dtype: torch.dtype) -> float:
-    """Return the largest number of a floating-point type; 0 for the others."""
-    return torch.finfo(dtype).max if dtype.is_floating_point else 0.0
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Tell whether a tensor has neither NaN nor infinity."""
-    return not tensor.is_floating_point() or not tensor.numel() or all(map(math.isfinite, extremes(tensor)))
-
-
-def extremes(tensor: Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest number of a tensor, without a copy of it; NaN where it has one."""
+def is_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Tell whether a tensor has neither NaN nor infinity, nor would have as another type; without a copy of it."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
     if tensor.element_size() == 1:  # no kernel for 8 bits
         tensor = tensor.float()
-    return tuple(each.item() for each in torch.aminmax(tensor))
+    extremes = torch.stack(torch.aminmax(tensor))  # NaN where it has one
+    return bool(extremes.to(dtype or extremes.dtype).double().isfinite().all())
 
 
 def likely_cause(parts: Mapping[str, Part], places: Mapping[str, StagedBackbone]) -> str:
@@ -456,3 +402,16 @@ def explain_misfit(plan: Plan, need: Need, target: Mapping[str, Tensor], needed:
     if surplus:
         sentences.append(f'Only in the file ({len(surplus)}): {shorten(surplus)}.')
     return ' '.join(sentences)
+
+
+def note(report: Report, plan: Plan, given: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Note in the report what the plan loads from the file's tensors into the model's, and what it does not."""
+    report.loaded = [*plan.fitting]
+    for key, (origin, tensor) in plan.fitting.items():
+        if given[origin].shape != tensor.shape or given[origin].stride() != tensor.stride():
+            report.reshaped.append(key)
+    types = (dtype_name(tensor) for key, (_, tensor) in plan.fitting.items() if tensor.dtype != target[key].dtype)
+    report.converted = dict(Counter(types))
+    report.leave_out('of another shape', *(entry.origin for entry in plan.misfits.values()))
+    report.from_scratch, report.missing = [*plan.from_scratch], [*plan.missing]
+    report.unexpected = [*plan.surplus, *plan.others]

@@ -68,11 +68,7 @@ def read_metrics(checkpoint: Mapping, file: Path | None = None) -> tuple[dict[st
     """Return the latest known metrics of a checkpoint, and when they were measured.
 
     MMEngine saves a checkpoint before it validates it, so that the history in the checkpoint ends one validation
-    earlier, unless it was the best so far. The log of the run, which lies beside the checkpoint, has the right one.
-
-    Args:
-        checkpoint: What the file holds.
-        file: The file, for the log beside it.
+    earlier, unless it was the best so far. The log of the run, which lies beside the file, has the right one.
     """
     meta = read_meta(checkpoint)
     if 'metrics' in meta:

@@ -20,16 +20,16 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from convnext_dense.compat import Patch, add_patch, replace_function
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
+from convnext_dense.compat.versions import MMENGINE
 from convnext_dense.weights.identify import find_state_dict, other_weights
 from convnext_dense.weights.load import find_places, fit, load_weights
 from convnext_dense.weights.meta import read_dataset
-from convnext_dense.weights.report import Report, shorten
+from convnext_dense.weights.report import Report
 from convnext_dense.weights.sources import Checkpoint, as_checkpoint, fetch
 
 INIT_OPTIONS = ('strict', 'final_norm')  # of init_cfg, besides MMEngine's own
-_is_ours = ContextVar('a model with our backbone is loaded', default=False)
-_to_train = ContextVar('a runner loads weights to train them', default=False)
+_purpose = ContextVar('purpose', default='')  # of loading a model with our backbone, 'use' or 'training'; '' for others
 
 
 def load_loudly(module: ModuleType) -> None:
@@ -38,7 +38,7 @@ def load_loudly(module: ModuleType) -> None:
 
     @functools.wraps(read)
     def read_source(filename: str, map_location: Any = None, logger: Any = None) -> Any:
-        if _is_ours.get():
+        if _purpose.get():
             return fetch(filename, map_location)
         content = read(filename, map_location, logger)
         # The inferencers read a file before they have a model, which may be one of ours.
@@ -46,7 +46,7 @@ def load_loudly(module: ModuleType) -> None:
 
     @functools.wraps(load)
     def load_checkpoint(model: nn.Module, *args: Any, **options: Any) -> Any:
-        with noted(_is_ours, has_our_backbone(model)):
+        with noted('use' if has_our_backbone(model) else ''):
             return load(model, *args, **options)
 
     @functools.wraps(fill)
@@ -76,7 +76,8 @@ def note_training(module: ModuleType) -> None:
 
     @functools.wraps(load)
     def load_checkpoint(self: Runner, *args: Any, **options: Any) -> Any:
-        with noted(_is_ours, has_our_backbone(self.model)), noted(_to_train, is_to_train(self)):
+        purpose = 'training' if is_to_train(self) else 'use'
+        with noted(purpose if has_our_backbone(self.model) else ''):
             return load(self, *args, **options)
 
     module.Runner.load_checkpoint = load_checkpoint
@@ -140,8 +141,10 @@ class CheckWeightsHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Raise a UserError where keys or shapes differ; ``checkpoint`` is what the file holds."""
-        if runner._resume and not is_run(checkpoint):
-            source = getattr(checkpoint, 'source', 'the checkpoint')
+        meta = checkpoint.get('meta')
+        is_run = 'message_hub' in checkpoint and isinstance(meta, dict) and {'epoch', 'iter'} <= meta.keys()
+        if runner._resume and not is_run:  # which lacks what Runner.resume reads besides the weights
+            source = as_checkpoint(checkpoint).source
             raise UserError(
                 f'{source} holds weights alone, not the state of a run that could be resumed. Start from these weights '
                 f'with --cfg-options load_from={source} instead of --resume.'
@@ -161,7 +164,7 @@ def check_classes(checkpoint: Mapping, runner: Runner) -> None:
         dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
         own = (getattr(dataset, 'metainfo', None) or {}).get('classes')
         if trained and own and len(own) == len(trained) and tuple(own) != tuple(trained):
-            source = getattr(checkpoint, 'source', 'the checkpoint')
+            source = as_checkpoint(checkpoint).source
             raise UserError(
                 f'{source} was trained on the classes {shorten(trained, 8)}, and the data has {shorten(own, 8)}. Give '
                 "metainfo=dict(classes=...) in the checkpoint's names and order."
@@ -169,13 +172,13 @@ def check_classes(checkpoint: Mapping, runner: Runner) -> None:
 
 
 @contextlib.contextmanager
-def noted(variable: ContextVar, value: bool) -> Iterator[None]:
-    """Give a context variable a value in a block."""
-    token = variable.set(value)
+def noted(purpose: str) -> Iterator[None]:
+    """Note in a block what a model is loaded for."""
+    token = _purpose.set(purpose)
     try:
         yield
     finally:
-        variable.reset(token)
+        _purpose.reset(token)
 
 
 def has_our_backbone(model: nn.Module) -> bool:
@@ -188,16 +191,10 @@ def is_to_train(runner: Runner) -> bool:
     return isinstance(runner._train_loop, BaseLoop) and not runner._resume
 
 
-def is_run(checkpoint: Mapping) -> bool:
-    """Tell whether a checkpoint has what MMEngine's ``Runner.resume`` reads besides the weights."""
-    meta = checkpoint.get('meta')
-    return 'message_hub' in checkpoint and isinstance(meta, dict) and {'epoch', 'iter'} <= meta.keys()
-
-
 def show_report(report: Report, model: nn.Module) -> None:
     """Log what was loaded; as a warning where heads start from scratch and no training follows."""
     heads = [key for key in report.from_scratch if not key.startswith(tuple(find_places(model)))]
-    if heads and not _to_train.get():
+    if heads and _purpose.get() != 'training':
         warning = f'  heads         {len(heads)} weights are random, for training only: what they predict means nothing'
         MMLogger.get_current_instance().warning(f'{report}\n{warning}')
     else:
@@ -206,13 +203,12 @@ def show_report(report: Report, model: nn.Module) -> None:
 
 def revise(checkpoint: Mapping, patterns: Sequence[tuple[str, str | Callable]]) -> Checkpoint:
     """Return a checkpoint with its weights under the names that MMEngine's ``revise_keys`` gives them."""
-    source, licence = getattr(checkpoint, 'source', 'the checkpoint'), getattr(checkpoint, 'licence', '')
-    weights = Checkpoint(find_state_dict(checkpoint), source, licence)
+    checkpoint = as_checkpoint(checkpoint)
+    weights = Checkpoint(find_state_dict(checkpoint), checkpoint.source)  # a copy: the caller keeps the names
     for pattern, replacement in patterns:
         items = [(re.sub(pattern, replacement, str(key)), weights.pop(key)) for key in [*weights]]
         weights.update(items)
-    others = {key: checkpoint[key] for key in other_weights(checkpoint)}
-    return Checkpoint({**others, 'state_dict': weights}, source, licence)
+    return Checkpoint({**other_weights(checkpoint), 'state_dict': weights}, checkpoint.source, checkpoint.licence)
 
 
 def complete_meta(checkpoint: Checkpoint) -> None:
@@ -231,40 +227,35 @@ def complete_meta(checkpoint: Checkpoint) -> None:
     meta['dataset_meta'] = dataset
 
 
-MMENGINE = dict(packages=('mmengine', 'mmengine-lite'))
 CODE = 'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/'
-for patch in (
-    Patch(
-        name='weights that do not fit',
-        module='mmengine.runner.checkpoint',
-        link='https://github.com/open-mmlab/mmdetection/issues/7799',
-        why='what does not fit is skipped with a warning, and a backbone with other names stays random',
-        apply=load_loudly,
-        **MMENGINE,
+for name, module, link, why, mend in (
+    (
+        'weights that do not fit',
+        'mmengine.runner.checkpoint',
+        'https://github.com/open-mmlab/mmdetection/issues/7799',
+        'what does not fit is skipped with a warning, and a backbone with other names stays random',
+        load_loudly,
     ),
-    Patch(
-        name='initial weights that do not fit',
-        module='mmengine.model.weight_init',
-        link=CODE + 'model/weight_init.py',
-        why='init_cfg skips what does not fit as well: a backbone with other names, or below a prefix, stays random',
-        apply=initialize_loudly,
-        **MMENGINE,
+    (
+        'initial weights that do not fit',
+        'mmengine.model.weight_init',
+        CODE + 'model/weight_init.py',
+        'init_cfg skips what does not fit as well: a backbone with other names, or below a prefix, stays random',
+        initialize_loudly,
     ),
-    Patch(
-        name='heads that stay random',
-        module='mmengine.runner.runner',
-        link=CODE + 'runner/runner.py',
-        why='a file with a backbone alone is loaded in the same way to train, where that is meant, and to predict',
-        apply=note_training,
-        **MMENGINE,
+    (
+        'heads that stay random',
+        'mmengine.runner.runner',
+        CODE + 'runner/runner.py',
+        'a file with a backbone alone is loaded in the same way to train, where that is meant, and to predict',
+        note_training,
     ),
-    Patch(
-        name='average of weights that do not fit',
-        module='mmengine.hooks.ema_hook',
-        link=CODE + 'hooks/ema_hook.py',
-        why='the average of load_from with other names stays random, and without a state_dict it is a KeyError',
-        apply=load_ema_too,
-        **MMENGINE,
+    (
+        'average of weights that do not fit',
+        'mmengine.hooks.ema_hook',
+        CODE + 'hooks/ema_hook.py',
+        'the average of load_from with other names stays random, and without a state_dict it is a KeyError',
+        load_ema_too,
     ),
 ):
-    add_patch(patch)
+    add_patch(Patch(name, MMENGINE, module, why, mend, link=link))

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from convnext_dense import __version__
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
+from convnext_dense.compat.files import write_text
 from convnext_dense.configs import load_config
 from convnext_dense.weights.identify import other_entries, unwrap
 from convnext_dense.weights.inspect import describe
-from convnext_dense.weights.load import check_finite, module_versions
+from convnext_dense.weights.load import check_finite, is_finite, module_versions
 from convnext_dense.weights.meta import config_name, read_meta, read_metrics
-from convnext_dense.weights.report import shorten
 from convnext_dense.weights.sources import fetch
-from convnext_dense.weights.write import SUFFIXES, write_text, write_weights
+from convnext_dense.weights.write import SUFFIXES, write_weights
 
 FORMATS = tuple(suffix[1:] for suffix in SUFFIXES)
 # Lines of a config that belong to the machine and the moment of the training.
@@ -40,17 +40,11 @@ OF_THE_RUN = {
 
 
 class Publication(NamedTuple):
-    """What was published.
+    """What was published."""
 
-    Attributes:
-        file: The weights.
-        config: The config; None where the checkpoint has none.
-        left_out: Entries of the checkpoint that others do not need.
-    """
-
-    file: Path
-    config: Path | None
-    left_out: list[str]
+    file: Path  # the weights
+    config: Path | None  # the config file, where the checkpoint has a config
+    left_out: list[str]  # entries of the checkpoint that others do not need
 
     def __str__(self) -> str:
         return (
@@ -90,7 +84,7 @@ def publish(
     if file_format not in FORMATS:
         raise UserError(f'Weights are published as {" or ".join(FORMATS)}; got {file_format!r}.')
     content = fetch(checkpoint)
-    given = unwrap(content, content.source)
+    given = unwrap(content)
     check_finite(given, content.source)
     meta = read_meta(content)
     if config is not None:
@@ -138,17 +132,13 @@ def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def halve(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with matrices and kernels in float16.
-
-    Raises:
-        UserError: A weight is too large for float16.
-    """
+    """Return the tensors with matrices and kernels in float16, or raise a :class:`UserError` if one is too large."""
     halved = dict(tensors)
     for key, tensor in tensors.items():
         is_vector = tensor.numel() == max(tensor.shape, default=1)
         if tensor.dtype in (torch.float32, torch.float64) and not is_vector:
             halved[key] = tensor.half()
-    if large := [key for key, tensor in halved.items() if tensor.dtype == torch.float16 and tensor.isinf().any()]:
+    if large := [key for key, tensor in halved.items() if not is_finite(tensor)]:
         most = torch.finfo(torch.float16).max
         raise UserError(f'float16 ends at {most:g}, which is exceeded in {shorten(large)}. Publish without --half.')
     return halved

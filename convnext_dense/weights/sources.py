@@ -140,13 +140,9 @@ class Checkpoint(dict):
 
 
 def fetch(source: str | os.PathLike, map_location: Any = 'cpu') -> Checkpoint:
-    """Return what a source holds.
+    """Return what a source, one of the above, holds; ``map_location`` is as for ``torch.load``.
 
     Local files are mapped into memory, not read: do not write such a file in place while its tensors are in use.
-
-    Args:
-        source: One of the above.
-        map_location: Where the tensors go, as for ``torch.load``.
 
     Raises:
         UserError: It does not exist, cannot be fetched, is damaged, or is not safe to read.
@@ -158,12 +154,8 @@ def fetch(source: str | os.PathLike, map_location: Any = 'cpu') -> Checkpoint:
     return as_checkpoint(content, source)
 
 
-def as_checkpoint(content: Any, source: str) -> Checkpoint:
-    """Return what was read from a source, with its source.
-
-    Raises:
-        UserError: It is no mapping.
-    """
+def as_checkpoint(content: Any, source: str = 'the checkpoint') -> Checkpoint:
+    """Return what was read with its source, or raise a :class:`UserError` where it is no mapping."""
     if not isinstance(content, Mapping):
         raise UserError(
             f'{source} holds {type(content).__name__}, not a checkpoint. Save the state_dict() of the model.'
@@ -172,11 +164,7 @@ def as_checkpoint(content: Any, source: str) -> Checkpoint:
 
 
 def check_source(source: str) -> None:
-    """Look for the mistakes in a source that show without fetching it.
-
-    Raises:
-        UserError: It has a scheme that does not exist, is no file, or is a short name of nothing.
-    """
+    """Raise a :class:`UserError` for a scheme that does not exist, a missing file, or a short name of nothing."""
     schemes = [scheme for scheme in CheckpointLoader._schemes if scheme]  # patterns, as MMEngine takes them
     if not any(re.match(scheme, source) for scheme in schemes):
         if '://' in source:
@@ -245,18 +233,14 @@ def load_from_timm(source: str, map_location: Any = None) -> Checkpoint:
 @CheckpointLoader.register_scheme(prefixes='hf://', force=True)
 def load_from_hf(source: str, map_location: Any = None) -> Checkpoint:
     """Load a file of a Hugging Face repository: safetensors where there is one."""
-    return Checkpoint(read_from_hub(source, *split_hub_source(source), map_location), source)
+    match = HUB_SOURCE.fullmatch(source)
+    if not match:
+        raise UserError(f'A Hub source is hf://ORG/REPO, hf://ORG/REPO@REV or hf://ORG/REPO/FILE; got {source!r}.')
+    return Checkpoint(read_from_hub(source, map_location=map_location, **match.groupdict()), source)
 
 
 def read_from_hub(source: str, repository: str, revision: str | None, file: str | None, map_location: Any) -> Any:
-    """Return what a file of a Hugging Face repository holds.
-
-    Args:
-        source: As the user named it, for messages.
-        repository: ORG/REPO.
-        revision: A branch, tag or commit; the repository's main branch if None.
-        file: Its name in the repository; the best of :data:`HUB_FILES` if None.
-        map_location: As for ``torch.load``.
+    """Return what a file of a Hugging Face repository holds: the named one, or the best of :data:`HUB_FILES`.
 
     Raises:
         UserError: There is no such file, it cannot be reached, or it is not safe to read.
@@ -284,10 +268,8 @@ def read_from_hub(source: str, repository: str, revision: str | None, file: str 
             f'{source} is not in the cache and the Hub cannot be reached. Download it where there is a network with '
             f'`hf download {repository}`, or give the path of a file.'
         ) from missing
-    wanted = file or f'none of {", ".join(HUB_FILES)}'
-    raise UserError(
-        f'The repository {repository} has {"no file " if file else ""}{wanted}. Name its file: hf://{repository}/FILE.'
-    ) from missing
+    wanted = f'no file {file}' if file else f'none of {", ".join(HUB_FILES)}'
+    raise UserError(f'The repository {repository} has {wanted}. Name its file: hf://{repository}/FILE.') from missing
 
 
 @contextlib.contextmanager
@@ -295,38 +277,19 @@ def explained_hub_errors(source: str, repository: str, revision: str | None) -> 
     """Turn what the Hub refuses into a :class:`UserError` that says what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    advice = {
+        GatedRepoError: f'{source} is for those who accepted its licence. Accept it at '
+        f'https://huggingface.co/{repository} and log in with `hf auth login`; or download the file there and give its '
+        'path.',
+        RepositoryNotFoundError: f'The Hub has no repository {repository}, or it is private. Correct the name, or log '
+        'in with `hf auth login`.',
+        RevisionNotFoundError: f'The repository {repository} has no branch, tag or commit {revision!r}. Correct it, or '
+        'leave @REV out for the main branch.',
+    }
     try:
         yield
-    except GatedRepoError as error:
-        raise UserError(
-            f'{source} is for those who accepted its licence. Accept it at https://huggingface.co/{repository} and log '
-            'in with `hf auth login`; or download the file there and give its path.'
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f'The Hub has no repository {repository}, or it is private. Correct the name, or log in with '
-            '`hf auth login`.'
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f'The repository {repository} has no branch, tag or commit {revision!r}. Correct it, or leave @REV out for '
-            'the main branch.'
-        ) from error
-
-
-def split_hub_source(source: str) -> tuple[str, str | None, str | None]:
-    """Return repository, revision and file of ``hf://ORG/REPO[@REV][/FILE]``.
-
-    Raises:
-        UserError: It has no ORG/REPO.
-
-    >>> split_hub_source('hf://facebook/convnext-tiny-224@main/model.safetensors')
-    ('facebook/convnext-tiny-224', 'main', 'model.safetensors')
-    """
-    match = HUB_SOURCE.fullmatch(source)
-    if not match:
-        raise UserError(f'A Hub source is hf://ORG/REPO, hf://ORG/REPO@REV or hf://ORG/REPO/FILE; got {source!r}.')
-    return match['repository'], match['revision'], match['file']
+    except tuple(advice) as error:  # the first is one of the second kind too
+        raise UserError(next(text for kind, text in advice.items() if isinstance(error, kind))) from error
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.annotation import FaultError, bounding_box, read_segmentation
+from convnext_dense.data.annotation import MOST_PIXELS, FaultError, lies_apart, read_segmentation
 from convnext_dense.data.checks.files import (
     check_files,
     check_folder,
@@ -25,6 +24,7 @@ from convnext_dense.data.checks.files import (
     where_to_put,
 )
 
+HUGE = 1e12  # more than any width or area in pixels
 DROPPED = ('a polygon of fewer than three points', 'a polygon without area')  # that training leaves out
 APART = 'a mask that lies elsewhere than its box'
 TOLERATED_SHARE = 0.01  # of annotations or images: below it a defect is a note, as public data sets have a few
@@ -261,7 +261,7 @@ def _odd_boxes(coco: Annotations) -> Iterator[Finding]:
     annotations = [entry for entry in annotations if entry['image_id'] in sizes]
     if not annotations:
         return
-    width, height = np.array([sizes[entry['image_id']] for entry in annotations], float).T
+    width, height = np.array([list(map(_float, sizes[entry['image_id']])) for entry in annotations]).T
     x, y, w, h = np.array([entry['bbox'] for entry in annotations], float).T
     if np.mean((x + w > width + 1) | (y + h > height + 1)) > 0.5:
         yield Finding(
@@ -272,7 +272,7 @@ def _odd_boxes(coco: Annotations) -> Iterator[Finding]:
         return
     small = (w < 1) | (h < 1)
     meets = (np.minimum(x + w, width) > np.maximum(x, 0)) & (np.minimum(y + h, height) > np.maximum(y, 0))
-    bare = np.array([entry['area'] for entry in annotations], float) <= 0
+    bare = np.array([_float(entry['area']) for entry in annotations]) <= 0
     hint = ' They look like shares of the picture; COCO wants pixels.' if (x + w).max() <= 1.01 else ''
     faults = {
         'are less than one pixel wide or high': small,
@@ -287,11 +287,16 @@ def _odd_boxes(coco: Annotations) -> Iterator[Finding]:
             yield Finding(text + (advice if is_error else ' They are left out.'), is_error)
 
 
+def _float(value: float) -> float:
+    """Return a number as a float; whole numbers may be larger than any."""
+    return float(max(-HUGE, min(value, HUGE)))
+
+
 def _is_box(box: Any) -> bool:
     return (
         isinstance(box, list)
         and len(box) == 4
-        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in box)
+        and all(isinstance(number, (int, float)) and abs(number) < MOST_PIXELS for number in box)  # not of NaN
     )
 
 
@@ -326,7 +331,7 @@ def _unreadable_by_pycocotools(coco: Annotations) -> Iterator[Finding]:
 
 
 def _copy_without(file: str) -> str:
-    return f'`convnext-dense import-data {file} OUT` writes a copy in which this is mended.'
+    return f'`convnext-dense check-data {file} --fix OUT` writes a copy in which this is mended.'
 
 
 def _odd_masks(coco: Annotations) -> Iterator[Finding]:
@@ -342,7 +347,8 @@ def _odd_masks(coco: Annotations) -> Iterator[Finding]:
         except FaultError as fault:
             faults.setdefault(str(fault), []).append(entry['id'])
         else:
-            faults.setdefault(APART, []).extend([entry['id']] * lies_apart(mask, entry['bbox']))
+            is_apart = isinstance(mask, list) and _is_box(entry['bbox']) and lies_apart(mask, entry['bbox'])
+            faults.setdefault(APART, []).extend([entry['id']] * is_apart)
     apart = faults.pop(APART, [])
     runs = [each['id'] for each in given if isinstance(each['segmentation'], dict) and not each.get('iscrowd')]
     if runs and coco.polygons_only:
@@ -371,15 +377,6 @@ def read_strictly(segmentation: Any, width: int, height: int) -> Any:
     if isinstance(segmentation, list) and any(isinstance(each, list) for polygon in segmentation for each in polygon):
         raise FaultError('a polygon of pairs instead of numbers')
     return read_segmentation(segmentation, width, height)
-
-
-def lies_apart(segmentation: Any, box: Any) -> bool:
-    """Tell whether polygons and a box have less than a tenth of their joint area in common."""
-    if not isinstance(segmentation, list) or not _is_box(box):
-        return False
-    (x, y, w, h), (left, top, wide, high) = box, bounding_box(segmentation)
-    common = max(0, min(x + w, left + wide) - max(x, left)) * max(0, min(y + h, top + high) - max(y, top))
-    return common < 0.1 * (w * h + wide * high - common)
 
 
 def _lacking_masks(coco: Annotations) -> Iterator[Finding]:

@@ -3,16 +3,19 @@
 What a file holds is kept by its path, size and time of change, so that the next start looks at changed files alone.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import write_text
 
 PATIENCE = 2.0  # seconds until the bar is shown
 
@@ -43,7 +46,8 @@ def look_at(files: Sequence[str], function: Callable[[str], Any], what: str) -> 
         bar = tqdm(found, total=len(changed), desc=f'checking {what}', delay=PATIENCE, leave=False)
         known.update({paths[i]: [stamps[i], result] for i, result in zip(changed, bar, strict=True)})
     if changed:
-        write_cache(cache, {path: known[path] for path in paths})
+        with contextlib.suppress(UserError):  # where the disk refuses, nothing is remembered
+            write_text(json.dumps({path: known[path] for path in paths}), cache)
     return [known[path][1] for path in paths]
 
 
@@ -60,14 +64,3 @@ def read_cache(file: Path) -> dict[str, list]:
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def write_cache(file: Path, known: dict[str, list]) -> None:
-    """Remember results, in one step; where the disk refuses, nothing is remembered."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile('w', dir=file.parent, delete=False) as draft:
-            json.dump(known, draft)
-        os.replace(draft.name, file)
-    except OSError:
-        pass

@@ -62,6 +62,8 @@ def recognise(
     places = {'masks': (images, labels)}
     asked = [name] if name else FORMATS
     found = {each: text for each in asked if (text := FORMATS[each].find(path, *places.get(each, ())))}
+    if not found and (file := voc.find_cvat(path)):
+        raise UserError(f'{file} is "CVAT for images" or "for video". Export from CVAT as COCO 1.0 or Pascal VOC 1.1.')
     if not found:
         raise UserError(
             f'{path} holds no data in {f"the format {name}" if name else "a known format"}. Known are COCO JSON, '

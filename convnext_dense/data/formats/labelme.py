@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.annotation import FaultError, bounding_box, read_box, read_polygon
+from convnext_dense.data.annotation import FaultError, bounding_box, number, read_box, read_polygon
 from convnext_dense.data.datasets import polygons
-from convnext_dense.data.pictures import image_size
+from convnext_dense.data.formats.per_image import find_picture, note_left_over
 from convnext_dense.data.records import (
     Collection,
     Faults,
@@ -52,32 +52,39 @@ def read(path: Path) -> Collection:
     """Return the data set in a folder. The classes are in alphabetical order, for the format has no list of them.
 
     Raises:
-        UserError: A file is no JSON, or its image is missing.
+        UserError: A file is no JSON, or no image can be used.
     """
     images, found = ImageIndex(path), []
     for file in find_annotations(path):
-        try:
-            content = json.loads(file.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise UserError(f'{file} is not JSON: {error}. Export or copy it again.') from error
+        content = read_json(file)
         shapes = content.get('shapes')
         found.append((file, content, [s for s in shapes if isinstance(s, dict)] if isinstance(shapes, list) else []))
     classes = sorted({str(shape['label']) for _, _, shapes in found for shape in shapes if shape.get('label')})
-    collection = Collection('LabelMe JSON', path, classes, {})
+    collection = Collection('LabelMe JSON', images.root, classes, {})
     for file, content, shapes in found:
         name = content.get('imagePath')
-        name = name if isinstance(name, str) else ''
-        image = images.find(name, file.parent) or images.find(file.stem, file.parent)
-        if image is None:
-            raise UserError(f'{file}: its image {name!r} is not in {path}. Put it there.')
-        size = image_size(image)
-        if size is None:
-            collection.faults.add('image files that cannot be read', str(image))
-            continue
-        picture = Picture(image, *size, [])
-        picture.things.extend(read_shapes(file, shapes, classes, picture, collection.faults))
-        collection.splits.setdefault(split_of(file, path), []).append(picture)
+        called = [name if isinstance(name, str) else '', file.stem]
+        size = (content.get('imageWidth'), content.get('imageHeight'))
+        if picture := find_picture(images, file, called, size, collection.faults):
+            picture.things.extend(read_shapes(file, shapes, classes, picture, collection.faults))
+            collection.splits.setdefault(split_of(file.parent, path), []).append(picture)
+    note_left_over(collection, images, 'JSON')
     return collection
+
+
+def read_json(file: Path) -> Mapping:
+    """Return what a JSON file holds.
+
+    Raises:
+        UserError: It is no JSON, or no object.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{file} is not JSON: {error}. Export or copy it again.') from error
+    if not isinstance(content, Mapping):
+        raise UserError(f'{file} is no object with "shapes" and "imagePath". Export it again.')
+    return content
 
 
 def read_shapes(file: Path, shapes: list[Mapping], classes: list[str], picture: Picture, faults: Faults) -> list[Thing]:
@@ -96,6 +103,8 @@ def read_shapes(file: Path, shapes: list[Mapping], classes: list[str], picture: 
         labels[key] = classes.index(str(shape['label']))
         (groups if has_mask else boxes).setdefault(key, []).extend(outlines)
     things = []
+    for key in (key for key in groups if key in boxes):
+        faults.add('a rectangle in a group with an outline, which tells box and mask', f'{file.name}: {key}')
     for key, label in labels.items():
         outlines = groups.get(key) or boxes[key]
         try:
@@ -117,15 +126,16 @@ def read_shape(shape: Mapping, picture: Picture) -> tuple[list[list[float]], boo
         raise FaultError('a shape without a label')
     if kind in NO_AREA:
         raise FaultError(f'a {kind}, which has no area')
-    if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
+    if not points or not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
         raise FaultError('a shape without points')
+    points = [[*map(number, point)] for point in points]
     if kind == 'mask':
         return read_mask(shape, points), True
     if kind == 'rectangle' and len(points) == 2:
         (x0, y0), (x1, y1) = points
         return [read_polygon([x0, y0, x1, y0, x1, y1, x0, y1], picture.width, picture.height)], False
     if kind == 'circle' and len(points) == 2:
-        (x, y), (edge_x, edge_y) = (map(float, point) for point in points)
+        (x, y), (edge_x, edge_y) = points
         radius = math.hypot(edge_x - x, edge_y - y)
         angles = [2 * math.pi * i / CIRCLE_POINTS for i in range(CIRCLE_POINTS)]
         points = [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]

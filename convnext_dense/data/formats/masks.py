@@ -76,7 +76,7 @@ def give_splits(
             split = split_of(image, path)
         collection.splits.setdefault(split, []).append(Picture(image, *each.size, (), label_map))
     if listed and (left_out := collection.splits.pop('', [])):
-        collection.notes.append(f'left out: {len(left_out)} images that no list in ImageSets names')
+        collection.notes.append(f'left out: {len(left_out)} images that no list of a split names')
 
 
 class Counted(NamedTuple):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.formats.class_files import ClassNames
-from convnext_dense.data.records import Collection, some
+from convnext_dense.data.records import Collection
 
 IGNORED = 255
 VOID = ('void', 'ignore', 'ignored', 'unlabeled', 'unlabelled')
@@ -71,7 +71,7 @@ def give_meaning(
         collection.recode = {value: recode[target] for value, target in snapped.items()}
         collection.notes.append(
             f'{moved / values.total():.1%} of the pixels have values that form no area, as JPEG and smooth edges make '
-            f'them: each is taken as the nearest of {some(sorted(clear), 8)}'
+            f'them: each is taken as the nearest of {shorten(sorted(clear), 8)}'
         )
     check_meaning(collection, Counter() if is_colour else values)
 
@@ -84,9 +84,9 @@ def check_meaning(collection: LabelMaps, values: Counter) -> None:
     """
     if len(collection.classes) < 2:
         raise UserError(
-            f'{collection.root}: the label maps have one class, {some(collection.classes)}. Every pixel would be of '
-            'it, and nothing could be learned: give the background a value of its own, and a name where others have '
-            'one.'
+            f'{collection.root}: the label maps have one class, {shorten(collection.classes, 3)}. Every pixel would '
+            'be of it, and nothing could be learned: give the background a value of its own, and a name where others '
+            'have one.'
         )
     if values[IGNORED] and (collection.recode or {}).get(IGNORED, IGNORED) == IGNORED:
         collection.notes.append(f'the value 255 is unlabelled: {values[IGNORED] / values.total():.1%} of the pixels')
@@ -110,7 +110,7 @@ def snap(values: Counter, areas: Counter, is_lossy: bool) -> dict[object, object
             strays += is_far
     if len(solid) < 2 and is_lossy and len(values) > 1:
         raise UserError(
-            f'The label maps are JPEG files with {len(values)} values, {some(sorted(values), 8)}, which JPEG may all '
+            f'The label maps are JPEG files with {len(values)} values, {shorten(sorted(values), 8)}, which JPEG may '
             'have made of one. Write label maps as PNG files, from the source.'
         )
     if len(solid) < 2 or (strays < FEW_STRAYS and not is_lossy):
@@ -141,9 +141,9 @@ def use_table(collection: LabelMaps, values: Counter, table: Mapping[object, str
     recode |= dict.fromkeys(void, IGNORED) | ({} if is_colour else {IGNORED: recode.get(IGNORED, IGNORED)})
     if unknown := sorted(value for value in values if value not in recode):
         raise UserError(
-            f'{collection.root}: the label maps hold {some(unknown)}, which the file of classes does not name; it '
-            f'names {some(table, 8) or "no " + ("colours" if is_colour else "numbers")}. Add a line for each that is a '
-            'class: VALUE NAME, or NAME R G B for colours.'
+            f'{collection.root}: the label maps hold {shorten(unknown, 3)}, which the file of classes does not name; '
+            f'it names {shorten(table, 8) or ("no colours" if is_colour else "no numbers")}. Add a line for each that '
+            'is a class: VALUE NAME, or NAME R G B for colours.'
         )
     if is_colour:
         first = {name: value for value, name in reversed(table.items())}
@@ -162,8 +162,9 @@ def with_white(collection: LabelMaps, values: Counter, table: dict[object, str])
         return table
     if len(table) != 2:
         raise UserError(
-            f'{collection.root}: the label maps hold 0 and 255 alone, and the classes are {some(table.values(), 8)}. '
-            'Say which of them is which by lines of a classes.txt, such as "0 background" and "255 foreground".'
+            f'{collection.root}: the label maps hold 0 and 255 alone, and the classes are '
+            f'{shorten(table.values(), 8)}. Say which of them is which by lines of a classes.txt, such as '
+            '"0 background" and "255 foreground".'
         )
     collection.notes.append('the label maps hold 0 and 255 alone: 0 is {}, 255 is {}'.format(*table.values()))
     return dict(zip((0, IGNORED), table.values(), strict=True))
@@ -201,7 +202,7 @@ def use_names(collection: LabelMaps, values: Counter, names: list[str]) -> None:
                 'classes. Name every value, or write "VALUE NAME" lines into the file of classes.'
             )
         use_table(collection, values, dict(zip(sorted(values), names, strict=True)), is_colour=False)
-        collection.notes.append(f'the values {some(sorted(values), 8)} are named in their order')
+        collection.notes.append(f'the values {shorten(sorted(values), 8)} are named in their order')
     else:
         use_table(collection, values, dict(enumerate(names)), is_colour=False)
         if names[0].lower() not in BACKGROUND and IGNORED not in values and len(values) < len(names):
@@ -229,6 +230,7 @@ def number_values(collection: LabelMaps, values: Counter) -> None:
         collection.classes = [f'value_{value}' for value in taken]
         collection.recode = {IGNORED: IGNORED} | {value: i for i, value in enumerate(taken)}
         collection.notes.append(
-            f'the values {some(taken, 8)} are far apart: they are numbered in their order. Name them in classes.txt, a '
-            'line each: VALUE NAME' + (', or 255 void where it is unlabelled' if IGNORED in taken else '')
+            f'the values {shorten(taken, 8)} are far apart: they are numbered in their order. Name them in '
+            'classes.txt, a line each: VALUE NAME'
+            + (', or 255 void where it is unlabelled' if IGNORED in taken else '')
         )

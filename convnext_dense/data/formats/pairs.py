@@ -9,15 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.records import (
     IMAGE_SUFFIXES,
     JPEG,
-    SPLIT_WORDS,
     bare_name,
     find_files,
     is_label_map,
-    some,
+    split_lists,
     split_of,
 )
 
@@ -68,15 +67,15 @@ class Pairing:
     def notes(self) -> list[str]:
         """Return a line on the images, and one on the label maps, that have no partner."""
         alone = {'images that have no label map': self.images, 'label maps that have no image': self.label_maps}
-        return [f'left out: {len(files)} {what}: {some(files)}' for what, files in alone.items() if files]
+        return [f'left out: {len(files)} {what}: {shorten(files, 3)}' for what, files in alone.items() if files]
 
     def check(self) -> None:
         """Raise a :class:`UserError` where files fit several."""
         for file, others in self.unclear.items():
             raise UserError(
-                f'{file} fits several files equally well: {some(others)}. An image has one label map, and a label map '
-                'one image: if each holds one object, draw them into one; if they are of different kinds, name the '
-                'folders with --images DIR --labels DIR.'
+                f'{file} fits several files equally well: {shorten(others, 3)}. An image has one label map, and a '
+                'label map one image: if each holds one object, draw them into one; if they are of different kinds, '
+                'name the folders with --images DIR --labels DIR.'
             )
 
 
@@ -168,19 +167,18 @@ def explain(root: Path, images: Path | None = None, labels: Path | None = None) 
 
 
 def read_lists(path: Path) -> dict[tuple[str, ...], str]:
-    """Return the split of each image that the lists in ``ImageSets`` name, by the end of its path without suffix.
+    """Return the split of each image that lists such as ``train.txt`` name, by the end of its path without suffix.
 
-    Those for segmentation count before others, and train and val before trainval.
+    Those for segmentation count before others, and those for training and validation before the rest.
     """
-    folders = [folder for folder in sorted(path.rglob('ImageSets')) if folder.is_dir()]
-    lists = [file for folder in folders for file in sorted(folder.rglob('*.txt')) if file.stem.lower() in SPLIT_WORDS]
-    lists = [file for file in lists if file.parent.name.lower() == 'segmentation'] or lists
+    lists = split_lists(path)
+    lists = [each for each in lists if each[1].parent.name.lower() == 'segmentation'] or lists
     splits = {}
-    for file in sorted(lists, key=lambda file: (file.stem.lower() != 'trainval', file.stem.lower())):
-        for line in filter(str.strip, file.read_text(encoding='utf-8-sig', errors='replace').splitlines()):
-            for name in (line.strip(), line.split()[0]):  # alone, or before a flag or its label map
+    for split, _, lines in sorted(lists, key=lambda each: each[0] != 'test'):
+        for line in lines:
+            for name in (line, line.split()[0]):  # alone, or before a flag or its label map
                 parts = name.replace('\\', '/').strip('/').split('/')
-                splits[(*parts[:-1], without_suffix(parts[-1]))] = SPLIT_WORDS[file.stem.lower()]
+                splits[(*parts[:-1], without_suffix(parts[-1]))] = split
     return splits
 
 

@@ -2,75 +2,105 @@
 
 from __future__ import annotations
 
+import math
+import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.annotation import FaultError, number, read_box
-from convnext_dense.data.pictures import image_size
+from convnext_dense.data.annotation import FaultError, bounding_box, number, read_box, read_polygon
+from convnext_dense.data.formats.per_image import find_picture, note_left_over
 from convnext_dense.data.records import (
-    SPLIT_WORDS,
+    IMAGE_SUFFIXES,
     Collection,
+    Faults,
     ImageIndex,
     Picture,
     Thing,
     find_files,
     name_first,
+    split_lists,
     split_of,
 )
 
 SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
+HEAD = 2**16  # bytes of a file that are looked at
+COMMENT = re.compile(rb'<!--.*?(-->|\Z)', re.S)
+ROOT = b'annotation'
+TAG = re.compile(rb'<([A-Za-z]\w*)')
 
 
 def find(path: Path) -> str:
     """Say what files of this format are at a path; empty where there are none."""
-    return name_first('Pascal VOC XML', find_annotations(path))
+    files = find_files(path, ['.xml']) if path.is_dir() else ()
+    heads = ((file, *read_head(file)) for file in files)
+    return name_first(
+        'Pascal VOC XML',
+        (file for file, root, head in heads if root == ROOT and (b'<object' in head or b'<size' in head)),
+    )
 
 
-def find_annotations(path: Path) -> Iterator[Path]:
-    """Yield the annotation files at a path."""
-    for file in find_files(path, ['.xml']) if path.is_dir() else ():
-        with file.open('rb') as opened:
-            if b'<annotation' in opened.read(2000):
-                yield file
+def read_head(file: Path) -> tuple[bytes, bytes]:
+    """Return the name of an XML file's root and the text that it begins with; no name where there is no XML."""
+    with file.open('rb') as opened:
+        head = COMMENT.sub(b'', opened.read(HEAD))
+    root = TAG.search(head)
+    return root[1] if root else b'', head
+
+
+def find_cvat(path: Path) -> Path | None:
+    """Return a file in CVAT's own format at a path."""
+    files = find_files(path, ['.xml']) if path.is_dir() else [path] if path.suffix.lower() == '.xml' else ()
+    heads = ((file, *read_head(file)) for file in files)
+    return next((file for file, root, head in heads if root == b'annotations' and b'<version>' in head), None)
 
 
 def read(path: Path) -> Collection:
     """Return the data set in a folder. The classes are in alphabetical order, for the format has no list of them.
 
     Raises:
-        UserError: A file is no XML, or its image is missing.
+        UserError: A file is no XML, or no image can be used.
     """
-    images, splits = ImageIndex(path), read_image_sets(path)
-    found, names = [], set()
-    for file in find_annotations(path):
-        root = read_xml(file)
-        objects = root.findall('object')
-        names.update(name for each in objects if (name := (each.findtext('name') or '').strip()))
-        found.append((file, root.findtext('filename') or '', objects))
-    classes = sorted(names)
-    collection = Collection('Pascal VOC XML', path, classes, {})
-    for file, name, objects in found:
-        image = images.find(file.stem, file.parent) or images.find(name, file.parent)
-        if image is None:
-            raise UserError(f'{file}: its image {name or file.stem!r} is not in {path}. Put it there.')
-        size = image_size(image)
-        if size is None:
-            collection.faults.add('image files that cannot be read', str(image))
-            continue
-        picture = Picture(image, *size, [])
-        for number_, each in enumerate(objects, 1):
-            try:
-                picture.things.append(read_object(each, classes, picture))
-            except FaultError as error:
-                collection.faults.add(str(error), f'{file.name}: object {number_}', image)
-        split = splits.get(file.stem, '' if splits else split_of(file, path))
-        collection.splits.setdefault(split, []).append(picture)
-    if splits and collection.splits.get(''):
-        left_out = collection.splits.pop('')
-        collection.notes.append(f'left out: {len(left_out)} images that no list in ImageSets names')
+    images = ImageIndex(path)
+    collection = Collection('Pascal VOC XML', images.root, [], {})
+    roots = read_files(path, collection.faults)
+    objects = {file: root.findall('object') for file, root in roots.items()}
+    names = {(each.findtext('name') or '').strip() for found in objects.values() for each in found}
+    collection.classes = sorted(names - {''})
+    splits = read_lists(images.root, {file.stem for file in roots})
+    for file, root in roots.items():
+        name = (root.findtext('filename') or '').strip()
+        # Images are renamed and copied with their XML files, so that the file's own name counts more; but of 1.jpg and
+        # 1.png, the one that is named.
+        called = [name, file.stem] if Path(name).stem == file.stem else [file.stem, name]
+        size = [(root.findtext(f'size/{side}') or '').strip() for side in ('width', 'height')]
+        if picture := find_picture(images, file, called, size, collection.faults):
+            picture.things.extend(read_objects(file, objects[file], collection.classes, picture, collection.faults))
+            own = (splits.get((folder, file.stem)) for folder in file.parents)
+            split = next(filter(None, own), '' if splits else split_of(file.parent, path))
+            collection.splits.setdefault(split, []).append(picture)
+    note_left_over(collection, images, 'XML')
+    boxless = [each for found in objects.values() for each in found if each.find('bndbox') is None]
+    if num_rotated := sum(each.find('robndbox') is not None for each in boxless):
+        collection.notes.append(f'{num_rotated} boxes are rotated (robndbox): the upright boxes around them are taken')
     return collection
+
+
+def read_files(path: Path, faults: Faults) -> dict[Path, ElementTree.Element]:
+    """Return the annotation files below a folder with their roots.
+
+    Raises:
+        UserError: A file is no XML.
+    """
+    roots = {}
+    for file in find_files(path, ['.xml']):
+        name, _ = read_head(file)
+        if name == ROOT:
+            roots[file] = read_xml(file)
+        elif not name:
+            faults.add('XML files that are empty', str(file))
+    return roots
 
 
 def read_xml(file: Path) -> ElementTree.Element:
@@ -88,16 +118,48 @@ def read_xml(file: Path) -> ElementTree.Element:
         raise UserError(f'{file} is not XML: {error}. Export or copy it again.') from error
 
 
-def read_image_sets(path: Path) -> dict[str, str]:
-    """Return the split of each image that the lists in ``ImageSets`` name; train and val count before trainval."""
+def read_lists(path: Path, stems: set[str]) -> dict[tuple[Path, str], str]:
+    """Return the split of each image that a list names, by the folder that the list is for and the XML file's stem."""
     splits = {}
-    lists = [file for folder in sorted(path.rglob('ImageSets')) for file in sorted(folder.rglob('*.txt'))]
-    for stem in ('trainval', 'train', 'val', 'test'):
-        for file in lists:
-            if file.stem == stem:
-                lines = file.read_text(errors='replace').splitlines()
-                splits.update({line.split()[0]: SPLIT_WORDS[stem] for line in lines if line.strip()})
+    for split, file, lines in split_lists(path):
+        parents = list(file.parents)
+        folder = next((each.parent for each in parents if each.name == 'ImageSets'), file.parent)
+        for line in lines:
+            if name := next((name for name in spellings(line) if name in stems), None):
+                splits[folder, name] = split
     return splits
+
+
+def spellings(line: str) -> Iterator[str]:
+    """Yield what image a line of a list may mean: with numbers behind it, with folders, with a suffix.
+
+    >>> list(spellings('a/my cat 1.jpg  -1'))
+    ['a/my cat 1.jpg  -1', 'my cat 1.jpg  -1', 'a/my cat 1.jpg', 'my cat 1.jpg', 'my cat 1']
+    """
+    text = ''
+    while text != line:
+        text, line = line, re.sub(r'\s+-?\d+$', '', line)
+        name = text.replace('\\', '/').rpartition('/')[2]
+        path = Path(name)
+        yield from dict.fromkeys((text, name, path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name))
+
+
+def read_objects(
+    file: Path, objects: Iterable[ElementTree.Element], classes: list[str], picture: Picture, faults: Faults
+) -> Iterator[Thing]:
+    """Yield the objects of an image; a polygon that is none leaves the box."""
+    for i, entry in enumerate(objects, 1):
+        place = f'{file.name}: object {i}'
+        try:
+            thing = read_object(entry, classes, picture)
+        except FaultError as error:
+            faults.add(str(error), place, picture.path)
+            continue
+        try:
+            thing = thing._replace(segmentation=read_outline(entry, picture))
+        except FaultError as error:
+            faults.add(f'{error}, beside a box', place, picture.path)
+        yield thing
 
 
 def read_object(entry: ElementTree.Element, classes: list[str], picture: Picture) -> Thing:
@@ -106,12 +168,46 @@ def read_object(entry: ElementTree.Element, classes: list[str], picture: Picture
     Raises:
         FaultError: It has no class, or its box is none.
     """
-    name, box = (entry.findtext('name') or '').strip(), entry.find('bndbox')
+    name, box, rotated = (entry.findtext('name') or '').strip(), entry.find('bndbox'), entry.find('robndbox')
     if not name:
         raise FaultError('an object without a name')
-    if box is None:
+    if box is not None:
+        left, top, right, bottom = numbers(box, SIDES)
+        if right < left or bottom < top:  # drawn from another corner
+            (left, right), (top, bottom) = sorted((left, right)), sorted((top, bottom))
+        sides = (left - 1, top - 1, right - left, bottom - top)
+    elif rotated is not None:
+        sides = bounding_box([corners(*numbers(rotated, ('cx', 'cy', 'w', 'h', 'angle')))])
+    else:
         raise FaultError('an object without a box')
-    left, top, right, bottom = (number((box.findtext(side) or '').strip()) for side in SIDES)
-    sides = (left - 1, top - 1, right - left, bottom - top)
     is_difficult = (entry.findtext('difficult') or '').strip() == '1'
     return Thing(classes.index(name), read_box(sides, picture.width, picture.height), is_crowd=is_difficult)
+
+
+def numbers(entry: ElementTree.Element, names: Iterable[str]) -> list[float]:
+    """Return the numbers that an element holds.
+
+    Raises:
+        FaultError: One is missing, or is none.
+    """
+    return [number((entry.findtext(name) or '').strip()) for name in names]
+
+
+def corners(x: float, y: float, width: float, height: float, angle: float) -> list[float]:
+    """Return the corners of a rotated box ``[x0, y0, ...]``, as roLabelImg writes it: centre, sides and radians."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    ends = [(sign_x * width / 2, sign_y * height / 2) for sign_x, sign_y in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    return [value for dx, dy in ends for value in (x + dx * cos - dy * sin, y + dx * sin + dy * cos)]
+
+
+def read_outline(entry: ElementTree.Element, picture: Picture) -> list[list[float]] | None:
+    """Return the polygon of an object, ``<x1><y1><x2>...`` as Roboflow writes it or ``<pt><x><y></pt>``.
+
+    Raises:
+        FaultError: It is no polygon.
+    """
+    polygon = entry.find('polygon')
+    if polygon is None:
+        return None
+    values = [(each.text or '').strip() for each in polygon.iter() if re.fullmatch(r'[xy]\d*', each.tag)]
+    return [read_polygon([*map(number, values)], picture.width, picture.height)] if values else None

@@ -1,0 +1,191 @@
+"""The metrics of predictions that were written to a folder, by annotations that no config names."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+
+from convnext_dense.compat.errors import UserError, shorten
+from convnext_dense.data import open_wrappers
+from convnext_dense.data.checks.configs import SEGMENTATION_TYPES
+from convnext_dense.data.formats.coco import class_names, plain, read_json
+from convnext_dense.predict.model import load_model
+from convnext_dense.predict.output import LABEL_MAPS
+from convnext_dense.predict.results import Objects
+from convnext_dense.predict.run import predict_with
+from convnext_dense.report import maps, objects
+from convnext_dense.report.hook import read_truth
+
+# types of datasets in whose label maps 0 is unlabelled, and the classes count from 1
+REDUCED = {name for name, kind in SEGMENTATION_TYPES.items() if kind.reduce_zero_label} | {'ShapesLabels'}
+
+
+def predict(
+    model: str | os.PathLike,
+    inputs: Sequence[str | os.PathLike],
+    out: str | os.PathLike = 'predictions',
+    compare: str | os.PathLike | None = None,
+    config: str | os.PathLike | None = None,
+    device: str | None = None,
+    tta: bool = False,
+    cfg_options: Mapping | None = None,
+    **options: Any,
+) -> int:
+    """Predict images as :func:`~convnext_dense.predict.predict` does, and compare with what is right.
+
+    Args:
+        model: As there, like all others but ``compare``.
+        inputs: The images.
+        out: The folder to write to.
+        compare: A COCO JSON for objects, or a folder of label maps with the names of the images. Objects of any score
+            are then written, unless ``score`` is given.
+        config: The config of the model.
+        device: Where the model runs.
+        tta: Test-time augmentation.
+        cfg_options: Dotted keys of the config to override.
+        **options: Further ones.
+
+    Returns:
+        0, or 1 where files could not be predicted.
+
+    Raises:
+        UserError: A mistake of the user.
+    """
+    loaded = load_model(model, config, device, tta, cfg_options)
+    if compare is None:
+        return predict_with(loaded, inputs, out, **options)
+    is_of_maps = loaded.kind == LABEL_MAPS
+    if not (Path(compare).is_dir() if is_of_maps else Path(compare).is_file()):
+        wanted = 'the folder of the label maps' if is_of_maps else 'a COCO JSON'
+        raise UserError(f'--compare {compare}: {loaded.name} predicts {loaded.kind}, which need {wanted}.')
+    if is_of_maps:
+        options['save'] = sorted({*(options.get('save') or ('pictures',)), 'maps'})
+    elif options.get('score') is None:
+        options['keep_all'] = True
+    code = predict_with(loaded, inputs, out, **options)
+    rows = [json.loads(line) for line in (Path(out) / 'images.jsonl').read_text(encoding='utf-8').splitlines()[1:]]
+    rows = {row['file_name']: row for row in rows if 'width' in row}
+    if is_of_maps:
+        _, dataset = next(open_wrappers(loaded.config.test_dataloader.dataset))
+        is_reduced = dataset.get('reduce_zero_label', dataset.get('type') in REDUCED)
+        print(compare_maps(Path(out) / 'labels', Path(compare), loaded.classes, is_reduced))
+    else:
+        print(compare_objects(rows, Path(compare), loaded.classes))
+    return code
+
+
+def compare_objects(rows: Mapping[str, Mapping], annotations: Path, classes: tuple[str, ...]) -> str:
+    """Return the metrics of objects, as a table.
+
+    Args:
+        rows: File name -> what was written for the image.
+        annotations: COCO instances; images are found by the ends of their names, classes by their names.
+        classes: Those of the model.
+
+    Raises:
+        UserError: The file is no COCO JSON, or has other images or other classes.
+    """
+    content = read_json(annotations)
+    names = class_names(annotations, content)
+    if unknown := [name for name in names.values() if name not in classes]:
+        raise UserError(f'{annotations} has the classes {shorten(unknown)}, and the model knows {shorten(classes, 8)}.')
+    of_image: dict[Any, list[Mapping]] = {}
+    for entry in content['annotations']:
+        of_image.setdefault(plain(entry['image_id']), []).append(entry)
+    found = dict(pairs(rows, {image['file_name']: image for image in content['images']}))
+    if not found:
+        raise UserError(
+            f'No image of {annotations} was predicted: it has {shorten(i["file_name"] for i in content["images"])}.'
+        )
+    cases = []
+    for name, image in found.items():
+        own = as_objects(rows[name], classes)
+        instances = [
+            dict(
+                bbox=np.add(entry['bbox'], [0, 0, *entry['bbox'][:2]]).tolist(),
+                bbox_label=classes.index(names[plain(entry['category_id'])]),
+                mask=entry.get('segmentation'),
+                ignore_flag=entry.get('iscrowd', 0),
+            )
+            for entry in of_image.get(plain(image['id']), ())
+        ]
+        is_crowd = np.array([bool(each['ignore_flag']) for each in instances], bool)
+        cases.append(objects.Case(name, read_truth(instances, own), is_crowd, own))
+    report = objects.judge(cases, classes)
+    lines = [f'compared with {annotations}: {len(cases)} of {len(content["images"])} images, {len(rows)} predicted']
+    kinds = [kind for kind in ('box', 'mask') if f'{kind}_AP' in next(iter(report['by_class'].values()))]
+    columns = {f'{kind} {figure}': f'{kind}_{figure}' for kind in kinds for figure in ('AP', 'AP50')}
+    return '\n'.join([*lines, *table_of(report['by_class'], columns)])
+
+
+def pairs(rows: Mapping[str, Any], images: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the names of predicted images with the entries of the same images: of the same path, or the same name."""
+    by_name: dict[str, list] = {}
+    for path, image in images.items():
+        by_name.setdefault(PurePosixPath(path.replace('\\', '/')).name, []).append(image)
+    for name in rows:
+        same = by_name.get(PurePosixPath(name).name, [])
+        if name in images:
+            yield name, images[name]
+        elif len(same) == 1:
+            yield name, same[0]
+
+
+def as_objects(row: Mapping, classes: tuple[str, ...]) -> Objects:
+    """Return the objects of a line that was written for an image."""
+    found = row['objects']
+    boxes = np.array([each['bbox'] for each in found], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.array([each['score'] for each in found], np.float32)
+    labels = np.array([each['category_id'] - 1 for each in found], np.int64)
+    has_masks = bool(found) and 'segmentation' in found[0]
+    rles = [dict(e['segmentation'], counts=e['segmentation']['counts'].encode()) for e in found] if has_masks else None
+    return Objects(boxes, scores, labels, (row['height'], row['width']), classes, rles)
+
+
+def compare_maps(predicted: Path, right: Path, classes: tuple[str, ...], reduce_zero_label: bool) -> str:
+    """Return the metrics of label maps, as a table.
+
+    Args:
+        predicted: The folder that they were written to.
+        right: The folder of those that are right, of the same names.
+        classes: Those of the model.
+        reduce_zero_label: In the right ones 0 is unlabelled, and the classes count from 1.
+
+    Raises:
+        UserError: The folders have no name in common, or a map has another size.
+    """
+    counts = []
+    for file in sorted(predicted.rglob('*.png')):
+        truth = right / file.relative_to(predicted)
+        if truth.is_file():
+            labels, found = (cv2.imread(str(each), cv2.IMREAD_UNCHANGED) for each in (truth, file))
+            if labels is None or labels.shape != found.shape:
+                raise UserError(f'{truth} is no label map of {found.shape[1]}x{found.shape[0]} pixels, as {file} is.')
+            counts.append(maps.count(file.name, labels - 1 if reduce_zero_label else labels, found, len(classes)))
+    if not counts:
+        raise UserError(
+            f'{right} has no label map with the name of an image, such as {shorten(predicted.rglob("*.png"))}.'
+        )
+    report = maps.judge(counts, classes)
+    lines = [f'compared with {right}: {len(counts)} images', *(f'{k:12}{v:.3f}' for k, v in report['summary'].items())]
+    return '\n'.join([*lines, *table_of(report['by_class'], {'IoU': 'IoU', 'Acc': 'Acc'})])
+
+
+def table_of(by_class: Mapping[str, Mapping], columns: Mapping[str, str]) -> list[str]:
+    """Return the lines of a table of the classes, with their mean."""
+    rows = {name: [row[key] for key in columns.values()] for name, row in by_class.items()}
+    means = [[row[i] for row in rows.values() if row[i] is not None] for i in range(len(columns))]
+    rows = {'mean': [float(np.mean(column)) if column else None for column in means]} | rows
+    width = max(map(len, rows)) + 2
+    cells = (
+        f'{name:{width}}' + ''.join(f'{"-" if value is None else f"{value:.3f}":>12}' for value in row)
+        for name, row in rows.items()
+    )
+    return [f'{"":{width}}' + ''.join(f'{name:>12}' for name in columns), *cells]
