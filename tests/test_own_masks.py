@@ -312,7 +312,7 @@ def test_an_image_of_background_alone_among_colours(text, tmp_path):
 
 
 def as_palette(drawn):
-    image = Image.fromarray(drawn, 'P') if drawn.dtype != np.uint8 else Image.fromarray(drawn).convert('P')
+    image = Image.fromarray(drawn).convert('P')
     image.putpalette(COLOURS.ravel().tolist())
     return image
 
