@@ -25,10 +25,15 @@ SPLIT_WORDS = {
 }  # fmt: skip
 LABEL_WORDS = ('label', 'mask', 'annot', 'segmentation', 'groundtruth', 'ground_truth')  # in a folder's name
 LABEL_NAMES = ('gt', 'gts', 'seg', 'ann', 'anns', 'gtfine', 'gtcoarse')  # a folder's whole name
-# What may end a file's name, on the one side or on the other.
-AFFIX = re.compile(
-    r'[_\-.](leftimg8bit|gtfine|gtcoarse|labeltrainids|labelids|masks?|labels?|gt|seg|segmentation|annotation|l)$', re.I
+IMAGE_WORDS = ('image', 'img', 'photo', 'rgb', 'input')  # in a folder's name
+JPEG = ('.jpg', '.jpeg')
+# What may end or begin a file's name, on the one side or on the other. CamVid's L is a capital; stereo pairs have l, r.
+LABEL_AFFIX = re.compile(
+    r'[_\-.](gtfine|gtcoarse|labeltrainids|labelids|masks?(_\d+)?|labels?|gt|seg|segmentation|annotation|(?-i:L))$',
+    re.I,
 )
+WEAK_AFFIX = re.compile(r'^(masks?|labels?|gt|seg)[_\-.]|[_\-.]L$')  # of images as well, where folders tell more
+IMAGE_AFFIX = re.compile(r'^(images?|img)[_\-.]|[_\-.](leftimg8bit|sat|image|img|rgb)$', re.I)
 
 
 class Thing(NamedTuple):
@@ -174,12 +179,22 @@ def leads_back(folder: str) -> bool:
 
 
 def is_label_map(file: Path, root: Path) -> bool:
-    """Tell by its name whether an image file is a label map."""
-    folders = [part.lower() for part in file.relative_to(root).parts[:-1]]
-    if any(part in LABEL_NAMES or any(word in part for word in LABEL_WORDS) for part in folders):
-        return file.suffix.lower() not in ('.jpg', '.jpeg') or 'mask' in file.stem.lower()
-    has_affix = AFFIX.search(file.stem) and not file.stem.lower().endswith('leftimg8bit')
-    return bool(has_affix) and file.suffix.lower() == '.png'
+    """Tell by its name, or else by the innermost folder whose name tells it, whether an image file is a label map.
+
+    >>> names = ('masks/img_1.png', 'images/1_l.png', 'images/1_mask.png', 'mask_1.png', 'images/mask_1.png')
+    >>> [is_label_map(Path('face_mask_data') / name, Path('face_mask_data')) for name in names]
+    [True, False, True, True, False]
+    """
+    is_jpeg = file.suffix.lower() in JPEG
+    is_weak = bool(WEAK_AFFIX.search(file.stem))
+    if (found := LABEL_AFFIX.search(file.stem)) and not is_weak:
+        return not is_jpeg or 'mask' in found[0].lower()
+    for folder in map(str.lower, reversed(file.relative_to(root).parts[:-1])):
+        if folder in LABEL_NAMES or any(word in folder for word in LABEL_WORDS):
+            return True
+        if any(word in folder for word in IMAGE_WORDS):
+            return False
+    return is_weak and not is_jpeg
 
 
 def bare_name(file: Path) -> str:
@@ -189,8 +204,8 @@ def bare_name(file: Path) -> str:
     ('a_000019', 'a_000019')
     """
     name = file.stem
-    while match := AFFIX.search(name):
-        name = name[: match.start()]
+    while match := next(filter(None, (affix.search(name) for affix in (LABEL_AFFIX, WEAK_AFFIX, IMAGE_AFFIX))), None):
+        name = name[: match.start()] + name[match.end() :]
     return name or file.stem
 
 

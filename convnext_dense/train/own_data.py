@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ FEW_ITERATIONS = 1000  # that the smallest data set is trained for
 FEW_EPOCHS = {'det': 12, 'seg': 40}  # of a small data set
 MANY_IMAGES = 50_000  # from where on the config's own schedule is kept
 EVALUATIONS = 12  # of a training
+CROPS = ('RandomCrop', 'CenterCrop')
+CROP_SIZE = (512, 512)  # height and width in pixels, for a segmentor whose config has none
 
 
 def prepare_data(config: str | os.PathLike, source: str | os.PathLike, out: Path, **options: Any) -> Path:
@@ -111,7 +113,7 @@ def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> C
             data_root=Source('data_root'),
             ann_file=found.files[part].as_posix(),
             metainfo=metainfo,
-            pipeline=pipeline_of(cfg, inner, found, split),
+            pipeline=pipeline_of(cfg, inner, found, split, is_cropped=task == 'seg'),
         )
         if task == 'det':
             filters = dict(filter_cfg=dict(filter_empty_gt=True)) if split == 'train' else dict(test_mode=True)
@@ -124,15 +126,16 @@ def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> C
             metric = ['bbox', 'segm'] if with_masks else 'bbox'
             evaluator = dict(_delete_=True, type='CocoMetric', ann_file=dataset['ann_file'], metric=metric)
             changes[f'{split}_evaluator',] = evaluator
-    return {**changes, **head_changes(cfg, len(found.classes)), **band_changes(cfg, found.images)}
+    return {**changes, **head_changes(cfg, len(found.classes)), **preprocessor_changes(cfg, found.images, task)}
 
 
-def band_changes(cfg: Config, images: ImageKind) -> Changes:
-    """Return what a model needs for images of other channels than three."""
-    if images.mean is None:
-        return {}
+def preprocessor_changes(cfg: Config, images: ImageKind, task: str) -> Changes:
+    """Return what a model needs for images smaller than a segmentor's crop, and of other channels than three."""
     given = plain(cfg.model.get('data_preprocessor') or {})
-    preprocessor = {**given, 'type': 'BandsPreprocessor', 'base': given.get('type'), '_delete_': True}
+    padded = {} if task == 'det' or given.get('size') or given.get('size_divisor') else {'size': crop_size(cfg)}
+    if images.mean is None:
+        return {('model', 'data_preprocessor', key): value for key, value in padded.items()}
+    preprocessor = {**given, **padded, 'type': 'BandsPreprocessor', 'base': given.get('type'), '_delete_': True}
     preprocessor.update(mean=images.mean, std=images.std)
     return {
         ('model', 'data_preprocessor'): preprocessor,
@@ -140,9 +143,37 @@ def band_changes(cfg: Config, images: ImageKind) -> Changes:
     }
 
 
-def pipeline_of(cfg: Config, dataset: Mapping, found: Imported, split: str) -> Source | list:
-    """Return the pipeline of a dataset that reads files, by the name of its variable where it needs no change."""
+def crop_size(cfg: Config) -> tuple[int, int]:
+    """Return height and width of a segmentor's crops, to which smaller images are padded."""
+    crops = [step['crop_size'] for step in walk(cfg.get('train_dataloader')) if step.get('type') in CROPS]
+    size = (crops or [(cfg.model.get('data_preprocessor') or {}).get('size') or CROP_SIZE])[0]
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def cropped(pipeline: Sequence[dict], size: tuple[int, int], split: str) -> list[dict]:
+    """Return a pipeline with the sizes of ADE20K's: crops of random scales to train on, whole images to test on."""
+    scale = (4 * min(size), min(size))  # longest and shortest side
+    if split != 'train':
+        first, *others = (step for step in pipeline if step.get('type') != 'Resize')
+        return [first, dict(type='Resize', scale=scale, keep_ratio=True), *others]
+    start = next((i for i, step in enumerate(pipeline, 1) if step.get('type') == 'LoadAnnotations'), len(pipeline))
+    resize = dict(type='RandomResize', scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True)
+    return [*pipeline[:start], resize, dict(type='RandomCrop', crop_size=size, cat_max_ratio=0.75), *pipeline[start:]]
+
+
+def pipeline_of(cfg: Config, dataset: Mapping, found: Imported, split: str, is_cropped: bool = False) -> Source | list:
+    """Return the pipeline of a dataset that reads files, by the name of its variable where it needs no change.
+
+    Args:
+        cfg: The config.
+        dataset: Its dataset.
+        found: The data.
+        split: 'train', 'val' or 'test'.
+        is_cropped: Images of all sizes become batches, also where the config is for images of one size.
+    """
     pipeline = copy.deepcopy(list(dataset.get('pipeline') or []))
+    if is_cropped and not any(step.get('type') in CROPS for step in walk(cfg.get('train_dataloader'))):
+        pipeline = cropped(pipeline, crop_size(cfg), split)
     kind = found.images
     for i, step in enumerate(pipeline):
         if step.get('type') == 'LoadAnnotations' and step.get('reduce_zero_label') is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.formats import coco, labelme, masks, voc, yolo
+from convnext_dense.data.formats import coco, labelme, masks, pairs, voc, yolo
 from convnext_dense.data.records import Collection
 
 
@@ -69,6 +69,7 @@ def recognise(
             f'{path} holds no data in {f"the format {name}" if name else "a known format"}. Known are COCO JSON, '
             'Pascal VOC XML, YOLO (data.yaml or labels/*.txt), LabelMe JSON, and images with label maps (--images DIR '
             '--labels DIR, where the names of the folders do not tell which is which).'
+            + (pairs.explain(path, images, labels) if path.is_dir() else '')
         )
     suitable = {each for each in found if wants_objects is None or FORMATS[each].has_objects == wants_objects}
     chosen = suitable or set(found)
