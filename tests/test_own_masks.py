@@ -295,6 +295,13 @@ def test_a_name_twice_is_refused_and_two_values_of_a_class_are_not(tmp_path):
     assert_equal(maps, {name: np.array([0, 1, 0, 2], np.uint8)[values] for name, values in truth.items()})
 
 
+def test_folders_of_the_user_are_looked_for_in_the_data_too(tmp_path):
+    truth = write(tmp_path / 'd', 'rgb/{}.png', 'classids/{}.png')
+    found, maps = read_back(tmp_path / 'd', tmp_path / 'out', images='rgb', labels='classids', classes=NAMES)
+    assert found.classes == NAMES
+    assert_equal(maps, truth)
+
+
 # Colours
 
 

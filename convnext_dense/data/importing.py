@@ -104,7 +104,7 @@ def import_data(
         out: The folder to write to.
         task: 'det' for objects, 'seg' for label maps; by default what the data is.
         data_format: A name of :data:`~convnext_dense.data.formats.FORMATS`, where the data can be read in several ways.
-        images: The folder of the images of label maps, where its name does not tell it.
+        images: The folder of the images of label maps, where its name does not tell it; from here or from ``source``.
         labels: The folder of the label maps.
         classes: Names for the classes, in the order of their numbers.
         seed: Of the draw of validation images.
@@ -117,16 +117,17 @@ def import_data(
     """
     path = Path(source)
     folders = {name: Path(folder) for name, folder in (('images', images), ('labels', labels)) if folder is not None}
+    folders = {name: folder if folder.is_dir() else path / folder for name, folder in folders.items()}
     check_folders(folders)
     wants_objects = None if task is None else task == 'det'
     name = recognise(path, data_format, wants_objects, **folders)
-    collection = FORMATS[name].read(path, **(folders if name == 'masks' else {}))
+    collection = FORMATS[name].read(path, **(folders | {'names': classes} if name == 'masks' else {}))
     join_pictures(collection)
     collection.notes += collection.faults.notes()
     # Halves of characters, which escapes in YAML and JSON can leave, would not be equal again once they were written.
     names = [name.encode('utf-16', 'surrogatepass') for name in collection.classes]
     collection.classes = [name.decode('utf-16', 'replace') for name in names]
-    name_classes(collection, classes)
+    name_classes(collection, None if getattr(collection, 'is_named', False) else classes)
     complete_splits(collection, seed, draw)
     folder = open_folder(Path(out).absolute(), path, collection)
     if not draw:
