@@ -262,17 +262,25 @@ def test_images_of_other_suffixes_are_a_note(labels):
     assert '--data' in note
 
 
+@pytest.mark.parametrize('is_new', [False, True], ids=['a test', 'a training from its weights'])
 @pytest.mark.parametrize(
-    ('trained', 'is_refused'), [(CLASSES, False), (REVERSED, True), (CLASSES[:3], False), ((), False)]
+    ('trained', 'is_refused'),
+    [
+        (CLASSES, False),
+        (REVERSED, True),
+        (CLASSES[:3], False),
+        ((), False),
+        (('a', 'b', 'c', 'd', 'cross'), 'in a test'),
+    ],
 )
-def test_a_checkpoint_of_other_classes(trained, is_refused):
+def test_a_checkpoint_of_other_classes(trained, is_refused, is_new):
     """Labels are numbers: with as many classes in another order they are exchanged in silence."""
     dataset = SimpleNamespace(metainfo=dict(classes=CLASSES))
     loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
     runner = SimpleNamespace(_train_loop=None, _val_loop=dict(type='ValLoop'), _test_loop=loop)
     checkpoint = dict(meta=dict(dataset_meta=dict(classes=trained)))
-    if not is_refused:
-        check_classes(checkpoint, runner)
+    if not is_refused or (is_new and is_refused == 'in a test'):
+        check_classes(checkpoint, runner, is_new)
         return
-    with pytest.raises(UserError, match='cross.*circle.*order'):
-        check_classes(checkpoint, runner)
+    with pytest.raises(UserError, match=f'--classes {",".join(trained)}.*order'):
+        check_classes(checkpoint, runner, is_new)

@@ -149,25 +149,30 @@ class CheckWeightsHook(Hook):
                 f'{source} holds weights alone, not the state of a run that could be resumed. Start from these weights '
                 f'with --cfg-options load_from={source} instead of --resume.'
             )
-        if not is_to_train(runner):
+        is_new = is_to_train(runner)
+        if not is_new:
             fit(runner.model, checkpoint, need='all')
-            check_classes(checkpoint, runner)
+        check_classes(checkpoint, runner, is_new)
 
 
-def check_classes(checkpoint: Mapping, runner: Runner) -> None:
+def check_classes(checkpoint: Mapping, runner: Runner, is_new: bool = False) -> None:
     """Raise a :class:`UserError` where the data has the checkpoint's number of classes, but others or another order.
 
-    A class is its number in the model; labels would be exchanged in silence.
+    A class is its number in the model; labels would be exchanged in silence. A training that starts from the weights
+    may be on other classes, but not on the same in another order.
     """
     trained = read_dataset(checkpoint.get('meta') or {}).get('classes')
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
         dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
         own = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-        if trained and own and len(own) == len(trained) and tuple(own) != tuple(trained):
+        if not trained or not own or len(own) != len(trained) or tuple(own) == tuple(trained):
+            continue
+        if not is_new or sorted(own) == sorted(trained):
             source = as_checkpoint(checkpoint).source
             raise UserError(
-                f'{source} was trained on the classes {shorten(trained, 8)}, and the data has {shorten(own, 8)}. Give '
-                "metainfo=dict(classes=...) in the checkpoint's names and order."
+                f'{source} was trained on the classes {shorten(trained, 8)}, and the data has {shorten(own, 8)}. '
+                f'Import the data with --classes {",".join(trained[:8])}{",..." * (len(trained) > 8)}, or give '
+                "metainfo=dict(classes=...), in the checkpoint's names and order."
             )
 
 
