@@ -21,6 +21,7 @@ from convnext_dense.report import maps, objects
 from convnext_dense.report.hook import as_rle
 from convnext_dense.report.objects import Case, judge
 from convnext_dense.report.page import write_page
+from convnext_dense.train.run import fast_coco_metric
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning'),  # pycocotools and NumPy 2
@@ -159,6 +160,34 @@ def test_images_without_objects_and_without_detections():
     report = judge([one_case([], []), one_case([(0, 0, 9, 9, 0)], [])], CLASSES)
     assert report['errors']['missed'] == dict(count=1, ap50=0)
     assert [row['f1'] for row in report['images']] == [0, 1]
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm', 'proposal'])
+def test_the_fast_metric_of_a_run_gives_the_same_digits(kind, tmp_path):
+    from mmdet.evaluation import CocoMetric
+
+    pytest.importorskip('faster_coco_eval')
+    cases = draw_cases(2, 0.2, masks=True)
+    content = objects.as_coco(cases, CLASSES)
+    for entry in content['annotations']:
+        entry['segmentation'] = dict(entry['segmentation'])
+    (tmp_path / 'ann.json').write_text(json.dumps(content))
+
+    def evaluate():
+        metric = CocoMetric(ann_file=str(tmp_path / 'ann.json'), metric=kind, classwise=kind != 'proposal')
+        metric.dataset_meta = dict(classes=CLASSES)
+        for i, case in enumerate(cases):
+            found = case.found
+            arrays = {'bboxes': found.boxes, 'scores': found.scores, 'labels': found.labels}
+            found = {key: torch.tensor(value) for key, value in arrays.items()} | {'masks': found.rles}
+            sample = dict(img_id=i + 1, ori_shape=SIZE, pred_instances=found)
+            metric.process({}, [sample])
+        return metric.evaluate(len(cases))
+
+    slow = evaluate()
+    with fast_coco_metric():
+        assert evaluate() == slow
+    assert slow
 
 
 # --- label maps
