@@ -2,19 +2,24 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
+from small_models import DIMS, SMALL
 
 from convnext_dense import UserError
+from convnext_dense.configs import load_config
 from convnext_dense.data import import_data
 
 NUMBERS = st.one_of(
@@ -37,6 +42,8 @@ SOUND = dict(id=9, image_id=1, category_id=1, bbox=[2, 3, 10, 12], iscrowd=0)
 pytestmark = pytest.mark.filterwarnings('ignore:__array:DeprecationWarning')  # pycocotools, PyTorch and NumPy 2
 RUN = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 FEW = int(os.environ.get('HOSTILE_EXAMPLES', 20))  # of each kind; more where time allows
+EVERY = 1 if FEW > 20 else 5  # data set is trained on for a step
+NUMBERED = itertools.count()
 
 
 @pytest.fixture(scope='module')
@@ -86,6 +93,33 @@ def load_all(found, file, content):
         assert not with_masks or instances.masks.masks.any(axis=(1, 2)).all()
     large = [each for each in content['annotations'] if not each['iscrowd'] and min(each['bbox'][2:]) >= 1]
     assert loaded == len(large)
+    if len(dataset) and next(NUMBERED) % EVERY == 0:
+        train_step(detector(len(found.classes), with_masks), [dataset[i] for i in range(len(dataset))])
+
+
+@cache
+def detector(num_classes, with_masks):
+    """Return a small Faster or Mask R-CNN."""
+    cfg = load_config('ladder/mask_rcnn_resnet_sgd_shapes').model
+    cfg.backbone = dict(type='ConvNeXt', arch=SMALL)
+    cfg.neck.in_channels = list(DIMS)
+    for head in (cfg.roi_head.bbox_head, cfg.roi_head.mask_head):
+        head.num_classes = num_classes
+    if not with_masks:
+        cfg.roi_head.mask_head = cfg.roi_head.mask_roi_extractor = None
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(cfg).train()
+
+
+def train_step(model, samples):
+    """Take the loss of a batch and its gradients, as a training does; both are finite."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        losses, _ = model.parse_losses(model(**model.data_preprocessor(pseudo_collate(samples), True), mode='loss'))
+    losses.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    assert losses.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def count(found):
