@@ -488,6 +488,23 @@ def test_pictures_with_a_trailer_pass(coco, form, trailer):
     assert coco.check() == []
 
 
+def test_annotations_that_did_not_change_are_read_once(coco, monkeypatch, tmp_path):
+    monkeypatch.setenv('CONVNEXT_DENSE_CACHE', str(tmp_path / 'cache'))
+    coco.save()
+    read = []
+    original = coco_checks._read_coco
+    monkeypatch.setattr(coco_checks, '_read_coco', lambda *options: read.append(options) or original(*options))
+    first = check_coco(coco.file, coco.images, classes=CLASSES)
+    assert check_coco(coco.file, coco.images, classes=CLASSES) == first
+    assert len(read) == 1
+    check_coco(coco.file, coco.images, classes=None)  # another question
+    assert len(read) == 2
+    (coco.images / '6.jpg').write_bytes(b'')
+    with pytest.raises(UserError, match='6.jpg'):
+        check_coco(coco.file, coco.images, classes=CLASSES)
+    assert len(read) == 3
+
+
 def test_every_picture_is_looked_at_once(coco, monkeypatch, tmp_path):
     monkeypatch.setenv('CONVNEXT_DENSE_CACHE', str(tmp_path / 'cache'))
     looked = []

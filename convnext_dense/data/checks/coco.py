@@ -23,6 +23,7 @@ from convnext_dense.data.checks.files import (
     some,
     where_to_put,
 )
+from convnext_dense.data.checks.remembered import remembered
 
 HUGE = 1e12  # more than any width or area in pixels
 DROPPED = ('a polygon of fewer than three points', 'a polygon without area')  # that training leaves out
@@ -90,24 +91,20 @@ def check_coco(
     Raises:
         UserError: Something would stop the run, or spoil it in silence.
     """
-    content = _read_coco(ann_file, key, is_labelled)
-    _conclude(_odd_fields(content, ann_file))  # the other checks build on these fields
-    coco = Annotations(
-        os.fspath(ann_file),
-        *(content[name] for name in COCO_FIELDS),
-        classes,
-        classes_are_default,
-        masks,
-        polygons_only,
-        not is_labelled,
-        key,
-    )
-    notes = _conclude(finding for check in CHECKS for finding in check(coco))
-    check_folder(image_dir, 'image', f'{key}.data_prefix.img', key)
-    paths = [os.path.join(image_dir, image['file_name']) for image in coco.images]
-    check_present(paths, f'images named in {ann_file}', key)
-    sizes = check_files(paths, 'images')
-    return notes + _conclude(_odd_sizes(paths, coco.images, sizes, ann_file))
+    options = (classes, classes_are_default, masks, polygons_only, not is_labelled, key)
+
+    def find() -> tuple[list[str], list[str]]:
+        content = _read_coco(ann_file, key, is_labelled)
+        _conclude(_odd_fields(content, ann_file))  # the other checks build on these fields
+        coco = Annotations(os.fspath(ann_file), *(content[name] for name in COCO_FIELDS), *options)
+        notes = _conclude(finding for check in CHECKS for finding in check(coco))
+        check_folder(image_dir, 'image', f'{key}.data_prefix.img', key)
+        paths = [os.path.join(image_dir, image['file_name']) for image in coco.images]
+        check_present(paths, f'images named in {ann_file}', key)
+        sizes = check_files(paths, 'images')
+        return notes + _conclude(_odd_sizes(paths, coco.images, sizes, ann_file)), [os.fspath(ann_file), *paths]
+
+    return remembered([os.path.abspath(ann_file), os.path.abspath(image_dir), *options], find)
 
 
 def _conclude(findings: Iterator[Finding]) -> list[str]:

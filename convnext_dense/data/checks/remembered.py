@@ -51,6 +51,34 @@ def look_at(files: Sequence[str], function: Callable[[str], Any], what: str) -> 
     return [known[path][1] for path in paths]
 
 
+def remembered(question: object, find: Callable[[], tuple[list[str], list[str]]]) -> list[str]:
+    """Return the notes of a check, or those of an earlier one that asked the same of the same unchanged files.
+
+    Args:
+        question: All that the notes depend on besides the content of the files, in types that JSON has.
+        find: Does the check; returns its notes and the files that it looked at. What it raises is not remembered.
+    """
+    code = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(Path(__file__).parents[1].rglob('*.py'))]
+    digest = hashlib.sha256(json.dumps([question, code]).encode()).hexdigest()
+    cache = cache_folder() / f'notes-{digest[:16]}.json'
+    known = read_cache(cache)
+    if known.get('stamps') and known['stamps'] == stamps(known['files']):
+        return known['notes']
+    notes, files = find()
+    files = [os.path.abspath(file) for file in files]
+    with contextlib.suppress(UserError):
+        write_text(json.dumps(dict(files=files, stamps=stamps(files), notes=notes)), cache)
+    return notes
+
+
+def stamps(files: Sequence[str]) -> str:
+    """Return a digest of the sizes of files and of the times of their last change; empty where one is missing."""
+    try:
+        return hashlib.sha256(json.dumps([stamp(file) for file in files]).encode()).hexdigest()
+    except OSError:
+        return ''
+
+
 def stamp(path: str) -> list[int]:
     """Return size and time of the last change."""
     status = os.stat(path)
