@@ -13,6 +13,7 @@ from typing import Any
 
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.annotation import FaultError, bounding_box, lies_apart, number, read_box, read_segmentation
+from convnext_dense.data.formats.per_image import told_size
 from convnext_dense.data.pictures import image_size
 from convnext_dense.data.records import (
     Collection,
@@ -208,7 +209,7 @@ def open_picture(path: Path | None, entry: Mapping, name: str, faults: Faults, p
         faults.add('images that are not there', place)
     elif size is None:
         faults.add('image files that cannot be read', str(path))
-    elif stated_size(entry) not in (size, None):
+    elif told_size((entry.get('width'), entry.get('height'))) not in (size, None):
         faults.add(
             'images whose size in the annotations is not that of the file; were they resized, or turned as EXIF says, '
             'after they were annotated?', place, path,
@@ -216,15 +217,6 @@ def open_picture(path: Path | None, entry: Mapping, name: str, faults: Faults, p
     else:
         return Picture(path, *size, [])
     return None
-
-
-def stated_size(entry: Mapping) -> tuple[float, float] | None:
-    """Return width and height as an annotation file says; None where it does not."""
-    try:
-        width, height = number(entry.get('width')), number(entry.get('height'))
-    except FaultError:
-        return None
-    return (width, height) if width > 0 and height > 0 else None
 
 
 def check_boxes(file: Path, content: Mapping, pictures: Mapping[int | str, Picture | None]) -> None:
