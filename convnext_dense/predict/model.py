@@ -151,7 +151,7 @@ class Model:
     def label_map(self, labels: np.ndarray) -> LabelMap:
         """Return the result of a segmentor from labels (H, W)."""
         kind = np.uint8 if len(self.classes) <= 256 else np.int32
-        return LabelMap(labels.astype(kind), self.classes, self.palette)
+        return LabelMap(labels.astype(kind, copy=False), self.classes, self.palette)
 
 
 def load_model(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SAME = 0.5  # intersection over union, in the region that two tiles see, from which on two detections are one object
 INSIDE = 0.8  # the part of a cut box that another one covers there, from which on they are one object
 NEAR = 0.02  # of a tile's side: a box that ends so near to the tile's border may go on beyond it
+CACHE_BYTES = 2**26  # of blocks of a TIFF file that are kept
 MOST_BYTES = 2**30  # of blended probabilities in memory; more are kept in a temporary file
 
 
@@ -244,7 +245,7 @@ def blend(tiles: Sequence[Tile], scores: Iterator[np.ndarray], size: tuple[int, 
             positive where the class is.
         size: Height and width of the image.
     """
-    labels = np.zeros(size, np.int32)
+    labels = None
     rows = [list(row) for _, row in groupby(tiles, key=lambda tile: tile.top)]
     above = None
     for row, end in zip(rows, [*(below[0].top for below in rows[1:]), size[0]], strict=True):
@@ -254,13 +255,20 @@ def blend(tiles: Sequence[Tile], scores: Iterator[np.ndarray], size: tuple[int, 
             given = next(scores)
             if sums is None:
                 sums = zeros((len(given), bottom - top, size[1]))
+            if labels is None:
+                labels = np.zeros(size, np.uint8 if len(given) <= 256 else np.int32)
             sums[:, :, tile.left : tile.right] += given * np.outer(hat(bottom - top), hat(tile.right - tile.left))
         if above is not None:
             sums[:, : above.shape[1]] += above
-        done = sums[:, : end - top]
-        labels[top:end] = done.argmax(0) if len(done) > 1 else done[0] > 0
-        above = sums[:, end - top :]
+        labels[top:end] = winners(sums[:, : end - top])
+        above = zeros((len(sums), bottom - end, size[1]))  # of its own: a view would keep the whole row
+        above[:] = sums[:, end - top :]
     return labels
+
+
+def winners(scores: np.ndarray) -> np.ndarray:
+    """Return the class of each pixel from scores (classes, H, W); of one class, whether it is there."""
+    return scores.argmax(0) if len(scores) > 1 else scores[0] > 0
 
 
 def hat(length: int) -> np.ndarray:
@@ -306,6 +314,7 @@ class Raster:
         import rasterio
 
         check_exists(path)
+        self.settings = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES)  # by default it takes a share of the machine's memory
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
@@ -325,5 +334,6 @@ class Raster:
         rows, columns = (each.indices(length) for each, length in zip(place, self.shape, strict=False))
         window = (rows[:2], columns[:2])
         size = len(range(*rows)), len(range(*columns))
-        bands = self.file.read(window=window, out_shape=(self.file.count, *size))
+        with self.settings:
+            bands = self.file.read(window=window, out_shape=(self.file.count, *size))
         return as_input(np.moveaxis(bands, 0, -1), self.channels, self.stretch, self.path)
