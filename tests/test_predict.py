@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import itertools
 import json
+import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from convnext_dense.configs import load_config, model_scope
 from convnext_dense.data import import_data, write_shapes
 from convnext_dense.predict import Objects, load_model, predict, run
 from convnext_dense.predict.inputs import find_sources, read_ahead
-from convnext_dense.predict.output import yolo_lines
+from convnext_dense.predict.output import Output, yolo_lines
 from convnext_dense.predict.tiles import blend, cut, encode_part, join
 from convnext_dense.report import compare
 
@@ -395,6 +397,47 @@ def test_a_folder_keeps_to_one_model_and_one_set_of_options(checkpoints, images,
         predict_all(checkpoints, [images], tmp_path, score=0.5)
     with pytest.raises(UserError, match='epoch_1'):
         predict_all(checkpoints, [images], tmp_path, 'label maps')
+    with pytest.raises(UserError, match='config'):
+        predict_all(checkpoints, [images], tmp_path, cfg_options={'model.test_cfg.rcnn.max_per_img': 3})
+    other = tmp_path.with_name('other')
+    other.mkdir()
+    shutil.copy(min(images.iterdir()), other)
+    with pytest.raises(UserError, match=f'folder.*{images}'):
+        predict_all(checkpoints, [other], tmp_path)
+
+
+def test_a_changed_image_is_predicted_again_and_own_pictures_are_not(checkpoints, images, tmp_path, capsys):
+    photos = tmp_path / 'photos'
+    shutil.copytree(images, photos)
+    predict_all(checkpoints, [photos], photos / 'out', save=['pictures', 'csv'])
+    first, second = sorted(photos.glob('*.png'))[:2]
+    shutil.copy(second, first)
+    os.utime(first, (1, 1))
+    predict_all(checkpoints, [photos], photos / 'out', save=['pictures', 'csv'])
+    assert '5 of 6 files were predicted before' in capsys.readouterr().err
+    with (photos / 'out/predictions.csv').open() as stream:
+        rows = list(csv.DictReader(stream))
+    one, other = ([row['x1'] for row in rows if row['file_name'] == file.name] for file in (first, second))
+    assert one == other
+
+
+@pytest.mark.parametrize('inside', ['pictures/000000.jpg', 'labels/000000.txt', 'x.png'])
+def test_a_folder_of_the_user_is_not_written_to(inside, checkpoints, images, tmp_path):
+    (tmp_path / inside).parent.mkdir(exist_ok=True)
+    shutil.copy(min(images.iterdir()), tmp_path / inside)
+    before = (tmp_path / inside).read_bytes()
+    with pytest.raises(UserError, match='no prediction wrote'):
+        predict_all(checkpoints, [images], tmp_path)
+    assert (tmp_path / inside).read_bytes() == before
+
+
+def test_an_image_that_cannot_be_drawn_does_not_stop_the_others(checkpoints, images, tmp_path, monkeypatch):
+    def fail(frame, result):
+        raise ValueError('a side too long')
+
+    monkeypatch.setattr(Output, 'add_picture', lambda self, frame, result: fail(frame, result))
+    assert predict_all(checkpoints, [images], tmp_path / 'out') == 1
+    assert all('a side too long' in row['error'] for row in rows_of(tmp_path / 'out'))
 
 
 def test_a_video_becomes_a_video(checkpoints, images, tmp_path):
@@ -417,6 +460,7 @@ def test_a_video_becomes_a_video(checkpoints, images, tmp_path):
         (dict(save=['maps']), 'maps.*pictures, coco'),
         (dict(batch=0), '--batch'),
         (dict(tile=0), 'tile'),
+        (dict(score=1.5), '--score'),
         (dict(kind='label maps', score=0.5), '--score'),
     ],
 )
@@ -433,30 +477,34 @@ def test_inputs_are_files_folders_patterns_and_lists(images, tmp_path):
     inside = tmp_path / 'list.txt'
     inside.write_text(f'\ufeff{files[0]}\r\n\r\nbeside.png\n', encoding='utf-8')
     (tmp_path / 'beside.png').write_bytes(files[1].read_bytes())
-    assert [each.path for each in find_sources([images])] == files
-    assert [each.path for each in find_sources([f'{images}/*2.png', files[2], files[0]])] == [files[2], files[0]]
-    assert [each.path for each in find_sources([inside])] == [files[0], tmp_path / 'beside.png']
+    assert [each.path for each in find_sources([images])[1]] == files
+    assert [each.path for each in find_sources([f'{images}/*2.png', files[2], files[0]])[1]] == [files[2], files[0]]
+    assert [each.path for each in find_sources([inside])[1]] == [files[0], tmp_path / 'beside.png']
 
 
 def test_files_that_share_a_name_keep_their_results_apart(tmp_path):
     for name in ('a/x.png', 'b/x.png', 'a/x.jpg', 'a/y.jpg'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    sources = {each.name: each.stem for each in find_sources([tmp_path])}
-    assert sources == {'a/x.jpg': 'a/x.jpg', 'a/x.png': 'a/x.png', 'a/y.jpg': 'a/y', 'b/x.png': 'b/x'}
+    sources = {each.name: each.stem for each in find_sources([tmp_path])[1]}
+    assert sources == {name: name for name in ('a/x.jpg', 'a/x.png', 'a/y.jpg', 'b/x.png')}
+    (tmp_path / 'a/x.jpg').unlink()
+    assert {each.stem for each in find_sources([tmp_path])[1]} == {'a/x', 'a/y', 'b/x'}
 
 
-@pytest.mark.parametrize('given', ['none.jpg', '*.none', 'notes.docx', 'empty'])
+@pytest.mark.parametrize('given', ['none.jpg', '*.none', 'notes.docx', 'empty', 'lists.txt', 'empty.txt', 'latin.txt'])
 def test_what_is_no_input_is_answered(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('notes.docx').touch()
     Path('empty').mkdir()
+    for name, text in (('lists', b'lists.txt'), ('empty', b'\n'), ('latin', b'\xe4.jpg')):
+        Path(f'{name}.txt').write_bytes(text)
     with pytest.raises(UserError, match=given.replace('*', '.')):
         find_sources([given])
 
 
 def test_images_are_read_ahead_in_their_order(images):
-    sources = find_sources([images])
+    _, sources = find_sources([images])
     seen = [frame.source for frame in read_ahead(sources, lambda path: np.zeros((1, 1, 3)), workers=3, ahead=2)]
     assert seen == sources
 
@@ -481,7 +529,7 @@ def test_predictions_are_compared_with_coco_annotations(checkpoints, images, tmp
     options = dict(inputs=[images], out=tmp_path / 'out', device='cpu', save=['coco'])
     assert compare.predict(checkpoints['objects'], compare=tmp_path / 'ann.json', **options) == 0
     said = capsys.readouterr().out
-    assert '6 of 6 images, 6 predicted' in said
+    assert '6 of 6 annotated images, 6 predicted' in said
     assert re.search(r'mean +1\.000 +1\.000', said)
 
 
@@ -506,3 +554,44 @@ def test_what_cannot_be_compared_is_answered(kind, checkpoints, images, tmp_path
     options = dict(inputs=[images], out=tmp_path / 'out', device='cpu')
     with pytest.raises(UserError, match=f'none.*{kind}'):
         compare.predict(checkpoints[kind], compare=tmp_path / 'none', **options)
+
+
+def test_images_without_objects_do_not_hide_the_masks():
+    mask = coco_mask.encode(np.asfortranarray(np.pad(np.ones((20, 10), np.uint8), ((5, 75), (3, 187)))))
+    mask = dict(mask, counts=mask['counts'].decode())
+    found = dict(category_id=2, score=0.9, bbox=[3, 5, 10, 20], segmentation=mask)
+    rows = {'a.png': dict(width=200, height=100, objects=[]), 'b.png': dict(width=200, height=100, objects=[found])}
+    instance = dict(bbox=[3, 5, 13, 25], bbox_label=1, ignore_flag=0)
+    right = {'a.png': [], 'b.png': [dict(instance, mask=mask)]}
+    assert re.search(r'square( +1\.000){4}', compare.compare_objects(rows, right, CLASSES))
+    right['b.png'] = [dict(instance, mask=None)]
+    said = compare.compare_objects(rows, right, CLASSES)
+    assert re.search(r'square( +1\.000){2}$', said, re.MULTILINE)
+    assert 'mask' not in said  # nothing says what they should be
+    right['b.png'] = [dict(instance, mask=dict(size=[9, 9], counts=[81]))]
+    with pytest.raises(UserError, match=r'b\.png.*\[9, 9\]'):
+        compare.compare_objects(rows, right, CLASSES)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda content: content.pop('annotations'),
+        lambda content: content['annotations'][0].pop('bbox'),
+        lambda content: content['annotations'][0].update(category_id=77),
+        lambda content: content['annotations'][0].update(bbox=[1, 2, 'x', 4]),
+        lambda content: content['images'][0].pop('file_name'),
+    ],
+)
+def test_annotations_that_are_none_are_answered_before_the_prediction(change, tmp_path):
+    content = dict(
+        images=[dict(id=1, file_name='a.png')],
+        annotations=[dict(id=1, image_id=1, category_id=1, bbox=[1, 2, 3, 4])],
+        categories=[dict(id=1, name='star')],
+    )
+    (tmp_path / 'ann.json').write_text(json.dumps(content))
+    assert compare.read_right(tmp_path / 'ann.json', CLASSES)['a.png'][0]['bbox'] == [1, 2, 4, 6]
+    change(content)
+    (tmp_path / 'ann.json').write_text(json.dumps(content))
+    with pytest.raises(UserError, match='ann.json.*check-data'):
+        compare.read_right(tmp_path / 'ann.json', CLASSES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from convnext_dense.data.records import IMAGE_SUFFIXES, find_files
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
 LIST_SUFFIX = '.txt'
+CLASS_LIST = Path('classes')  # of labels/classes.txt, which no image may have
 
 
 class Source(NamedTuple):
@@ -28,7 +28,7 @@ class Source(NamedTuple):
     Attributes:
         path: The file.
         name: Its path below the folder that all files share, with slashes.
-        stem: What the names of its results begin with: the name, without its suffix where no other file has that.
+        stem: What the names of its results begin with: the name, without its suffix if all files differ without theirs.
     """
 
     path: Path
@@ -36,28 +36,58 @@ class Source(NamedTuple):
     stem: str
 
     @property
+    def modified(self) -> float:
+        """When the file was last written."""
+        return self.path.stat().st_mtime
+
+    @property
     def is_video(self) -> bool:
         """Whether it is a video."""
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_sources(inputs: Iterable[str | os.PathLike]) -> list[Source]:
-    """Return the files that are named, each once.
+def find_sources(inputs: Iterable[str | os.PathLike], out: Path | None = None) -> tuple[Path, list[Source]]:
+    """Return the folder that all files that are named share, and the files, each once.
 
     Args:
         inputs: Files, folders, patterns such as ``photos/*.jpg``, and lists: ``.txt`` files with one of those a line.
+        out: The folder to write to, whose files are none to predict.
 
     Raises:
         UserError: One of them is not there, or is neither an image nor a video.
     """
-    paths = list(dict.fromkeys(path for given in inputs for path in expand(str(given))))
-    root = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
-    names = [path.absolute().relative_to(root) for path in paths]
-    shared = Counter(name.with_suffix('') for name in names)
-    stems = [name.with_suffix('') if shared[name.with_suffix('')] == 1 else name for name in names]
-    return [
-        Source(path, name.as_posix(), stem.as_posix()) for path, name, stem in zip(paths, names, stems, strict=True)
-    ]
+    if not all(str(given).strip() for given in inputs):
+        raise UserError('An input is empty. It is an image, a video, a folder, a pattern or a .txt list.')
+    found = [path for given in inputs for path in expand(str(given))]
+    paths = list({os.path.abspath(path): path for path in reversed(found)}.values())[::-1]
+    paths = [path for path in paths if out is None or out.absolute() not in path.absolute().parents]
+    if not paths:
+        raise UserError('The inputs name no image and no video outside of the folder to write to.')
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    root = Path(os.path.commonpath([path.parent for path in absolute]))
+    names = [path.relative_to(root) for path in absolute]
+    short = [name.with_suffix('') for name in names]
+    stems = short if len({*short, CLASS_LIST}) == len(short) + 1 else names
+    rows = zip(paths, names, stems, strict=True)
+    return root, [Source(path, name.as_posix(), stem.as_posix()) for path, name, stem in rows]
+
+
+def read_list(file: Path) -> list[str]:
+    """Return the inputs that a text file names, one a line.
+
+    Raises:
+        UserError: It is no text, or names nothing.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text(encoding='utf-8-sig').splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f'The list {file} is not text in UTF-8 ({error.reason}). Save it so.') from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UserError(f'The list {file} is empty. It has a file, a folder or a pattern on each line.')
+    if nested := [line for line in lines if line.lower().endswith(LIST_SUFFIX)]:
+        raise UserError(f'The list {file} names another list, {nested[0]}. Give both to the command.')
+    return lines
 
 
 def expand(given: str, folder: Path = Path()) -> list[Path]:
@@ -76,8 +106,7 @@ def expand(given: str, folder: Path = Path()) -> list[Path]:
     if not path.exists():
         raise UserError(f'{path} does not exist. An input is an image, a video, a folder, a pattern or a .txt list.')
     if path.suffix.lower() == LIST_SUFFIX:
-        lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
-        return [file for line in lines if line for file in expand(line, path.parent)]
+        return [file for line in read_list(path) for file in expand(line, path.parent)]
     if path.suffix.lower() not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
         kinds = ', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
         raise UserError(f'{path} is neither an image nor a video: {path.suffix or "no suffix"} is none of {kinds}.')

@@ -192,7 +192,12 @@ def load_model(
         network = revert_sync_batchnorm(MODELS.build(cfg.model))
         network.dataset_meta = dataset
         load_checkpoint(getattr(network, 'module', network), checkpoint, map_location='cpu', strict=True)
-    return Model(network.to(device or device_type()).eval(), cfg, dataset, name, checkpoint)
+    try:
+        network.to(device or device_type())
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f'The model cannot run on {device} ({reason}). Give --device cpu, cuda or cuda:N.') from error
+    return Model(network.eval(), cfg, dataset, name, checkpoint)
 
 
 def find_checkpoint(source: str | os.PathLike) -> str:
@@ -247,8 +252,8 @@ def find_classes(cfg: Config, content: Mapping) -> dict[str, Any]:
         (cfg[f'{split}_dataloader'] for split in ('test', 'val', 'train') if cfg.get(f'{split}_dataloader')), {}
     )
     _, of_config = next(open_wrappers(loader.get('dataset')), ('', {}))
-    with configs.model_scope(cfg), quiet():
-        known = getattr(DATASETS.get(of_config.get('type') or ''), 'METAINFO', {})
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry, quiet():
+        known = getattr(registry.get(of_config.get('type') or ''), 'METAINFO', {})
     given = of_config.get('metainfo') or {}
     classes = dataset.get('classes') or read_classes(of_config) or known.get('classes')
     if not classes:

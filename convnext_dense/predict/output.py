@@ -32,7 +32,7 @@ OBJECTS, LABEL_MAPS = 'objects', 'label maps'  # kinds of predictions
 FORMATS = {OBJECTS: ('pictures', 'coco', 'csv', 'yolo'), LABEL_MAPS: ('pictures', 'maps', 'csv')}
 CSV_COLUMNS = {OBJECTS: ('score', 'x1', 'y1', 'x2', 'y2'), LABEL_MAPS: ('pixels',)}
 DRAWN_SCORE = 0.3  # where no other one is asked for
-MOST_PIXELS = 2**25  # of a picture
+MOST_PIXELS, MOST_SIDE = 2**25, 2**15  # of a picture; JPEG has sides up to 65,500
 OPACITY = 0.45  # of masks and label maps in pictures
 
 
@@ -102,9 +102,9 @@ def largest_outline(mask: np.ndarray) -> np.ndarray:
 def reduce(image: np.ndarray, result: Result) -> tuple[np.ndarray, Result]:
     """Return a very large image and its prediction in a size that can be drawn; masks are then left out."""
     height, width = image.shape[:2]
-    if height * width <= MOST_PIXELS:
+    step = max(math.ceil(math.sqrt(height * width / MOST_PIXELS)), math.ceil(max(height, width) / MOST_SIDE))
+    if step == 1:
         return image, result
-    step = math.ceil(math.sqrt(height * width / MOST_PIXELS))
     small = image[::step, ::step]
     if isinstance(result, LabelMap):
         return small, replace(result, labels=result.labels[::step, ::step])
@@ -131,8 +131,12 @@ class Output:
         self.folder, self.model, self.formats, self.drawn_score = folder, model, formats, drawn_score
         self.video: Source | None = None  # of which frames are being added
         self.writer: cv2.VideoWriter | None = None
-        folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / LOG
+        if folder.is_dir() and any(folder.iterdir()) and not self.log.exists():
+            raise UserError(
+                f'{folder} holds files that no prediction wrote. Give --out an empty folder, or one that is not there.'
+            )
+        folder.mkdir(parents=True, exist_ok=True)
         self.done = self.resume(settings)
         self.stream = self.log.open('a', encoding='utf-8')
 
@@ -142,12 +146,12 @@ class Output:
     def __exit__(self, *_: object) -> None:
         self.stream.close()
 
-    def resume(self, settings: Mapping[str, Any]) -> set[str]:
-        """Return the names of the files that are done, and cut the log behind its last whole line."""
+    def resume(self, settings: Mapping[str, Any]) -> dict[str, float]:
+        """Return the files that are done, with their times, and cut the log behind its last whole line."""
         if not self.log.exists():
             with replaced(self.log) as draft:
                 draft.write_text(json.dumps(settings) + '\n', encoding='utf-8')
-            return set()
+            return {}
         with self.log.open('rb+') as stream:
             content = stream.read()
             stream.truncate(content.rfind(b'\n') + 1)
@@ -157,7 +161,7 @@ class Output:
                 f'{self.folder} holds predictions of another run: its {different[0]} is {before.get(different[0])!r}, '
                 f'not {settings[different[0]]!r}. Give another --out, or delete {self.log}.'
             )
-        return {row['file_name'] for row in rows if row.get('frame') is None and 'error' not in row}
+        return {row['file_name']: row['modified'] for row in rows if 'modified' in row}
 
     def rows(self) -> Iterator[dict]:
         """Yield the settings, then what the log has for each image."""
@@ -179,7 +183,8 @@ class Output:
             self.write(frame, 'labels', '.txt', yolo_lines(result).encode())
         found = dict(pixels=result.areas()) if isinstance(result, LabelMap) else dict(objects=result.to_coco())
         height, width = result.size
-        self.note(frame, width=width, height=height, **found)
+        own = {} if frame.number is not None else dict(modified=frame.source.modified)
+        self.note(frame, width=width, height=height, **own, **found)
 
     def add_picture(self, frame: Frame, result: Result) -> None:
         """Draw what was predicted: a JPEG for an image, a video for a video."""
@@ -199,7 +204,7 @@ class Output:
         if self.writer is not None:
             self.writer.release()
         if self.video is not None:
-            self.note(Frame(self.video, None, None), is_video=True)
+            self.note(Frame(self.video, None, None), is_video=True, modified=self.video.modified)
         self.video = self.writer = None
 
     def add_error(self, frame: Frame, error: str) -> None:

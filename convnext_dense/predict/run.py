@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -96,19 +97,21 @@ def predict_with(
     """
     if batch < 1 or workers < 1:
         raise UserError(f'--batch and --workers are 1 or more; got {batch} and {workers}.')
+    if score is not None and not 0 <= score <= 1:
+        raise UserError(f'--score is a number from 0 to 1; got {score}.')
     check_tiles(1 if tile is None else tile, overlap)
-    sources = find_sources(inputs)
+    folder = Path(out)
+    root, sources = find_sources(inputs, folder)
     formats = choose_formats(model.kind, save)
     labels = find_labels(model, score, classes)
     drawn = DRAWN_SCORE if score is None else score
     lowest = 0 if keep_all else drawn
     settings = dict(
         model=model.checkpoint, modified=modified(model.checkpoint), classes=classes, score=lowest, tile=tile,
-        overlap=overlap, tta=model.has_tta, save=sorted(formats),
+        overlap=overlap, tta=model.has_tta, save=sorted(formats), folder=str(root), config=config_digest(model),
     )  # fmt: skip
-    folder = Path(out)
     with explained(folder), Output(folder, model, formats, settings, drawn) as output:
-        left = [source for source in sources if source.name not in output.done]
+        left = [source for source in sources if output.done.get(source.name) != source.modified]
         if len(left) < len(sources):
             tell(f'{len(sources) - len(left)} of {len(sources)} files were predicted before; the others follow')
         read = model.read if tile is None else partial(open_image, model)
@@ -117,14 +120,34 @@ def predict_with(
         with tqdm(total=count_frames(left), unit='image', disable=not sys.stderr.isatty(), leave=False) as bar:
             for frame, result in predict_frames(model, frames, batch, tile, overlap):
                 bar.update()
-                if isinstance(result, str):
-                    output.add_error(frame, result)
-                    failed.append(result if str(frame.source.path) in result else f'{frame.source.path}: {result}')
-                else:
-                    output.add(frame, result.select(lowest, labels) if isinstance(result, Objects) else result)
+                result = result.select(lowest, labels) if isinstance(result, Objects) else result
+                if problem := result if isinstance(result, str) else write(output, frame, result):
+                    output.add_error(frame, problem)
+                    failed.append(problem if str(frame.source.path) in problem else f'{frame.source.path}: {problem}')
         output.write_tables()
         print(summary(model, len(sources), output.counts(), failed, folder, formats))
     return 1 if failed else 0
+
+
+def write(output: Output, frame: Frame, result: Result) -> str | None:
+    """Write what was found on an image; return what went wrong, but for a disk that refuses, which ends all."""
+    try:
+        output.add(frame, result)
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # of a drawing library, on an image of odd kind
+        return one_line(error)
+    return None
+
+
+def one_line(error: Exception) -> str:
+    """Return an exception in one line."""
+    return ': '.join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
+def config_digest(model: Model) -> str:
+    """Return a digest of a model's config, which options may have changed."""
+    return hashlib.sha256(model.config.pretty_text.encode()).hexdigest()[:16]
 
 
 def modified(checkpoint: str) -> float | None:
@@ -194,7 +217,7 @@ def predict_batch(
     except Exception:  # of whatever library; alone, each image says what is wrong
         results = {}
     for frame in frames:
-        yield frame, results.get(id(frame)) or predict_alone(model, frame, tile, overlap)
+        yield frame, results[id(frame)] if id(frame) in results else predict_alone(model, frame, tile, overlap)
 
 
 def predict_alone(model: Model, frame: Frame, tile: int | None, overlap: float) -> Result | str:
@@ -204,7 +227,7 @@ def predict_alone(model: Model, frame: Frame, tile: int | None, overlap: float) 
     try:
         return model.predict([frame.image])[0] if tile is None else predict_tiled(model, frame.image, tile, overlap)
     except Exception as error:  # one bad image does not end the others
-        return f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
+        return one_line(error)
 
 
 def summary(

@@ -10,11 +10,14 @@ import importlib.util
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import combinations, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torchvision.ops import batched_nms
 
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from convnext_dense.predict.model import Model
 
 SAME = 0.5  # intersection over union, in the region that two tiles see, from which on two detections are one object
+TWICE = 0.6  # intersection over union from which on two objects of a class are one, whatever tiles found them
 INSIDE = 0.8  # the part of a cut box that another one covers there, from which on they are one object
 NEAR = 0.02  # of a tile's side: a box that ends so near to the tile's border may go on beyond it
 CACHE_BYTES = 2**26  # of blocks of a TIFF file that are kept
@@ -130,7 +134,10 @@ def join(tiles: Sequence[Tile], found: Sequence[Objects]) -> Objects:
     scores = np.array([max(piece.score for piece in group) for group in groups], np.float32)
     labels = np.array([group[0].label for group in groups], np.int64)
     rles = None if found[0].rles is None else [fuse_masks(group, size) for group in groups]
-    return Objects(boxes, scores, labels, size, found[0].classes, rles)
+    objects = Objects(boxes, scores, labels, size, found[0].classes, rles)
+    # what a tile found besides of an object that another tile has whole
+    kept = batched_nms(torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(labels), TWICE)
+    return objects.take(kept.numpy())
 
 
 def take_apart(objects: Objects, tile: Tile, size: tuple[int, int]) -> list[Piece]:
@@ -148,10 +155,14 @@ def take_apart(objects: Objects, tile: Tile, size: tuple[int, int]) -> list[Piec
 
 def agreements(pieces: Sequence[Sequence[Piece]]) -> Iterator[tuple[float, Piece, Piece]]:
     """Yield the pairs of pieces from two tiles that are one object, with how well they agree."""
-    for ours, theirs in combinations(filter(None, pieces), 2):
-        region = shared(ours[0].tile, theirs[0].tile)
-        if region is not None:
-            agreement = agree(ours, theirs, *region)
+    pieces = [of_tile for of_tile in pieces if of_tile]
+    tiles = np.array([of_tile[0].tile for of_tile in pieces]).reshape(-1, 4)
+    for place, ours in enumerate(pieces):
+        others = tiles[place + 1 :]
+        meets = ((others[:, :2] < tiles[place, 2:]) & (others[:, 2:] > tiles[place, :2])).all(1)
+        for other in np.flatnonzero(meets):
+            theirs = pieces[place + 1 + other]
+            agreement = agree(ours, theirs, *shared(ours[0].tile, theirs[0].tile))
             for i, j in zip(*np.nonzero(agreement), strict=True):
                 yield agreement[i, j], ours[i], theirs[j]
 
@@ -178,10 +189,9 @@ def agree(ours: Sequence[Piece], theirs: Sequence[Piece], low: np.ndarray, high:
     return np.where(is_same, overlap, 0)
 
 
-def shared(one: Tile, other: Tile) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the corners (x, y) of the region that two tiles see; None where there is none."""
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
-    return (low, high) if (low < high).all() else None
+def shared(one: Tile, other: Tile) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners (x, y) of the region that two tiles see."""
+    return np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
 
 
 def fuse_boxes(group: Sequence[Piece]) -> np.ndarray:
@@ -294,9 +304,20 @@ def open_image(model: Model, path: Path) -> np.ndarray | Raster:
     Raises:
         UserError: It cannot be read.
     """
-    if path.suffix.lower() in TIFF and importlib.util.find_spec('rasterio'):
+    if path.suffix.lower() in TIFF and importlib.util.find_spec('rasterio') and has_plain_values(path):
         return Raster(path, model.load)
     return model.read(path)
+
+
+def has_plain_values(path: Path) -> bool:
+    """Tell whether the values of a TIFF file are those of its bands, not turned: no palette, and no single bits."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with Image.open(path) as image:
+                return image.mode not in ('P', '1') and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except (OSError, ValueError, SyntaxError):
+        return True  # bands that Pillow does not know
 
 
 class Raster:

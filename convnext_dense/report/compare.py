@@ -13,6 +13,7 @@ import numpy as np
 
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data import open_wrappers
+from convnext_dense.data.annotation import number
 from convnext_dense.data.checks.configs import SEGMENTATION_TYPES
 from convnext_dense.data.formats.coco import class_names, plain, read_json
 from convnext_dense.predict.model import load_model
@@ -63,7 +64,9 @@ def predict(
     is_of_maps = loaded.kind == LABEL_MAPS
     if not (Path(compare).is_dir() if is_of_maps else Path(compare).is_file()):
         wanted = 'the folder of the label maps' if is_of_maps else 'a COCO JSON'
-        raise UserError(f'--compare {compare}: {loaded.name} predicts {loaded.kind}, which need {wanted}.')
+        problem = 'is of another kind' if Path(compare).exists() else 'does not exist'
+        raise UserError(f'--compare {compare} {problem}: {loaded.name} predicts {loaded.kind}, which need {wanted}.')
+    right = {} if is_of_maps else read_right(Path(compare), loaded.classes)
     if is_of_maps:
         options['save'] = sorted({*(options.get('save') or ('pictures',)), 'maps'})
     elif options.get('score') is None:
@@ -76,49 +79,61 @@ def predict(
         is_reduced = dataset.get('reduce_zero_label', dataset.get('type') in REDUCED)
         print(compare_maps(Path(out) / 'labels', Path(compare), loaded.classes, is_reduced))
     else:
-        print(compare_objects(rows, Path(compare), loaded.classes))
+        print(compare_objects(rows, right, loaded.classes))
     return code
 
 
-def compare_objects(rows: Mapping[str, Mapping], annotations: Path, classes: tuple[str, ...]) -> str:
-    """Return the metrics of objects, as a table.
-
-    Args:
-        rows: File name -> what was written for the image.
-        annotations: COCO instances; images are found by the ends of their names, classes by their names.
-        classes: Those of the model.
+def read_right(annotations: Path, classes: tuple[str, ...]) -> dict[str, list[dict]]:
+    """Return the objects on each image of a COCO JSON, as MMDetection's datasets give them.
 
     Raises:
-        UserError: The file is no COCO JSON, or has other images or other classes.
+        UserError: The file is no sound COCO JSON, or has classes that the model does not know.
     """
     content = read_json(annotations)
     names = class_names(annotations, content)
     if unknown := [name for name in names.values() if name not in classes]:
         raise UserError(f'{annotations} has the classes {shorten(unknown)}, and the model knows {shorten(classes, 8)}.')
-    of_image: dict[Any, list[Mapping]] = {}
-    for entry in content['annotations']:
-        of_image.setdefault(plain(entry['image_id']), []).append(entry)
-    found = dict(pairs(rows, {image['file_name']: image for image in content['images']}))
-    if not found:
+    try:
+        of_image: dict[Any, list[dict]] = {plain(image['id']): [] for image in content['images']}
+        for entry in content['annotations']:
+            x, y, w, h = map(number, entry['bbox'])
+            label = classes.index(names[plain(entry['category_id'])])
+            instance = dict(bbox=[x, y, x + w, y + h], bbox_label=label, mask=entry.get('segmentation'))
+            of_image[plain(entry['image_id'])].append(dict(instance, ignore_flag=int(entry.get('iscrowd') or 0)))
+        return {image['file_name']: of_image[plain(image['id'])] for image in content['images']}
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f'No image of {annotations} was predicted: it has {shorten(i["file_name"] for i in content["images"])}.'
-        )
+            f'{annotations} is no sound COCO JSON ({type(error).__name__}: {error}). convnext-dense check-data names '
+            'its faults, and --fix writes a copy without them.'
+        ) from error
+
+
+def compare_objects(rows: Mapping[str, Mapping], right: Mapping[str, list[dict]], classes: tuple[str, ...]) -> str:
+    """Return the metrics of objects, as a table.
+
+    Args:
+        rows: File name -> what was written for the image.
+        right: File name -> what is on the image; images are found by the ends of their names.
+        classes: Those of the model.
+
+    Raises:
+        UserError: They have no image in common, or a mask is none of its image.
+    """
+    found = dict(pairs(rows, right))
+    if not found:
+        raise UserError(f'No image of the annotations was predicted: they have {shorten(right)}.')
+    has_masks = any('segmentation' in each for row in rows.values() for each in row['objects'])
     cases = []
-    for name, image in found.items():
-        own = as_objects(rows[name], classes)
-        instances = [
-            dict(
-                bbox=np.add(entry['bbox'], [0, 0, *entry['bbox'][:2]]).tolist(),
-                bbox_label=classes.index(names[plain(entry['category_id'])]),
-                mask=entry.get('segmentation'),
-                ignore_flag=entry.get('iscrowd', 0),
-            )
-            for entry in of_image.get(plain(image['id']), ())
-        ]
+    for name, instances in found.items():
+        own = as_objects(rows[name], classes, has_masks)
         is_crowd = np.array([bool(each['ignore_flag']) for each in instances], bool)
-        cases.append(objects.Case(name, read_truth(instances, own), is_crowd, own))
+        try:
+            truth = read_truth(instances, own)
+        except (TypeError, ValueError, KeyError) as error:
+            raise UserError(f'{name}: a segmentation of the annotations is none ({error}).') from error
+        cases.append(objects.Case(name, truth, is_crowd, own))
     report = objects.judge(cases, classes)
-    lines = [f'compared with {annotations}: {len(cases)} of {len(content["images"])} images, {len(rows)} predicted']
+    lines = [f'compared: {len(cases)} of {len(right)} annotated images, {len(rows)} predicted']
     kinds = [kind for kind in ('box', 'mask') if f'{kind}_AP' in next(iter(report['by_class'].values()))]
     columns = {f'{kind} {figure}': f'{kind}_{figure}' for kind in kinds for figure in ('AP', 'AP50')}
     return '\n'.join([*lines, *table_of(report['by_class'], columns)])
@@ -137,14 +152,13 @@ def pairs(rows: Mapping[str, Any], images: Mapping[str, Any]) -> Iterator[tuple[
             yield name, same[0]
 
 
-def as_objects(row: Mapping, classes: tuple[str, ...]) -> Objects:
+def as_objects(row: Mapping, classes: tuple[str, ...], has_masks: bool) -> Objects:
     """Return the objects of a line that was written for an image."""
     found = row['objects']
     boxes = np.array([each['bbox'] for each in found], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     scores = np.array([each['score'] for each in found], np.float32)
     labels = np.array([each['category_id'] - 1 for each in found], np.int64)
-    has_masks = bool(found) and 'segmentation' in found[0]
     rles = [dict(e['segmentation'], counts=e['segmentation']['counts'].encode()) for e in found] if has_masks else None
     return Objects(boxes, scores, labels, (row['height'], row['width']), classes, rles)
 

@@ -137,7 +137,8 @@ def read_truth(instances: Sequence[Mapping], found: Objects) -> Objects:
     """Return what a dataset of MMDetection says is on an image."""
     boxes = np.array([each['bbox'] for each in instances], np.float32).reshape(-1, 4)
     labels = np.array([each['bbox_label'] for each in instances], np.int64)
-    rles = None if found.rles is None else [as_rle(each.get('mask'), found.size) for each in instances]
+    has_masks = found.rles is not None and (not instances or any(each.get('mask') for each in instances))
+    rles = [as_rle(each.get('mask'), found.size) for each in instances] if has_masks else None
     return Objects(boxes, np.ones(len(boxes), np.float32), labels, found.size, found.classes, rles)
 
 
@@ -145,6 +146,8 @@ def as_rle(outline: Any, size: tuple[int, int]) -> dict:
     """Return a mask as run lengths, from polygons or from run lengths of either kind; an empty one from nothing."""
     if isinstance(outline, Mapping):
         counts = outline['counts']
+        if tuple(outline['size']) != tuple(size):
+            raise UserError(f'A mask of the ground truth is of size {outline["size"]}, and its image of {list(size)}.')
         if isinstance(counts, list):
             return coco_mask.frPyObjects(outline, *size)
         return dict(outline, counts=counts.encode() if isinstance(counts, str) else counts)
@@ -161,7 +164,10 @@ def read_report(path: Path) -> dict[str, Any]:
     if path.is_dir() and not file.is_file():  # the work dir of a test has a folder for each
         file = max(path.glob(f'*/{REPORT}'), key=lambda each: each.stat().st_mtime, default=file)
     try:
-        return json.loads(file.read_text(encoding='utf-8'))
+        report = json.loads(file.read_text(encoding='utf-8'))
+        if not isinstance(report, dict) or not report.keys() >= {'kind', 'classes', 'by_class'}:
+            raise ValueError
+        return report
     except (OSError, ValueError) as error:
         raise UserError(f'{file} is no report to compare with. Write one with convnext-dense report.') from error
 

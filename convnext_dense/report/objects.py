@@ -71,7 +71,7 @@ def judge(cases: Sequence[Case], classes: Sequence[str]) -> dict[str, Any]:
     matches = [match(case) for case in cases]
     by_class, threshold = rate_classes(cases, matches, classes)
     for kind, name in (('bbox', 'box'), ('segm', 'mask')):
-        if kind == 'bbox' or cases[0].found.rles is not None:
+        if kind == 'bbox' or all(None not in (case.found.rles, case.truth.rles) for case in cases):
             add_average_precision(by_class, evaluate(cases, classes, kind), name, classes)
     return dict(
         kind='objects',

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.compat.files import write_text
 from convnext_dense.report.objects import ERRORS, RECALLS
 from convnext_dense.train.page import image, page_text
@@ -42,6 +42,11 @@ def write_page(
     """
     if against is not None and against['kind'] != report['kind']:
         raise UserError(f'The report to compare with is on {against["kind"]}, and this one on {report["kind"]}.')
+    if against is not None and against['classes'] != report['classes']:
+        raise UserError(
+            f'The report to compare with has the classes {shorten(against["classes"])}, and this one '
+            f'{shorten(report["classes"])}.'
+        )
     parts = [*summary(report, against), *class_table(report, against), *sections(report)]
     parts.append(f'<h2>The {len(pictures)} worst images</h2><p>On the left what is right, on the right the prediction.')
     for row, picture in pictures:
