@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from PIL import ExifTags, Image
-from torchvision.ops import batched_nms
 
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
@@ -119,6 +118,8 @@ def chained(first: object, others: Iterator) -> Iterator:
 
 def join(tiles: Sequence[Tile], found: Sequence[Objects]) -> Objects:
     """Return the objects of an image from those of its tiles, best first."""
+    from torchvision.ops import batched_nms  # slow to import
+
     size = max(tile.bottom for tile in tiles), max(tile.right for tile in tiles)
     pieces = [take_apart(objects, tile, size) for tile, objects in zip(tiles, found, strict=True)]
     groups = [[piece] for of_tile in pieces for piece in of_tile]
