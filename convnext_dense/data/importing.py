@@ -25,7 +25,7 @@ from convnext_dense.compat.files import write_text
 from convnext_dense.data.annotation import polygon_area
 from convnext_dense.data.formats import FORMATS, recognise
 from convnext_dense.data.formats.masks import LabelMaps, recoded
-from convnext_dense.data.pictures import ImageKind, find_kind
+from convnext_dense.data.pictures import ImageKind, distinct_colours, find_kind
 from convnext_dense.data.records import IMPORTED, Collection, Picture, Thing
 from convnext_dense.data.splits import complete_splits
 
@@ -190,6 +190,9 @@ def join_pictures(collection: Collection) -> None:
             if first is not picture and picture.things:
                 first.things.extend(picture.things)
         for path, picture in joined.items():
+            boxes = {(thing.label, thing.box, thing.is_crowd) for thing in picture.things}
+            if len(boxes) == len(picture.things):  # nearly always; to compare outlines takes longer
+                continue
             single = {json.dumps(thing[:3], default=str) + str(thing.is_crowd): thing for thing in picture.things}
             for _ in range(len(picture.things) - len(single)):
                 collection.faults.add('objects that are there twice', path.name, path)
@@ -251,12 +254,10 @@ def rename_classes(collection: Collection, names: list[str], is_numbered: bool) 
 
 
 def palette_of(collection: Collection) -> list[tuple[int, int, int]]:
-    """Return a colour for each class: those of the data, or well apart ones (the golden angle around the wheel)."""
+    """Return a colour for each class: those of the data, or well apart ones."""
     if collection.palette and len(collection.palette) == len(collection.classes):
         return collection.palette
-    hues = [(i * 0.618034 % 1) * 180 for i in range(len(collection.classes))]
-    colours = np.array([[(hue, 200, 230) for hue in hues]], np.uint8)
-    return [tuple(map(int, colour)) for colour in cv2.cvtColor(colours, cv2.COLOR_HSV2RGB)[0]]
+    return distinct_colours(len(collection.classes))
 
 
 # Objects

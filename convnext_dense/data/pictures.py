@@ -267,3 +267,10 @@ def measure(
     mean, square = sums / len(paths)
     std = np.sqrt(np.maximum(square - mean**2, 1e-6))
     return [round(float(v), 3) for v in mean], [round(float(v), 3) for v in std]
+
+
+def distinct_colours(count: int) -> list[tuple[int, int, int]]:
+    """Return so many colours (R, G, B) that differ: their hues are a golden angle apart."""
+    hues = [(i * 0.618034 % 1) * 180 for i in range(count)]
+    colours = np.array([[(hue, 200, 230) for hue in hues]], np.uint8)
+    return [tuple(map(int, colour)) for colour in cv2.cvtColor(colours, cv2.COLOR_HSV2RGB)[0]]

@@ -24,6 +24,7 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.warnings import ignore_listed
 from convnext_dense.data import open_wrappers, read_classes
 from convnext_dense.data.checks.files import find_defect
+from convnext_dense.data.pictures import distinct_colours
 from convnext_dense.predict.output import LABEL_MAPS, OBJECTS
 from convnext_dense.predict.results import LabelMap, Objects, Result
 from convnext_dense.predict.tiles import open_image, predict_tiled
@@ -260,15 +261,7 @@ def find_classes(cfg: Config, content: Mapping) -> dict[str, Any]:
         raise UserError('Neither the checkpoint nor the config names the classes. Set metainfo = dict(classes=[...]).')
     palettes = (each.get('palette') for each in (dataset, given, known))
     palette = next((each for each in palettes if isinstance(each, list) and len(each) >= len(classes)), None)
-    return {'classes': tuple(classes), 'palette': palette or colours(len(classes))}
-
-
-def colours(count: int) -> list[tuple[int, int, int]]:
-    """Return so many colours (R, G, B) that differ: their hues are a golden section apart."""
-    import colorsys
-
-    hues = [(0.02 + 0.618034 * i) % 1 for i in range(count)]
-    return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, 0.95)) for hue in hues]
+    return {'classes': tuple(classes), 'palette': palette or distinct_colours(len(classes))}
 
 
 def test_pipeline(cfg: Config) -> list[dict]:

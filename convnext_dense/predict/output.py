@@ -111,6 +111,26 @@ def reduce(image: np.ndarray, result: Result) -> tuple[np.ndarray, Result]:
     return small, replace(result, boxes=result.boxes / step, size=small.shape[:2], rles=None)
 
 
+def read_rows(log: Path) -> Iterator[dict]:
+    """Yield the settings, then what a log has for each image."""
+    with log.open(encoding='utf-8') as stream:
+        yield from map(json.loads, stream)
+
+
+def read_images(folder: Path) -> Iterator[dict]:
+    """Yield the last line of each image in a folder's log, numbered from 1, without those that failed or began anew."""
+    latest = {}
+    for place, row in enumerate(read_rows(folder / LOG)):
+        if 'width' in row:
+            latest[row['file_name'], row.get('frame')] = place
+    wanted = set(latest.values())
+    number = 0
+    for place, row in enumerate(read_rows(folder / LOG)):
+        if place in wanted:
+            number += 1
+            yield dict(row, image_id=number)
+
+
 class Output:
     """The files of a prediction in one folder.
 
@@ -155,18 +175,13 @@ class Output:
         with self.log.open('rb+') as stream:
             content = stream.read()
             stream.truncate(content.rfind(b'\n') + 1)
-        before, *rows = self.rows()
+        before, *rows = read_rows(self.log)
         if different := [key for key in settings if before.get(key) != settings[key]]:
             raise UserError(
                 f'{self.folder} holds predictions of another run: its {different[0]} is {before.get(different[0])!r}, '
                 f'not {settings[different[0]]!r}. Give another --out, or delete {self.log}.'
             )
         return {row['file_name']: row['modified'] for row in rows if 'modified' in row}
-
-    def rows(self) -> Iterator[dict]:
-        """Yield the settings, then what the log has for each image."""
-        with self.log.open(encoding='utf-8') as stream:
-            yield from map(json.loads, stream)
 
     def add(self, frame: Frame, result: Result) -> None:
         """Write the files of one image, then its line."""
@@ -230,23 +245,10 @@ class Output:
         file.parent.mkdir(parents=True, exist_ok=True)
         return file
 
-    def images(self) -> Iterator[dict]:
-        """Yield the last line of each image, numbered from 1, without those that failed or began anew."""
-        latest = {}
-        for place, row in enumerate(self.rows()):
-            if 'width' in row:
-                latest[row['file_name'], row.get('frame')] = place
-        wanted = set(latest.values())
-        number = 0
-        for place, row in enumerate(self.rows()):
-            if place in wanted:
-                number += 1
-                yield dict(row, image_id=number)
-
     def counts(self) -> Counter[str]:
         """Return how many objects of each class were found, or how many pixels it has."""
         counts: Counter[str] = Counter()
-        for image in self.images():
+        for image in read_images(self.folder):
             counts.update(self.model.classes[found['category_id'] - 1] for found in image.get('objects', ()))
             counts.update(image.get('pixels', {}))
         return counts
@@ -268,7 +270,7 @@ class Output:
         """Write the objects as results in COCO's format, with the names of their files; one a line."""
         with replaced(self.folder / 'predictions.json') as draft, draft.open('w', encoding='utf-8') as stream:
             separator = '[\n'
-            for image in self.images():
+            for image in read_images(self.folder):
                 names = {key: image[key] for key in ('file_name', 'frame') if key in image}
                 for found in image.get('objects', ()):
                     stream.write(separator + json.dumps(found | names | dict(image_id=image['image_id'])))
@@ -283,7 +285,7 @@ class Output:
         ):
             table = csv.writer(stream)
             table.writerow(['file_name', 'frame', 'class', *CSV_COLUMNS[self.model.kind]])
-            for image in self.images():
+            for image in read_images(self.folder):
                 place = [image['file_name'], image.get('frame', '')]
                 for found in image.get('objects', ()):
                     left, top, width, height = found['bbox']

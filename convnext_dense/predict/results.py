@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -137,9 +137,3 @@ class LabelMap:
 
 
 Result = Objects | LabelMap
-
-
-def clipped(objects: Objects) -> Objects:
-    """Return objects whose boxes end at the border of the image."""
-    height, width = objects.size
-    return replace(objects, boxes=objects.boxes.clip(0, [width, height, width, height]).astype(np.float32))

@@ -19,7 +19,7 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import explained
 from convnext_dense.predict.inputs import Frame, Source, ask_video, find_sources, read_ahead
 from convnext_dense.predict.model import Model, load_model
-from convnext_dense.predict.output import DRAWN_SCORE, FORMATS, OBJECTS, Output
+from convnext_dense.predict.output import DRAWN_SCORE, FORMATS, LOG, OBJECTS, Output
 from convnext_dense.predict.results import Objects, Result
 from convnext_dense.predict.tiles import check_tiles, open_image, predict_tiled
 from convnext_dense.train.screen import tell
@@ -239,5 +239,5 @@ def summary(
     lines = [f'{count - len(failed)} of {count} files predicted with {model.name}: {amounts}']
     lines += [f'failed: {line}' for line in failed[:10]]
     if len(failed) > 10:
-        lines.append(f'failed: {len(failed) - 10} more; see {folder / "images.jsonl"}')
+        lines.append(f'failed: {len(failed) - 10} more; see {folder / LOG}')
     return '\n'.join([*lines, f'written to {folder}: {", ".join(formats)}'])

@@ -10,7 +10,7 @@ import importlib.util
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -103,17 +103,11 @@ def predict_tiled(model: Model, image: np.ndarray, side: int, overlap: float) ->
     first = next(samples)
     if len(tiles) == 1:
         return model.result_of(first)
-    samples = chained(first, samples)
+    samples = chain([first], samples)
     if 'seg_logits' in first:
         return model.label_map(blend(tiles, map(model.scores, samples), image.shape[:2]))
     found = [model.result_of(sample) for sample in samples]
     return join(tiles, found)
-
-
-def chained(first: object, others: Iterator) -> Iterator:
-    """Yield the first and the others."""
-    yield first
-    yield from others
 
 
 def join(tiles: Sequence[Tile], found: Sequence[Objects]) -> Objects:

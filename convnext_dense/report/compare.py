@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,7 +16,7 @@ from convnext_dense.data.annotation import number
 from convnext_dense.data.checks.configs import SEGMENTATION_TYPES
 from convnext_dense.data.formats.coco import class_names, plain, read_json
 from convnext_dense.predict.model import load_model
-from convnext_dense.predict.output import LABEL_MAPS
+from convnext_dense.predict.output import LABEL_MAPS, read_images
 from convnext_dense.predict.results import Objects
 from convnext_dense.predict.run import predict_with
 from convnext_dense.report import maps, objects
@@ -72,13 +71,12 @@ def predict(
     elif options.get('score') is None:
         options['keep_all'] = True
     code = predict_with(loaded, inputs, out, **options)
-    rows = [json.loads(line) for line in (Path(out) / 'images.jsonl').read_text(encoding='utf-8').splitlines()[1:]]
-    rows = {row['file_name']: row for row in rows if 'width' in row}
     if is_of_maps:
         _, dataset = next(open_wrappers(loaded.config.test_dataloader.dataset))
         is_reduced = dataset.get('reduce_zero_label', dataset.get('type') in REDUCED)
         print(compare_maps(Path(out) / 'labels', Path(compare), loaded.classes, is_reduced))
     else:
+        rows = {row['file_name']: row for row in read_images(Path(out))}
         print(compare_objects(rows, right, loaded.classes))
     return code
 

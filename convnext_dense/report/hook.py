@@ -18,8 +18,8 @@ from pycocotools import mask as coco_mask
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import write_text
-from convnext_dense.data.pictures import read_image
-from convnext_dense.predict.model import colours, objects_of
+from convnext_dense.data.pictures import distinct_colours, read_image
+from convnext_dense.predict.model import objects_of
 from convnext_dense.predict.output import OBJECTS, draw
 from convnext_dense.predict.results import LabelMap, Objects, Result
 from convnext_dense.report import maps, objects
@@ -52,7 +52,7 @@ class ReportHook(Hook):
         self.label_maps: dict[str, tuple[float, LabelMap, LabelMap]] = {}  # of the worst images
         dataset = runner.test_dataloader.dataset
         self.classes = tuple(dataset.metainfo['classes'])
-        self.palette = dataset.metainfo.get('palette') or colours(len(self.classes))
+        self.palette = dataset.metainfo.get('palette') or distinct_colours(len(self.classes))
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[BaseDataElement] = ()

@@ -52,8 +52,8 @@ def is_coco(file: Path) -> bool:
     if not file.stat().st_size:
         return False
     with file.open('rb') as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        begins = text[:HEAD].removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'{')
-        return begins and bool(IMAGES.search(text)) and not SHAPES.search(text[:HEAD])
+        head = text[:HEAD].removeprefix(codecs.BOM_UTF8).lstrip()
+        return head.startswith(b'{') and not SHAPES.search(head) and bool(IMAGES.search(text))
 
 
 def read(path: Path) -> Collection:
