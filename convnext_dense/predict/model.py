@@ -26,8 +26,8 @@ from convnext_dense.data import open_wrappers, read_classes
 from convnext_dense.data.checks.files import find_defect
 from convnext_dense.data.pictures import distinct_colours
 from convnext_dense.predict.output import LABEL_MAPS, OBJECTS
-from convnext_dense.predict.results import LabelMap, Objects, Result
 from convnext_dense.predict.tiles import open_image, predict_tiled
+from convnext_dense.results import LabelMap, Objects, Result
 from convnext_dense.train import config as run_config
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import build_errors
@@ -69,8 +69,8 @@ class Model:
             overlap: The part of a tile that its neighbour covers too.
 
         Returns:
-            :class:`~convnext_dense.predict.results.Objects` of a detector and
-            :class:`~convnext_dense.predict.results.LabelMap` of a segmentor; a list of them for several images.
+            :class:`~convnext_dense.results.Objects` of a detector and
+            :class:`~convnext_dense.results.LabelMap` of a segmentor; a list of them for several images.
 
         Raises:
             UserError: An image cannot be read, or the model predicts neither.

@@ -21,7 +21,7 @@ import numpy as np
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import replaced
 from convnext_dense.predict.inputs import Frame, Source, ask_video
-from convnext_dense.predict.results import LabelMap, Objects, Result
+from convnext_dense.results import LabelMap, Objects, Result
 
 if TYPE_CHECKING:
     from convnext_dense.predict.model import Model

@@ -20,8 +20,8 @@ from convnext_dense.compat.files import explained
 from convnext_dense.predict.inputs import Frame, Source, ask_video, find_sources, read_ahead
 from convnext_dense.predict.model import Model, load_model
 from convnext_dense.predict.output import DRAWN_SCORE, FORMATS, LOG, OBJECTS, Output
-from convnext_dense.predict.results import Objects, Result
 from convnext_dense.predict.tiles import check_tiles, open_image, predict_tiled
+from convnext_dense.results import Objects, Result
 from convnext_dense.train.screen import tell
 
 

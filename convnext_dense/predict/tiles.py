@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
 from convnext_dense.data.pictures import TIFF, as_input, unreadable
-from convnext_dense.predict.results import Objects, Result
+from convnext_dense.results import Objects, Result
 
 if TYPE_CHECKING:
     from convnext_dense.predict.model import Model

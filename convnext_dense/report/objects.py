@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from convnext_dense.predict.results import Objects
+from convnext_dense.results import Objects
 
 FOUND = 0.5  # intersection over union from which on an object is found
 BACKGROUND = 0.1  # intersection over union up to which a detection is on no object
