@@ -46,6 +46,15 @@ def switch(flag: str, text: str, **settings) -> Option:
     return option(flag, **{'action': 'store_true', 'help': text, **settings})
 
 
+def names(text: str) -> list[str]:
+    """Return what a text lists with commas, without the blanks around them.
+
+    >>> names('cat, traffic light')
+    ['cat', 'traffic light']
+    """
+    return [name.strip() for name in text.split(',')]
+
+
 class Command(NamedTuple):
     """A row of the table of commands."""
 
@@ -69,9 +78,7 @@ DATA = (
     option('--format', dest='data_format', help='coco, voc, yolo, labelme or masks, where the data is not clear'),
     option('--images', metavar='DIR', help='folder of the images of label maps, where its name does not tell it'),
     option('--labels', metavar='DIR', help='folder of the label maps'),
-    option(
-        '--classes', type=lambda text: text.split(','), metavar='A,B,C', help='names of the classes, in their order'
-    ),
+    option('--classes', type=names, metavar='A,B,C', help='names of the classes, in their order'),
     option('--seed', type=int, default=0, help='of the draw of validation images (default: %(default)s)'),
 )
 SWITCHES = (  # of convnext_dense.train.switches
@@ -146,7 +153,7 @@ COMMANDS = {
             option('--save', nargs='+', metavar='KIND',
                    help='objects: pictures, coco, csv, yolo; label maps: pictures, maps, csv (default: the first two)'),
             option('--score', type=float, help='lowest score of an object (default: 0.3)'),
-            option('--classes', type=lambda text: text.split(','), metavar='A,B,C', help='the classes that are wanted'),
+            option('--classes', type=names, metavar='A,B,C', help='the classes that are wanted'),
             option('--batch', type=int, default=1, help='images in one step (default: %(default)s)'),
             option('--tile', type=int, metavar='PIXELS', help='cut larger images into tiles of this side'),
             option('--overlap', type=float, default=0.25, help='part that two tiles share (default: %(default)s)'),

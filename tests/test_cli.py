@@ -63,6 +63,8 @@ def test_default_format_is_allowed():
          dict(config=CONFIG, resume='auto', amp=True, cfg_options={'a.b': 1, 'c': [2, 3]}, work_dir='runs',
               launcher='none', auto_scale_lr=False, data=None)),
         (['test', CONFIG, 'a.pth', '--tta'], 'convnext_dense.train:test', dict(tta=True, show=False)),
+        (['predict', 'a.pth', 'b.png', '--classes', 'a, b c ,d'], 'convnext_dense.report.compare:predict',
+         dict(classes=['a', 'b c', 'd'])),
     ],
 )  # fmt: skip
 def test_options_reach_the_function(words, place, expected, calls):
