@@ -269,6 +269,17 @@ def test_weights_that_do_not_fit_are_refused(checkpoints):
         load_model(checkpoints['objects'], CONFIGS['label maps'])
 
 
+@pytest.mark.parametrize('kind', CONFIGS)
+@pytest.mark.parametrize('more', [-1, 1])
+def test_as_many_names_as_the_heads_have_classes(kind, more, checkpoints, tmp_path):
+    content = torch.load(checkpoints[kind])
+    number = len(content['meta']['dataset_meta']['classes'])
+    content['meta']['dataset_meta']['classes'] = [f'class {i}' for i in range(number + more)]
+    torch.save(content, tmp_path / 'epoch_1.pth')
+    with pytest.raises(UserError, match=rf'\b{number + more}\b.*class 0.*\b{number}\b'):
+        load_model(tmp_path / 'epoch_1.pth')
+
+
 # --- the command
 
 

@@ -20,7 +20,7 @@ from mmengine.structures import BaseDataElement
 from convnext_dense import configs
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.checkpoint_configs import read_config
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.compat.warnings import ignore_listed
 from convnext_dense.data import open_wrappers, read_classes
 from convnext_dense.data.checks.files import find_defect
@@ -185,6 +185,7 @@ def load_model(
     for _, each in open_wrappers(cfg.test_dataloader.dataset):
         each['metainfo'] = dict(classes=dataset['classes'])
     run_config.fit_classes(cfg)
+    check_classes(cfg, dataset['classes'], name)
     run_config.fit_bands(cfg)
     run_config.drop_initial_weights(cfg.model)
     if tta:
@@ -262,6 +263,18 @@ def find_classes(cfg: Config, content: Mapping) -> dict[str, Any]:
     palettes = (each.get('palette') for each in (dataset, given, known))
     palette = next((each for each in palettes if isinstance(each, list) and len(each) >= len(classes)), None)
     return {'classes': tuple(classes), 'palette': palette or distinct_colours(len(classes))}
+
+
+def check_classes(cfg: Config, classes: Sequence[str], name: str) -> None:
+    """Raise a :class:`UserError` where no head has as many classes as there are names."""
+    heads = [node for node in configs.walk(cfg.model, configs.CLASS_AGNOSTIC) if not node.get('num_stuff_classes')]
+    counts = {head['num_classes'] for head in heads if head.get('num_classes')}
+    if counts and len(classes) not in counts:
+        raise UserError(
+            f'{name} has {len(classes)} names of classes ({shorten(classes)}), and its heads have '
+            f'{shorten(sorted(counts))} classes. Correct dataset_meta in the meta of the checkpoint, or the metainfo of '
+            'the datasets in its config.'
+        )
 
 
 def test_pipeline(cfg: Config) -> list[dict]:
