@@ -156,7 +156,7 @@ COMMANDS = {
             option('--classes', type=names, metavar='A,B,C', help='the classes that are wanted'),
             option('--batch', type=int, default=1, help='images in one step (default: %(default)s)'),
             option('--tile', type=int, metavar='PIXELS', help='cut larger images into tiles of this side'),
-            option('--overlap', type=float, default=0.25, help='part that two tiles share (default: %(default)s)'),
+            option('--overlap', type=float, default=0.25, help='part that tiles share; 0 cuts objects (default: 0.25)'),
             switch('--tta', 'test-time augmentation'),
             option('--workers', type=int, default=2, help='threads that read images (default: %(default)s)'),
             option('--device', help='cpu, cuda, cuda:1 (default: a GPU where there is one)'),

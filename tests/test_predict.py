@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
+from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 
 import convnext_dense
@@ -23,7 +24,7 @@ from convnext_dense.configs import load_config, model_scope
 from convnext_dense.data import import_data, write_shapes
 from convnext_dense.predict import Objects, load_model, predict, run
 from convnext_dense.predict.inputs import find_sources, read_ahead
-from convnext_dense.predict.output import Output, yolo_lines
+from convnext_dense.predict.output import Output, read_images, yolo_lines
 from convnext_dense.predict.tiles import blend, cut, encode_part, join
 from convnext_dense.report import compare
 
@@ -105,6 +106,37 @@ def test_an_array_a_file_and_a_list_give_the_same(detector, images):
     one, other = detector(files)
     assert np.array_equal(one.boxes, detector(cv2.imread(str(files[0]))).boxes)
     assert np.array_equal(other.boxes, detector(str(files[1])).boxes)
+
+
+def test_arrays_and_pictures_of_other_shapes(segmentor, images):
+    pixels = cv2.imread(str(min(images.iterdir())))
+    grey = pixels[..., 0]
+    opaque = np.dstack([pixels, grey])
+    rgb = np.ascontiguousarray(pixels[..., ::-1])
+    expected, expected_grey = segmentor(pixels).labels, segmentor(cv2.merge([grey] * 3)).labels
+    for given in (opaque, pixels[::-1][::-1], Image.fromarray(rgb), Image.fromarray(np.dstack([rgb, grey]))):
+        assert np.array_equal(segmentor(given).labels, expected)
+    for given in (grey, grey[..., None], Image.fromarray(grey)):
+        assert np.array_equal(segmentor(given).labels, expected_grey)
+    assert np.array_equal(segmentor(grey, tile=40).labels, segmentor(cv2.merge([grey] * 3), tile=40).labels)
+    turned = Image.fromarray(rgb).transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    assert np.array_equal(segmentor(turned).labels, expected)
+
+
+@pytest.mark.parametrize('tile', [None, 16])
+@pytest.mark.parametrize(
+    'given',
+    [
+        np.zeros((20, 20, 3), np.float32), np.zeros((20, 20), np.uint16), np.zeros((20, 20, 2), np.uint8),
+        np.zeros((3, 20, 20), np.uint8), np.zeros((0, 20, 3), np.uint8), np.uint8(3), torch.zeros(20, 20, 3),
+        Image.fromarray(np.zeros((20, 20), np.uint16)), None, 7, {},
+    ],
+    ids=lambda given: f'{type(given).__name__}-{getattr(given, "dtype", "")}-{getattr(given, "shape", "")}',
+)  # fmt: skip
+def test_what_is_no_image_is_answered(given, tile, segmentor):
+    with pytest.raises(UserError, match=rf'uint8.*\b3\b.*got {type(given).__name__}'):
+        segmentor(given, tile=tile)
 
 
 def test_results_become_coco_and_supervision(detector, segmentor, images):
@@ -451,17 +483,118 @@ def test_an_image_that_cannot_be_drawn_does_not_stop_the_others(checkpoints, ima
     assert all('a side too long' in row['error'] for row in rows_of(tmp_path / 'out'))
 
 
-def test_a_video_becomes_a_video(checkpoints, images, tmp_path):
-    code = cv2.VideoWriter_fourcc(*'mp4v')
-    video = cv2.VideoWriter(str(tmp_path / 'clip.mp4'), code, 10, (64, 64))
-    for file in sorted(images.iterdir()):
-        video.write(cv2.resize(cv2.imread(str(file)), (64, 64)))
+def write_video(file, images, count=6, code='mp4v'):
+    """Write a video of 64x64 pixels with so many frames."""
+    video = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*code), 10, (64, 64))
+    for image in itertools.islice(itertools.cycle(sorted(images.iterdir())), count):
+        video.write(cv2.resize(cv2.imread(str(image)), (64, 64)))
     video.release()
+    return file
+
+
+def test_a_video_becomes_a_video(checkpoints, images, tmp_path):
+    write_video(tmp_path / 'clip.mp4', images)
     assert predict_all(checkpoints, [tmp_path / 'clip.mp4'], tmp_path / 'out', batch=4) == 0
     assert [row['frame'] for row in rows_of(tmp_path / 'out')[:-1]] == list(range(6))
     drawn = cv2.VideoCapture(str(tmp_path / 'out/pictures/clip.mp4'))
     assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.get(cv2.CAP_PROP_FPS)) == (6, 10)
     drawn.release()
+
+
+@pytest.mark.parametrize(('name', 'code'), [('clip.mp4', 'mp4v'), ('clip.avi', 'MJPG')])
+@pytest.mark.parametrize('count', [1, 30])
+def test_a_sound_video_has_as_many_frames_as_it_promises(name, code, count, images, tmp_path, capfd):
+    _, [source] = find_sources([write_video(tmp_path / name, images, count, code)])
+    frames = list(read_ahead([source], None))
+    assert [frame.number for frame in frames] == list(range(count))
+    assert not any(isinstance(frame.image, UserError) for frame in frames)
+    assert 'note' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(('name', 'code'), [('clip.mp4', 'mp4v'), ('clip.avi', 'MJPG')])
+def test_a_damaged_video_is_named_and_its_other_frames_are_kept(name, code, checkpoints, images, tmp_path, capsys):
+    content = bytearray(write_video(tmp_path / name, images, 30, code).read_bytes())
+    third = len(content) // 3
+    content[third : third + 4000] = bytes(4000)
+    (tmp_path / name).write_bytes(content)
+    for _ in range(2):  # it is not done
+        assert predict_all(checkpoints, [tmp_path / name], tmp_path / 'out', 'label maps', save=['csv']) == 1
+        said = capsys.readouterr()
+        assert re.search(rf'0 of 1 files.*{name} .*\d\d of 30 frames', said.out, re.DOTALL)
+        assert 'before' not in said.err
+    with (tmp_path / 'out/predictions.csv').open() as stream:
+        frames = {int(row['frame']) for row in csv.DictReader(stream)}
+    assert 15 < len(frames) < 30
+    assert len(frames) < 1 + max(frames) or name == 'clip.avi'  # those behind the damage have their own numbers
+
+
+def test_a_trimmed_video_is_no_damaged_one(images, tmp_path, capfd):
+    content = bytearray(write_video(tmp_path / 'clip.mp4', images, 30).read_bytes())
+    place = content.index(b'elst') + 12  # of the duration and the beginning that an edit list shows
+    content[place : place + 4] = (1000).to_bytes(4, 'big')
+    (tmp_path / 'clip.mp4').write_bytes(content)
+    _, sources = find_sources([tmp_path / 'clip.mp4'])
+    frames = list(read_ahead(sources, None))
+    assert len(frames) < 30
+    assert not any(isinstance(frame.image, UserError) for frame in frames)
+    assert re.search(r'clip\.mp4.*30', capfd.readouterr().err)
+
+
+def test_a_video_with_a_frame_that_failed_is_predicted_again(checkpoints, images, tmp_path, monkeypatch, capsys):
+    inputs = [write_video(tmp_path / 'clip.mp4', images)]
+
+    def fail_once(self, frame, result):
+        if frame.number == 2:
+            monkeypatch.undo()
+            raise ValueError('a bad moment')
+
+    monkeypatch.setattr(Output, 'add_picture', fail_once)
+    assert predict_all(checkpoints, inputs, tmp_path / 'out', 'label maps') == 1
+    assert re.search('0 of 1 files.*clip.mp4, frame 2.*a bad moment', capsys.readouterr().out, re.DOTALL)
+    assert predict_all(checkpoints, inputs, tmp_path / 'out', 'label maps') == 0
+    assert len(list(read_images(tmp_path / 'out'))) == 6
+    predict_all(checkpoints, inputs, tmp_path / 'out', 'label maps')
+    assert '1 of 1 files were predicted before' in capsys.readouterr().err
+
+
+def test_what_an_earlier_file_held_is_forgotten(checkpoints, images, tmp_path):
+    clip, image = write_video(tmp_path / 'clip.mp4', images), tmp_path / 'image.png'
+    shutil.copy(min(images.iterdir()), image)
+    predict_all(checkpoints, [clip, image], tmp_path / 'out', 'label maps', save=['csv'])
+    write_video(clip, images, count=3)
+    image.write_text('no picture')
+    assert predict_all(checkpoints, [clip, image], tmp_path / 'out', 'label maps', save=['csv']) == 1
+    assert [row['frame'] for row in read_images(tmp_path / 'out')] == [0, 1, 2]
+
+
+def test_a_gif_that_moves_is_a_video(checkpoints, images, tmp_path):
+    pages = [Image.fromarray(cv2.imread(str(file))).resize((41, 33)) for file in sorted(images.iterdir())]
+    pages[0].save(tmp_path / 'moves.gif', save_all=True, append_images=pages[1:4], duration=100)
+    pages[0].save(tmp_path / 'still.gif')
+    assert predict_all(checkpoints, tmp_path.glob('*.gif'), tmp_path / 'out', 'label maps') == 0
+    found = [(row['file_name'], row.get('frame')) for row in read_images(tmp_path / 'out')]
+    assert sorted(found, key=str) == [*(('moves.gif', i) for i in range(4)), ('still.gif', None)]
+    drawn = cv2.VideoCapture(str(tmp_path / 'out/pictures/moves.mp4'))
+    assert (drawn.get(cv2.CAP_PROP_FRAME_COUNT), drawn.read()[1].shape) == (4, (34, 42, 3))  # of an even size
+    drawn.release()
+
+
+def test_pages_that_are_left_out_are_named(checkpoints, images, tmp_path, capsys):
+    pages = [Image.fromarray(cv2.imread(str(file))) for file in sorted(images.iterdir())]
+    for name in ('scan.tif', 'moves.webp'):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:3])
+    pages[0].save(tmp_path / 'page.tif')
+    predict_all(checkpoints, [tmp_path], tmp_path / 'out', 'label maps', save=['csv'])
+    said = capsys.readouterr().err
+    assert re.search(r'note: 2 .*first.*moves\.webp.*scan\.tif', said)
+    assert 'page.tif' not in said
+
+
+@pytest.mark.parametrize('overlap', [0, 0.25])
+def test_tiles_without_an_overlap_are_told_to_cut_objects(overlap, checkpoints, images, tmp_path, capsys):
+    options = dict(save=['coco'], tile=200, overlap=overlap)
+    predict_all(checkpoints, [min(images.iterdir())], tmp_path, **options)
+    assert ('in parts' in capsys.readouterr().err) == (overlap == 0)
 
 
 @pytest.mark.parametrize(
@@ -558,6 +691,34 @@ def test_predictions_are_compared_with_label_maps(checkpoints, images, tmp_path,
     said = capsys.readouterr().out
     assert 'compared with' in said
     assert re.search(r'mIoU +1\.000', said)
+
+
+def test_the_label_maps_of_these_images_are_compared(checkpoints, images, tmp_path, capsys):
+    """Those of an earlier run are wrong; those that are right have a palette, or another size."""
+    segmentor, files = load_model(checkpoints['label maps']), sorted(images.iterdir())
+    (tmp_path / 'right').mkdir()
+    for file in files:
+        labels = Image.fromarray(segmentor(file).labels + (file == files[0]))
+        labels.putpalette([each for colour in segmentor.palette for each in colour])
+        labels.save(tmp_path / f'right/{file.stem}.png')
+    options = dict(out=tmp_path / 'out', device='cpu', compare=tmp_path / 'right')
+    options['cfg_options'] = {'test_dataloader.dataset.reduce_zero_label': False}
+    compare.predict(checkpoints['label maps'], inputs=files[:2], **options)
+    compare.predict(checkpoints['label maps'], inputs=files[1:3], **options)
+    assert re.search(r'2 of 2 images\nmIoU +0\..*2 of 2 images\nmIoU +1\.000', capsys.readouterr().out, re.DOTALL)
+    labels.convert('RGB').save(tmp_path / f'right/{files[1].stem}.png')
+    with pytest.raises(UserError, match=rf'{files[1].stem}\.png.*3\).*60, 70'):
+        compare.predict(checkpoints['label maps'], inputs=files[1:3], **options)
+
+
+def test_files_whose_results_get_other_names_are_predicted_again(checkpoints, images, tmp_path, capsys):
+    one, other = tmp_path / 'photos/x.png', tmp_path / 'photos/x.bmp'
+    one.parent.mkdir()
+    shutil.copy(min(images.iterdir()), one)
+    predict_all(checkpoints, [one], tmp_path / 'out', 'label maps')
+    cv2.imwrite(str(other), 255 - cv2.imread(str(one)))
+    predict_all(checkpoints, [one, other], tmp_path / 'out', 'label maps')
+    assert {file.name for file in (tmp_path / 'out/labels').iterdir()} >= {'x.png.png', 'x.bmp.png'}
 
 
 @pytest.mark.parametrize('kind', CONFIGS)

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image, ImageSequence
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.data.pictures import TIFF
 from convnext_dense.data.records import IMAGE_SUFFIXES, find_files
+from convnext_dense.train.screen import tell
 
+ANIMATED = '.gif'  # an image, or a video
+PAGED = (*TIFF, '.webp')  # images of which the first page is read
+COUNTED = '.avi'  # a video that counts its frames; in others frames may be cut off on purpose, or the number is a guess
+MOST_LOST = 1000  # frames in a row that cannot be read, behind which a video is over
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
+SUBFILE, COPY_OR_MASK = 254, 0b101  # tag of a TIFF file's page, and its bits
 LIST_SUFFIX = '.txt'
 CLASS_LIST = Path('classes')  # of labels/classes.txt, which no image may have
 
@@ -36,14 +45,15 @@ class Source(NamedTuple):
     stem: str
 
     @property
-    def modified(self) -> float:
-        """When the file was last written."""
-        return self.path.stat().st_mtime
+    def state(self) -> dict[str, Any]:
+        """What its results depend on: when the file was last written, and the stem of their names."""
+        return dict(modified=self.path.stat().st_mtime, stem=self.stem)
 
     @property
     def is_video(self) -> bool:
-        """Whether it is a video."""
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        """Whether it is a video, or an image that moves."""
+        suffix = self.path.suffix.lower()
+        return suffix in VIDEO_SUFFIXES or (suffix == ANIMATED and count_pages(self.path) > 1)
 
 
 def find_sources(inputs: Iterable[str | os.PathLike], out: Path | None = None) -> tuple[Path, list[Source]]:
@@ -169,15 +179,41 @@ def read_one(source: Source, read: Callable[[Path], np.ndarray]) -> Frame:
 
 
 def read_video(source: Source) -> Iterator[Frame]:
-    """Yield the frames of a video (H, W, 3), BGR; an error where it has none."""
-    video = cv2.VideoCapture(str(source.path))
-    number = 0
-    while (image := video.read()[1]) is not None:
-        yield Frame(source, number, image)
+    """Yield the frames of a video (H, W, 3), BGR, that can be read, then an error where it is damaged.
+
+    It is where frames can be read behind one that cannot, and where an AVI file counts more than can be read. In other
+    files the number may be a guess, or count frames that were trimmed: it is told where it is larger.
+    """
+    path, promised = source.path, int(ask_video(source.path, cv2.CAP_PROP_FRAME_COUNT))
+    video = cv2.VideoCapture(str(path))
+    number = end = count = 0  # the next frame, the one behind the last that was read, and how many were read
+    while number < end + MOST_LOST and (number < promised or number == end):
+        image = video.read()[1]
+        if image is not None:
+            yield Frame(source, number, image)
+            end, count = number + 1, count + 1
         number += 1
     video.release()
-    if number == 0:
-        yield Frame(source, None, UserError(f'The video {source.path} cannot be read.'))
+    if count == 0:
+        yield Frame(source, None, UserError(f'The video {path} cannot be read.'))
+    elif count < end or (count < promised and path.suffix.lower() == COUNTED):
+        problem = f'The video {path} is damaged: {count} of {max(end, promised)} frames can be read.'
+        yield Frame(source, end, UserError(problem))
+    elif count < promised:
+        tell(f'{path} has {count} frames, where it promises {promised}: it was trimmed, or is cut short')
+
+
+def count_pages(path: Path) -> int:
+    """Return how many pictures an image file holds; smaller copies and masks in a TIFF file are none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with Image.open(path) as image:
+                if image.format != 'TIFF':
+                    return getattr(image, 'n_frames', 1)
+                return sum(not page.tag_v2.get(SUBFILE, 0) & COPY_OR_MASK for page in ImageSequence.Iterator(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 1
 
 
 def ask_video(path: Path, what: int) -> float:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
@@ -24,7 +26,7 @@ from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.compat.warnings import ignore_listed
 from convnext_dense.data import open_wrappers, read_classes
 from convnext_dense.data.checks.files import find_defect
-from convnext_dense.data.pictures import distinct_colours
+from convnext_dense.data.pictures import PLAIN_MODES, distinct_colours
 from convnext_dense.predict.output import LABEL_MAPS, OBJECTS
 from convnext_dense.predict.tiles import open_image, predict_tiled
 from convnext_dense.results import LabelMap, Objects, Result
@@ -36,7 +38,7 @@ from convnext_dense.train.screen import quiet
 from convnext_dense.weights.meta import config_name, read_dataset, read_meta
 from convnext_dense.weights.sources import fetch
 
-Image = str | os.PathLike | np.ndarray
+Image = str | os.PathLike | np.ndarray | PIL.Image.Image
 READS_LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadEmptyAnnotations')
 
 
@@ -64,7 +66,8 @@ class Model:
         """Predict an image, or each of several.
 
         Args:
-            image: A file, or an array (H, W, 3) of uint8 in the order BGR, as OpenCV reads it; or a list of those.
+            image: A file, of several pages the first; an array as for :func:`as_pixels`; an image of Pillow; or a list
+                of those.
             tile: Side in pixels of the tiles into which a larger image is cut; None for no tiles.
             overlap: The part of a tile that its neighbour covers too.
 
@@ -73,14 +76,15 @@ class Model:
             :class:`~convnext_dense.results.LabelMap` of a segmentor; a list of them for several images.
 
         Raises:
-            UserError: An image cannot be read, or the model predicts neither.
+            UserError: An image cannot be read, an array is none, or the model predicts neither.
         """
         if isinstance(image, (list, tuple)):
             return [self(each, tile, overlap) for each in image]
-        if tile is None:
-            return self.predict([image if isinstance(image, np.ndarray) else self.read(Path(image))])[0]
-        pixels = image if isinstance(image, np.ndarray) else open_image(self, Path(image))
-        return predict_tiled(self, pixels, tile, overlap)
+        if not isinstance(image, (str, os.PathLike)):
+            pixels = as_pixels(image, self.channels)
+        else:
+            pixels = self.read(Path(image)) if tile is None else open_image(self, Path(image))
+        return self.predict([pixels])[0] if tile is None else predict_tiled(self, pixels, tile, overlap)
 
     def read(self, path: Path) -> np.ndarray:
         """Return an image file (H, W, channels) as the model's pipeline reads it.
@@ -135,6 +139,11 @@ class Model:
         return (given if self.has_tta else given.softmax(0)).cpu().numpy()
 
     @property
+    def channels(self) -> int:
+        """Of an image: 3 in the order BGR, or as many bands as the config says."""
+        return getattr(self.load, 'channels', 3)
+
+    @property
     def kind(self) -> str:
         """What it predicts: ``'objects'`` or ``'label maps'``."""
         return LABEL_MAPS if hasattr(self.module, 'decode_head') else OBJECTS
@@ -185,7 +194,6 @@ def load_model(
     for _, each in open_wrappers(cfg.test_dataloader.dataset):
         each['metainfo'] = dict(classes=dataset['classes'])
     run_config.fit_classes(cfg)
-    check_classes(cfg, dataset['classes'], name)
     run_config.fit_bands(cfg)
     run_config.drop_initial_weights(cfg.model)
     if tta:
@@ -194,6 +202,7 @@ def load_model(
         network = revert_sync_batchnorm(MODELS.build(cfg.model))
         network.dataset_meta = dataset
         load_checkpoint(getattr(network, 'module', network), checkpoint, map_location='cpu', strict=True)
+    check_classes(cfg, dataset['classes'], name)
     try:
         network.to(device or device_type())
     except (RuntimeError, AssertionError) as error:
@@ -271,9 +280,8 @@ def check_classes(cfg: Config, classes: Sequence[str], name: str) -> None:
     counts = {head['num_classes'] for head in heads if head.get('num_classes')}
     if counts and len(classes) not in counts:
         raise UserError(
-            f'{name} has {len(classes)} names of classes ({shorten(classes)}), and its heads have '
-            f'{shorten(sorted(counts))} classes. Correct dataset_meta in the meta of the checkpoint, or the metainfo of '
-            'the datasets in its config.'
+            f'{name} has the names of {len(classes)} classes ({shorten(classes)}), and its heads have '
+            f'{shorten(sorted(counts))}. Correct dataset_meta in the meta of the checkpoint, or metainfo in the config.'
         )
 
 
@@ -290,6 +298,38 @@ def without_labels(step: Mapping) -> dict:
         return step
     choices = [[each for each in choice if each['type'] not in READS_LABELS] for choice in step['transforms']]
     return dict(step, transforms=[choice for choice in choices if choice])
+
+
+def as_pixels(image: Any, channels: int = 3) -> np.ndarray:
+    """Return a user's image as an array (H, W, channels).
+
+    Args:
+        image: Of uint8, (H, W, channels). Three channels are BGR, as OpenCV reads them; instead of those an image may
+            be grey, (H, W) or (H, W, 1), which is repeated, or have a fourth channel of opacity, which is left out. Or
+            an image of Pillow with 8 bits, which EXIF turns.
+        channels: Of the result.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if isinstance(image, PIL.Image.Image):
+        turned = PIL.ImageOps.exif_transpose(image)
+        pixels = np.asarray(turned.convert('RGB'))[..., ::-1] if turned.mode in PLAIN_MODES else np.asarray(turned)
+    else:
+        pixels = image
+    allowed = (1, 3, 4) if channels == 3 else (channels,)
+    if isinstance(pixels, np.ndarray) and pixels.ndim == 2:
+        pixels = pixels[..., None]
+    is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.size
+    if not is_array or pixels.shape[2] not in allowed:
+        came = ' '.join(str(getattr(image, name)) for name in ('dtype', 'shape', 'mode') if hasattr(image, name))
+        raise UserError(
+            f'An image is a file, an image of Pillow with 8 bits, or a NumPy array of uint8 (H, W, channels) with '
+            f'{" or ".join(map(str, allowed))} channels (3 are BGR), from 0 to 255; got {type(image).__name__} {came}.'
+        )
+    if channels != 3:
+        return pixels
+    return np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] > 1 else pixels.repeat(3, axis=2))
 
 
 def as_loaded(image: np.ndarray) -> dict:

@@ -33,6 +33,7 @@ FORMATS = {OBJECTS: ('pictures', 'coco', 'csv', 'yolo'), LABEL_MAPS: ('pictures'
 CSV_COLUMNS = {OBJECTS: ('score', 'x1', 'y1', 'x2', 'y2'), LABEL_MAPS: ('pixels',)}
 DRAWN_SCORE = 0.3  # where no other one is asked for
 MOST_PIXELS, MOST_SIDE = 2**25, 2**15  # of a picture; JPEG has sides up to 65,500
+MOST_SPEED = 1000  # frames a second of a video; the codec refuses some higher ones
 OPACITY = 0.45  # of masks and label maps in pictures
 
 
@@ -119,16 +120,24 @@ def read_rows(log: Path) -> Iterator[dict]:
 
 def read_images(folder: Path) -> Iterator[dict]:
     """Yield the last line of each image in a folder's log, numbered from 1, without those that failed or began anew."""
-    latest = {}
+    latest: dict[str, dict[int, int]] = {}
     for place, row in enumerate(read_rows(folder / LOG)):
-        if 'width' in row:
-            latest[row['file_name'], row.get('frame')] = place
-    wanted = set(latest.values())
+        if 'file_name' in row and 'is_video' not in row:
+            own, frame = latest.setdefault(row['file_name'], {}), row.get('frame', 0)
+            if own and frame <= next(reversed(own)):  # the file began anew
+                own.clear()
+            own[frame] = place
+    wanted = {place for own in latest.values() for place in own.values()}
     number = 0
     for place, row in enumerate(read_rows(folder / LOG)):
-        if place in wanted:
+        if place in wanted and 'width' in row:
             number += 1
             yield dict(row, image_id=number)
+
+
+def result_name(stem: str, frame: int | None, suffix: str) -> str:
+    """Return the name of a file with results, below the folder of its kind."""
+    return f'{stem}{suffix}' if frame is None else f'{stem}_{frame:06d}{suffix}'
 
 
 class Output:
@@ -150,6 +159,7 @@ class Output:
     ) -> None:
         self.folder, self.model, self.formats, self.drawn_score = folder, model, formats, drawn_score
         self.video: Source | None = None  # of which frames are being added
+        self.failed: dict[Source, str] = {}  # the first problem of each file that is not done
         self.writer: cv2.VideoWriter | None = None
         self.log = folder / LOG
         if folder.is_dir() and any(folder.iterdir()) and not self.log.exists():
@@ -166,8 +176,8 @@ class Output:
     def __exit__(self, *_: object) -> None:
         self.stream.close()
 
-    def resume(self, settings: Mapping[str, Any]) -> dict[str, float]:
-        """Return the files that are done, with their times, and cut the log behind its last whole line."""
+    def resume(self, settings: Mapping[str, Any]) -> dict[str, dict]:
+        """Return the last state in which each file was done, and cut the log behind its last whole line."""
         if not self.log.exists():
             with replaced(self.log) as draft:
                 draft.write_text(json.dumps(settings) + '\n', encoding='utf-8')
@@ -181,7 +191,7 @@ class Output:
                 f'{self.folder} holds predictions of another run: its {different[0]} is {before.get(different[0])!r}, '
                 f'not {settings[different[0]]!r}. Give another --out, or delete {self.log}.'
             )
-        return {row['file_name']: row['modified'] for row in rows if 'modified' in row}
+        return {row['file_name']: {key: row.get(key) for key in ('modified', 'stem')} for row in rows}
 
     def add(self, frame: Frame, result: Result) -> None:
         """Write the files of one image, then its line."""
@@ -198,7 +208,7 @@ class Output:
             self.write(frame, 'labels', '.txt', yolo_lines(result).encode())
         found = dict(pixels=result.areas()) if isinstance(result, LabelMap) else dict(objects=result.to_coco())
         height, width = result.size
-        own = {} if frame.number is not None else dict(modified=frame.source.modified)
+        own = {} if frame.number is not None else frame.source.state
         self.note(frame, width=width, height=height, **own, **found)
 
     def add_picture(self, frame: Frame, result: Result) -> None:
@@ -208,22 +218,27 @@ class Output:
         if frame.number is None:
             self.write(frame, 'pictures', '.jpg', cv2.imencode('.jpg', picture)[1].tobytes())
             return
+        height, width = picture.shape[:2]  # the codec cuts a side that is odd
+        picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self.writer is None:
-            file = self.place(frame.source, 'pictures', '.mp4')
-            code, speed = cv2.VideoWriter_fourcc(*'mp4v'), ask_video(frame.source.path, cv2.CAP_PROP_FPS) or 25
+            file = self.place('pictures', result_name(frame.source.stem, None, '.mp4'))
+            speed = min(ask_video(frame.source.path, cv2.CAP_PROP_FPS) or 25, MOST_SPEED)
+            code = cv2.VideoWriter_fourcc(*'mp4v')
             self.writer = cv2.VideoWriter(str(file), code, speed, picture.shape[1::-1])
         self.writer.write(picture)
 
     def finish_video(self) -> None:
-        """Note that all frames of the video are done."""
+        """Note that all frames of the video are done, if none failed."""
         if self.writer is not None:
             self.writer.release()
-        if self.video is not None:
-            self.note(Frame(self.video, None, None), is_video=True, modified=self.video.modified)
+        if self.video is not None and self.video not in self.failed:
+            self.note(Frame(self.video, None, None), is_video=True, **self.video.state)
         self.video = self.writer = None
 
     def add_error(self, frame: Frame, error: str) -> None:
         """Note that an image could not be predicted."""
+        place = str(frame.source.path) if frame.number is None else f'{frame.source.path}, frame {frame.number}'
+        self.failed.setdefault(frame.source, error if str(frame.source.path) in error else f'{place}: {error}')
         self.note(frame, error=error)
 
     def note(self, frame: Frame, **values: Any) -> None:
@@ -236,12 +251,11 @@ class Output:
 
     def write(self, frame: Frame, folder: str, suffix: str, content: bytes) -> None:
         """Write a file for an image; a later one with the same name takes its place."""
-        number = '' if frame.number is None else f'_{frame.number:06d}'
-        self.place(frame.source, folder, f'{number}{suffix}').write_bytes(content)
+        self.place(folder, result_name(frame.source.stem, frame.number, suffix)).write_bytes(content)
 
-    def place(self, source: Source, folder: str, ending: str) -> Path:
+    def place(self, folder: str, name: str) -> Path:
         """Return the path of a file for an image; folders are made."""
-        file = self.folder / folder / f'{source.stem}{ending}'
+        file = self.folder / folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         return file
 

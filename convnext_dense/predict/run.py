@@ -15,9 +15,9 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.compat.files import explained
-from convnext_dense.predict.inputs import Frame, Source, ask_video, find_sources, read_ahead
+from convnext_dense.predict.inputs import PAGED, Frame, Source, ask_video, count_pages, find_sources, read_ahead
 from convnext_dense.predict.model import Model, load_model
 from convnext_dense.predict.output import DRAWN_SCORE, FORMATS, LOG, OBJECTS, Output
 from convnext_dense.predict.tiles import check_tiles, open_image, predict_tiled
@@ -86,7 +86,7 @@ def predict_with(
         classes: The names of the classes that are wanted; by default all.
         batch: Images in one step.
         tile: Side in pixels of the tiles into which larger images are cut; by default none is cut.
-        overlap: The part of a tile that its neighbour covers too.
+        overlap: The part of a tile that its neighbour covers too; without, objects on a border stay in parts.
         workers: Threads that decode images.
 
     Returns:
@@ -111,22 +111,30 @@ def predict_with(
         overlap=overlap, tta=model.has_tta, save=sorted(formats), folder=str(root), config=config_digest(model),
     )  # fmt: skip
     with explained(folder), Output(folder, model, formats, settings, drawn) as output:
-        left = [source for source in sources if output.done.get(source.name) != source.modified]
+        left = [source for source in sources if output.done.get(source.name) != source.state]
         if len(left) < len(sources):
             tell(f'{len(sources) - len(left)} of {len(sources)} files were predicted before; the others follow')
+        say_what_is_left_out(model, left, tile, overlap)
         read = model.read if tile is None else partial(open_image, model)
         frames = read_ahead(left, read, workers, 2 * batch + workers)
-        failed = []
         with tqdm(total=count_frames(left), unit='image', disable=not sys.stderr.isatty(), leave=False) as bar:
             for frame, result in predict_frames(model, frames, batch, tile, overlap):
                 bar.update()
                 result = result.select(lowest, labels) if isinstance(result, Objects) else result
                 if problem := result if isinstance(result, str) else write(output, frame, result):
                     output.add_error(frame, problem)
-                    failed.append(problem if str(frame.source.path) in problem else f'{frame.source.path}: {problem}')
         output.write_tables()
-        print(summary(model, len(sources), output.counts(), failed, folder, formats))
-    return 1 if failed else 0
+        print(summary(model, len(sources), output.counts(), list(output.failed.values()), folder, formats))
+    return 1 if output.failed else 0
+
+
+def say_what_is_left_out(model: Model, sources: Iterable[Source], tile: int | None, overlap: float) -> None:
+    """Name images of several pages, and tell what tiles without an overlap cannot find."""
+    paged = [each.path for each in sources if each.path.suffix.lower() in PAGED and count_pages(each.path) > 1]
+    if paged and model.channels == 3:
+        tell(f'{len(paged)} images have several pages, of which the first is predicted: {shorten(paged)}')
+    if tile is not None and overlap == 0 and model.kind == OBJECTS:
+        tell('without an overlap, an object on the border of tiles is found in parts, each of which counts as one')
 
 
 def write(output: Output, frame: Frame, result: Result) -> str | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cv2
 import numpy as np
 
 from convnext_dense.compat.errors import UserError, shorten
@@ -15,8 +14,10 @@ from convnext_dense.data import open_wrappers
 from convnext_dense.data.annotation import number
 from convnext_dense.data.checks.configs import SEGMENTATION_TYPES
 from convnext_dense.data.formats.coco import class_names, plain, read_json
+from convnext_dense.data.formats.masks import read_label_map
+from convnext_dense.predict.inputs import find_sources
 from convnext_dense.predict.model import load_model
-from convnext_dense.predict.output import LABEL_MAPS, read_images
+from convnext_dense.predict.output import LABEL_MAPS, read_images, result_name
 from convnext_dense.predict.run import predict_with
 from convnext_dense.report import maps, objects
 from convnext_dense.report.hook import read_truth
@@ -70,14 +71,16 @@ def predict(
         options['save'] = sorted({*(options.get('save') or ('pictures',)), 'maps'})
     elif options.get('score') is None:
         options['keep_all'] = True
+    stems = {each.name: each.stem for each in find_sources(inputs, Path(out))[1]}
     code = predict_with(loaded, inputs, out, **options)
+    rows = [row for row in read_images(Path(out)) if row['file_name'] in stems]  # the folder may hold others
     if is_of_maps:
         _, dataset = next(open_wrappers(loaded.config.test_dataloader.dataset))
         is_reduced = dataset.get('reduce_zero_label', dataset.get('type') in REDUCED)
-        print(compare_maps(Path(out) / 'labels', Path(compare), loaded.classes, is_reduced))
+        names = [result_name(stems[row['file_name']], row.get('frame'), '.png') for row in rows]
+        print(compare_maps(Path(out) / 'labels', Path(compare), names, loaded.classes, is_reduced))
     else:
-        rows = {row['file_name']: row for row in read_images(Path(out))}
-        print(compare_objects(rows, right, loaded.classes))
+        print(compare_objects({row['file_name']: row for row in rows}, right, loaded.classes))
     return code
 
 
@@ -161,12 +164,15 @@ def as_objects(row: Mapping, classes: tuple[str, ...], has_masks: bool) -> Objec
     return Objects(boxes, scores, labels, (row['height'], row['width']), classes, rles)
 
 
-def compare_maps(predicted: Path, right: Path, classes: tuple[str, ...], reduce_zero_label: bool) -> str:
+def compare_maps(
+    predicted: Path, right: Path, names: Sequence[str], classes: tuple[str, ...], reduce_zero_label: bool
+) -> str:
     """Return the metrics of label maps, as a table.
 
     Args:
         predicted: The folder that they were written to.
         right: The folder of those that are right, of the same names.
+        names: Of those that count.
         classes: Those of the model.
         reduce_zero_label: In the right ones 0 is unlabelled, and the classes count from 1.
 
@@ -174,19 +180,24 @@ def compare_maps(predicted: Path, right: Path, classes: tuple[str, ...], reduce_
         UserError: The folders have no name in common, or a map has another size.
     """
     counts = []
-    for file in sorted(predicted.rglob('*.png')):
-        truth = right / file.relative_to(predicted)
-        if truth.is_file():
-            labels, found = (cv2.imread(str(each), cv2.IMREAD_UNCHANGED) for each in (truth, file))
-            if labels is None or labels.shape != found.shape:
-                raise UserError(f'{truth} is no label map of {found.shape[1]}x{found.shape[0]} pixels, as {file} is.')
-            counts.append(maps.count(file.name, labels - 1 if reduce_zero_label else labels, found, len(classes)))
+    for name in names:
+        if (truth := right / name).is_file():
+            labels, found = (read_label_map(folder / name)[0] for folder in (right, predicted))
+            if labels.shape != found.shape:
+                raise UserError(
+                    f'{truth} has the shape {labels.shape}, and what was predicted {found.shape}. A label map has the '
+                    'size of its image, and one channel with the number of the class in each pixel.'
+                )
+            if reduce_zero_label:
+                labels = np.where(labels == 0, maps.IGNORED, labels - 1)
+            counts.append(maps.count(name, labels, found, len(classes)))
     if not counts:
-        raise UserError(
-            f'{right} has no label map with the name of an image, such as {shorten(predicted.rglob("*.png"))}.'
-        )
+        raise UserError(f'{right} has no label map with the name of an image, such as {shorten(names)}.')
     report = maps.judge(counts, classes)
-    lines = [f'compared with {right}: {len(counts)} images', *(f'{k:12}{v:.3f}' for k, v in report['summary'].items())]
+    lines = [
+        f'compared with {right}: {len(counts)} of {len(names)} images',
+        *(f'{k:12}{v:.3f}' for k, v in report['summary'].items()),
+    ]
     return '\n'.join([*lines, *table_of(report['by_class'], {'IoU': 'IoU', 'Acc': 'Acc'})])
 
 
