@@ -5,6 +5,8 @@ import contextlib
 import io
 import json
 import re
+import shutil
+import subprocess
 
 import cv2
 import numpy as np
@@ -279,6 +281,40 @@ def test_a_report_is_one_page_and_json(config, tmp_path):
         assert means == pytest.approx(metrics, abs=1e-3)
     else:
         assert report['summary']['mIoU'] == pytest.approx(report['metrics']['mIoU'] / 100, abs=1e-4)
+
+
+# what a browser makes of a page, written into the page that it returns
+PROBE = """<script>addEventListener('load', () => {
+    document.body.dataset.widths = [...document.images].map(each => each.naturalWidth);
+    const parts = [...document.querySelectorAll('h1,h2,img,td')];
+    document.body.dataset.hidden = parts.filter(each => !each.offsetHeight).length;
+    document.body.dataset.beyond = document.documentElement.scrollWidth - innerWidth;
+})</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('chromium') is None, reason='needs the browser chromium')
+@pytest.mark.parametrize('config', OPTIONS)
+def test_a_browser_shows_the_page(config, tmp_path):
+    folder = run_report('report', config, tmp_path)
+    report, page = json.loads((folder / 'report.json').read_text()), (folder / 'report.html').read_text()
+    (tmp_path / 'probed.html').write_text(page + PROBE)
+    flags = (
+        '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+        '--disable-component-update --disable-sync --window-size=1400,2000 --enable-logging=stderr --dump-dom'
+    )
+    words = [*flags.split(), f'--user-data-dir={tmp_path / "browser"}', f'file://{tmp_path / "probed.html"}']
+    seen = subprocess.run(['chromium', *words], capture_output=True, text=True, timeout=100, check=True)
+    assert 'CONSOLE' not in seen.stderr
+    probed = dict(re.findall(r' data-(\w+)="([^"]*)"', seen.stdout))
+    widths = [int(width) for width in probed['widths'].split(',')]
+    assert len(widths) == page.count('<img')
+    assert min(widths) > 50
+    assert probed['hidden'] == '0'
+    assert int(probed['beyond']) <= 0
+    titles = re.findall('<h2>(.*?)</h2>', seen.stdout)
+    kinds = ['Precision', 'Errors', 'Scores'] if report['kind'] == 'objects' else []
+    assert [title.split()[0] for title in titles] == ['Classes', *kinds, 'Confusion', 'The']
 
 
 def test_two_reports_are_compared(tmp_path):
