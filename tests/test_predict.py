@@ -130,7 +130,7 @@ def test_arrays_and_pictures_of_other_shapes(segmentor, images):
     [
         np.zeros((20, 20, 3), np.float32), np.zeros((20, 20), np.uint16), np.zeros((20, 20, 2), np.uint8),
         np.zeros((3, 20, 20), np.uint8), np.zeros((0, 20, 3), np.uint8), np.uint8(3), torch.zeros(20, 20, 3),
-        Image.fromarray(np.zeros((20, 20), np.uint16)), None, 7, {},
+        Image.fromarray(np.zeros((20, 20), np.uint16)), Image.new('HSV', (20, 20)), None, 7, {},
     ],
     ids=lambda given: f'{type(given).__name__}-{getattr(given, "dtype", "")}-{getattr(given, "shape", "")}',
 )  # fmt: skip
@@ -216,6 +216,15 @@ def test_neighbours_of_one_class_stay_apart():
     tiles = cut(60, 100, 60, 0.4)
     found = join(tiles, [seen_by(tile, boxes, labels, (60, 100)) for tile in tiles])
     assert sorted(found.boxes.round().tolist()) == sorted(boxes.tolist())
+
+
+def test_what_a_tile_finds_twice_is_one_object():
+    boxes, size = np.array([[40, 10, 80, 30]]), (60, 96)
+    tiles = cut(*size, 60, 0.4)
+    one, other = (seen_by(tile, boxes, np.zeros(1, int), size) for tile in tiles)
+    other = other.take([0, 0])
+    other.boxes[1] += [3, 2, -2, -2]
+    assert join(tiles, [one, other]).boxes.round().tolist() == boxes.tolist()
 
 
 @pytest.mark.parametrize('num_classes', [1, 4])

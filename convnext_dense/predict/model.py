@@ -312,14 +312,12 @@ def as_pixels(image: Any, channels: int = 3) -> np.ndarray:
     Raises:
         UserError: It is something else.
     """
-    if isinstance(image, PIL.Image.Image):
-        turned = PIL.ImageOps.exif_transpose(image)
-        pixels = np.asarray(turned.convert('RGB'))[..., ::-1] if turned.mode in PLAIN_MODES else np.asarray(turned)
-    else:
-        pixels = image
+    pixels = image
+    if isinstance(image, PIL.Image.Image) and image.mode in PLAIN_MODES:
+        pixels = np.asarray(PIL.ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1]
+    elif isinstance(image, np.ndarray) and image.ndim == 2:
+        pixels = image[..., None]
     allowed = (1, 3, 4) if channels == 3 else (channels,)
-    if isinstance(pixels, np.ndarray) and pixels.ndim == 2:
-        pixels = pixels[..., None]
     is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.size
     if not is_array or pixels.shape[2] not in allowed:
         came = ' '.join(str(getattr(image, name)) for name in ('dtype', 'shape', 'mode') if hasattr(image, name))
