@@ -256,6 +256,7 @@ def test_a_tiff_is_read_in_windows(segmentor, images, tmp_path, monkeypatch):
     expected = segmentor(pixels, tile=64).labels
     monkeypatch.setattr(type(segmentor), 'read', None)  # the whole is not read
     assert np.array_equal(segmentor(tmp_path / 'large.tif', tile=64).labels, expected)
+    assert run.predict_with(segmentor, [tmp_path / 'large.tif'], tmp_path / 'out', tile=64) == 0  # with a picture
 
 
 # --- models
@@ -684,6 +685,10 @@ def test_predictions_are_compared_with_coco_annotations(checkpoints, images, tmp
     said = capsys.readouterr().out
     assert '6 of 6 annotated images, 6 predicted' in said
     assert re.search(r'mean +1\.000 +1\.000', said)
+    compare.predict(
+        checkpoints['objects'], compare=tmp_path / 'ann.json', **options | dict(inputs=[min(images.iterdir())])
+    )
+    assert '1 of 6 annotated images, 1 predicted' in capsys.readouterr().out  # whatever the folder holds
 
 
 @pytest.mark.parametrize('reduce_zero_label', [False, True])
@@ -715,6 +720,9 @@ def test_the_label_maps_of_these_images_are_compared(checkpoints, images, tmp_pa
     compare.predict(checkpoints['label maps'], inputs=files[:2], **options)
     compare.predict(checkpoints['label maps'], inputs=files[1:3], **options)
     assert re.search(r'2 of 2 images\nmIoU +0\..*2 of 2 images\nmIoU +1\.000', capsys.readouterr().out, re.DOTALL)
+    Image.new('L', (70, 60), 255).save(tmp_path / f'right/{files[0].stem}.png')  # no pixel has a class
+    compare.predict(checkpoints['label maps'], inputs=files[:1], **options)
+    assert re.search(r'1 of 1 images\nmIoU +-', capsys.readouterr().out)
     labels.convert('RGB').save(tmp_path / f'right/{files[1].stem}.png')
     with pytest.raises(UserError, match=rf'{files[1].stem}\.png.*3\).*60, 70'):
         compare.predict(checkpoints['label maps'], inputs=files[1:3], **options)

@@ -104,9 +104,9 @@ def reduce(image: np.ndarray, result: Result) -> tuple[np.ndarray, Result]:
     """Return a very large image and its prediction in a size that can be drawn; masks are then left out."""
     height, width = image.shape[:2]
     step = max(math.ceil(math.sqrt(height * width / MOST_PIXELS)), math.ceil(max(height, width) / MOST_SIDE))
+    small = image[::step, ::step]  # an array, also of a file that is read in windows
     if step == 1:
-        return image, result
-    small = image[::step, ::step]
+        return small, result
     if isinstance(result, LabelMap):
         return small, replace(result, labels=result.labels[::step, ::step])
     return small, replace(result, boxes=result.boxes / step, size=small.shape[:2], rles=None)

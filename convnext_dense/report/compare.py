@@ -21,6 +21,7 @@ from convnext_dense.predict.output import LABEL_MAPS, read_images, result_name
 from convnext_dense.predict.run import predict_with
 from convnext_dense.report import maps, objects
 from convnext_dense.report.hook import read_truth
+from convnext_dense.report.page import show
 from convnext_dense.results import Objects
 
 # types of datasets in whose label maps 0 is unlabelled, and the classes count from 1
@@ -196,7 +197,7 @@ def compare_maps(
     report = maps.judge(counts, classes)
     lines = [
         f'compared with {right}: {len(counts)} of {len(names)} images',
-        *(f'{k:12}{v:.3f}' for k, v in report['summary'].items()),
+        *(f'{name:14}{show(value)}' for name, value in report['summary'].items()),
     ]
     return '\n'.join([*lines, *table_of(report['by_class'], {'IoU': 'IoU', 'Acc': 'Acc'})])
 
@@ -207,8 +208,5 @@ def table_of(by_class: Mapping[str, Mapping], columns: Mapping[str, str]) -> lis
     means = [[row[i] for row in rows.values() if row[i] is not None] for i in range(len(columns))]
     rows = {'mean': [float(np.mean(column)) if column else None for column in means]} | rows
     width = max(map(len, rows)) + 2
-    cells = (
-        f'{name:{width}}' + ''.join(f'{"-" if value is None else f"{value:.3f}":>12}' for value in row)
-        for name, row in rows.items()
-    )
+    cells = (f'{name:{width}}' + ''.join(f'{show(value):>12}' for value in row) for name, row in rows.items())
     return [f'{"":{width}}' + ''.join(f'{name:>12}' for name in columns), *cells]

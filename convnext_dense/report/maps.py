@@ -79,7 +79,7 @@ def judge(images: Sequence[Counts], classes: Sequence[str]) -> dict[str, Any]:
     by_class = {
         name: {column: plain(values[label]) for column, values in columns.items()} for label, name in enumerate(classes)
     }
-    summary = {f'm{column}': plain(np.nanmean(columns[column])) for column in ('IoU', 'Acc', 'Boundary IoU')}
+    summary = {f'm{column}': mean(columns[column]) for column in ('IoU', 'Acc', 'Boundary IoU')}
     return dict(
         kind='label maps',
         classes=list(classes),
@@ -97,6 +97,12 @@ def rate_image(counts: Counts) -> dict[str, Any]:
     values = ratio(right, counts.pixels.sum(1) + counts.pixels.sum(0) - right)
     rates = (float(np.nanmean(values)), float(right.sum() / total)) if total else (1.0, 1.0)
     return dict(zip(('path', 'mIoU', 'aAcc'), (counts.path, *rates), strict=True))
+
+
+def mean(values: np.ndarray) -> float | None:
+    """Return the mean of the numbers that are none of NaN; None of nothing."""
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if len(numbers) else None
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
