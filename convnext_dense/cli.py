@@ -368,7 +368,7 @@ def user_errors() -> Iterator[None]:
             leave(2)  # the process that failed has told why
         raise
     except KeyboardInterrupt:
-        say_once('interrupted; a training continues from its latest checkpoint with --resume')
+        say_once('interrupted; a training continues with --resume, and a prediction with the same command')
         leave(130)
 
 

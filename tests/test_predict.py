@@ -139,6 +139,13 @@ def test_what_is_no_image_is_answered(given, tile, segmentor):
         segmentor(given, tile=tile)
 
 
+@pytest.mark.parametrize('tile', [None, 16])
+@pytest.mark.parametrize('name', ['none.png', 'none.tif', ''])
+def test_an_image_that_is_not_there_is_named(name, tile, segmentor, tmp_path):
+    with pytest.raises(UserError, match=f'image {tmp_path / name}'):
+        segmentor(tmp_path / name, tile=tile)
+
+
 def test_results_become_coco_and_supervision(detector, segmentor, images):
     file = min(images.iterdir())
     objects = detector(file)

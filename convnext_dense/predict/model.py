@@ -92,7 +92,8 @@ class Model:
         Raises:
             UserError: It is not there, or is no image.
         """
-        check_exists(path)
+        if not path.is_file():
+            raise UserError(f'There is no image {path}. A folder is predicted by the command, or file by file.')
         if defect := find_defect(str(path)):
             raise UserError(f'The image {path} cannot be read: it is {defect}.')
         try:
@@ -320,10 +321,11 @@ def as_pixels(image: Any, channels: int = 3) -> np.ndarray:
     allowed = (1, 3, 4) if channels == 3 else (channels,)
     is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.size
     if not is_array or pixels.shape[2] not in allowed:
-        came = ' '.join(str(getattr(image, name)) for name in ('dtype', 'shape', 'mode') if hasattr(image, name))
+        came = [str(getattr(image, name)) for name in ('dtype', 'shape', 'mode') if hasattr(image, name)]
         raise UserError(
-            f'An image is a file, an image of Pillow with 8 bits, or a NumPy array of uint8 (H, W, channels) with '
-            f'{" or ".join(map(str, allowed))} channels (3 are BGR), from 0 to 255; got {type(image).__name__} {came}.'
+            'An image is a file, an image of Pillow with 8 bits, or a NumPy array of uint8 (H, W, channels) with '
+            f'{" or ".join(map(str, allowed))} channels (3 are BGR), from 0 to 255; got '
+            f'{" ".join([type(image).__name__, *came])}.'
         )
     if channels != 3:
         return pixels

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
 from convnext_dense.data.pictures import TIFF, as_input, unreadable
 from convnext_dense.results import Objects, Result
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from convnext_dense.predict.model import Model
 
 SAME = 0.5  # intersection over union, in the region that two tiles see, from which on two detections are one object
-TWICE = 0.6  # intersection over union from which on two objects of a class are one, whatever tiles found them
+TWICE = 0.6  # intersection over union from which on two objects of a class are one; at 0.5, drawn mosaics lose some
 INSIDE = 0.8  # the part of a cut box that another one covers there, from which on they are one object
 NEAR = 0.02  # of a tile's side: a box that ends so near to the tile's border may go on beyond it
 CACHE_BYTES = 2**26  # of blocks of a TIFF file that are kept
@@ -329,7 +328,6 @@ class Raster:
     def __init__(self, path: Path, load: object) -> None:
         import rasterio
 
-        check_exists(path)
         self.settings = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES)  # by default it takes a share of the machine's memory
         try:
             with warnings.catch_warnings():
