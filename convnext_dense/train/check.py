@@ -104,7 +104,7 @@ def report_on_data(path: str | os.PathLike, out: str | os.PathLike | None, optio
     """Return the same for data that is imported, to ``out`` or to a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = import_data(path, out or folder, draw=out is None, **options)
+            found = import_data(path, out or folder, fix=out is not None, **options)
         except UserError as error:
             return {'notes': [], 'errors': str(error).split('\n'), 'images': {}, 'summary': []}
         images = {split: list(map(str, paths)) for split, paths in found.paths.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.formats import coco, labelme, masks, pairs, voc, yolo
+from convnext_dense.data.formats import coco, labelme, listed, masks, pairs, voc, yolo
 from convnext_dense.data.records import Collection
 
 
@@ -31,6 +31,7 @@ FORMATS = {
     'yolo': Format(yolo.find, yolo.read),
     'labelme': Format(labelme.find, labelme.read),
     'masks': Format(masks.find, masks.read, has_objects=False),
+    'listed': Format(listed.find, listed.read, has_objects=False),
 }
 
 
