@@ -451,6 +451,11 @@ def test_the_config_of_a_detector(shapes, tmp_path, capsys):
     assert len(text.splitlines()) <= 10
 
 
+def test_the_schedule_follows_the_batch(shapes, tmp_path):
+    cfg = own_config('det/cascade_convnext_t_coco', shapes / 'annotations', tmp_path, batch='1')
+    assert (cfg.train_dataloader.batch_size, cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (1, 100, 9)
+
+
 def test_the_config_is_used_again_as_it_was_edited(shapes, tmp_path):
     file = prepare_data('det/mask_rcnn_convnext_t_coco', shapes / 'annotations', tmp_path / 'data')
     file.write_text(f'{file.read_text()}\ntrain_cfg = dict(max_epochs=3)\n')
