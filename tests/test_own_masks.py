@@ -364,6 +364,7 @@ def test_a_file_without_what_the_maps_have_says_so(tmp_path):
     [
         ('background\nlevel 1\nlevel 2\n', ['background', 'level 1', 'level 2'], {}),
         ('level 0\nlevel 1\nlevel 2\n', ['level 0', 'level 1', 'level 2'], {}),
+        ('__ignore__\n_background_\ncat\n', ['_background_', 'cat'], {}),  # of LabelMe, which counts from -1
         ('road 0\ncar 1\n', ['road', 'car'], {0: 'road', 1: 'car'}),
         ('4 road\n5 level 2\n', ['road', 'level 2'], {4: 'road', 5: 'level 2'}),
         ('0 road 128 64 128\n', ['road'], {0: 'road'}),

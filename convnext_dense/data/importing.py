@@ -72,14 +72,18 @@ class Imported:
         return {split: len(paths) for split, paths in self.paths.items()}
 
     def __str__(self) -> str:
+        return f'{self.describe()}\nwritten to  {next(iter(self.files.values())).parent}'
+
+    def describe(self) -> str:
+        """Say what was read."""
         images = ', '.join(f'{name} {number}' for name, number in self.num_images.items())
         objects = ', '.join(f'{name} {self.num_objects.get(name, 0)}' for name in self.classes[:12])
         lines = [
             f'data        {self.title}, {self.root}',
             f'images      {images}',
-            f'classes     {len(self.classes)}: {objects if self.num_objects else ", ".join(self.classes[:12])}'
+            f'classes     {len(self.classes)}'
+            + (f', with their objects: {objects}' if self.num_objects else f': {", ".join(self.classes[:12])}')
             + (', ...' if len(self.classes) > 12 else ''),
-            f'written to  {next(iter(self.files.values())).parent}',
         ]
         return '\n'.join([*lines, *(f'note        {note}' for note in self.notes)])
 

@@ -109,9 +109,9 @@ def report_on_data(path: str | os.PathLike, out: str | os.PathLike | None, optio
             return {'notes': [], 'errors': str(error).split('\n'), 'images': {}, 'summary': []}
         images = {split: list(map(str, paths)) for split, paths in found.paths.items()}
         report = {'notes': found.notes, 'errors': [], 'images': images, 'examples': dict(found.examples)}
-        summary = [line for line in str(found).splitlines() if not line.startswith(('note', 'written'))]
-        written = [f'written to  {out}'] if out else []
-        return {**report, 'summary': [*summary, *written]}
+        summary = [line for line in found.describe().splitlines() if not line.startswith('note')]
+        written = f'written to  {out}, which import-data and train --data read' if out else 'no errors'
+        return {**report, 'summary': [*summary, written]}
 
 
 def find_same(images: Mapping[str, Sequence[str]]) -> tuple[list[str], list[tuple[Path, None]]]:

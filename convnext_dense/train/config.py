@@ -72,7 +72,11 @@ def fit_lr(cfg: Config, num_processes: int, auto_scale_lr: bool = False) -> list
         return [] if factor == 1 else [note]
     scale_rates(cfg, factor)
     settings['base_batch_size'] = batch
-    return [f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})']
+    return (
+        []
+        if factor == 1 and not auto_scale_lr
+        else [f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})']
+    )
 
 
 def check_step(cfg: Config) -> tuple[int, int]:

@@ -88,7 +88,7 @@ def prepare_data(
     if batch not in (None, 'auto'):
         changes['train_dataloader', 'batch_size'] = cfg.train_dataloader.batch_size
     advice = 'Edit it as you like; it is a config like any other.'
-    show(f'{found}\nschedule    {describe_schedule(changes)}\nconfig      {file}')
+    show(f'{found.describe()}\nschedule    {describe_schedule(changes)}\nconfig      {file}')
     text = config_text(
         f'{heading}\n\n{advice}\n', package_name(configs.find_config(config).absolute()), nest(cfg, changes)
     )
@@ -282,5 +282,5 @@ def describe_schedule(changes: Changes) -> str:
     for key, word in (('max_epochs', 'epochs'), ('max_iters', 'iterations')):
         if ('train_cfg', key) in changes:
             every = changes['train_cfg', 'val_interval']
-            return f'{changes["train_cfg", key]} {word}, evaluated every {every}; the lr follows the batch size'
+            return f'{changes["train_cfg", key]} {word}, with an evaluation every {every}'
     return "the config's own"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from convnext_dense.train.launch import process_rank
 
-# Lines of MMEngine that tell the reader of a screen nothing; the log file keeps them.
+# What tells the reader of a screen little, by how it begins; the log file keeps it.
 NOISE = (
     'Exp name:',
     'Hooks will be executed',
@@ -29,6 +29,8 @@ NOISE = (
     'bbox_mAP_copypaste',
     'segm_mAP_copypaste',
     'paramwise_options -- ',
+    'per class results:',  # whose table has several lines
+    'slot  tensors',  # the table of learning rates
 )
 # Modules that print what they do and a table of which MMDetection logs the values.
 PRINTERS = (
@@ -49,10 +51,10 @@ OURS = str(Path(__file__).parents[1])  # where the code lies whose records are s
 
 def is_for_the_screen(record: logging.LogRecord) -> bool:
     """Tell whether a record is a warning, one of ours, or a single line that is no noise."""
-    if record.levelno >= logging.WARNING or record.pathname.startswith(OURS):
-        return True
     message = record.getMessage()
-    return '\n' not in message.strip() and not message.startswith(NOISE)
+    if record.levelno >= logging.WARNING or message.startswith(NOISE):
+        return record.levelno >= logging.WARNING
+    return record.pathname.startswith(OURS) or '\n' not in message.strip()
 
 
 class AboveBar:

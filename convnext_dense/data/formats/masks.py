@@ -28,7 +28,7 @@ def find(path: Path, images: Path | None = None, labels: Path | None = None) -> 
         return ''
     found = find_pairs(path, images, labels)
     number = len(found.pairs) or len(found.unclear)
-    return f'label maps: {number} images with one' if number else ''
+    return f'label maps: those of {number} images' if number else ''
 
 
 class MapError(UserError):

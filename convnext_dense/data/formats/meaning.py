@@ -262,7 +262,7 @@ def number_values(collection: LabelMaps, values: Counter) -> None:
     are_grey = len(found) > 2 and min(np.diff(found)) >= FAR_APART
     if found == [0, IGNORED]:
         collection.classes, collection.recode = ['background', 'foreground'], {0: 0, IGNORED: 1}
-        collection.notes.append('the label maps hold 0 and 255 alone: background and foreground')
+        collection.notes.append('the label maps hold 0 and 255 alone: 0 is background, 255 is foreground')
     elif inner and len(inner) > inner[-1] // 2:
         collection.classes = [f'class_{i}' for i in range(inner[-1] + 1)]
         collection.notes.append(
@@ -273,7 +273,7 @@ def number_values(collection: LabelMaps, values: Counter) -> None:
         collection.classes = [f'value_{value}' for value in taken]
         collection.recode = {IGNORED: IGNORED} | {value: i for i, value in enumerate(taken)}
         collection.notes.append(
-            f'the values {shorten(taken, 8)} are far apart: they are numbered in their order. Name them in '
-            'classes.txt, a line each: VALUE NAME'
+            f'no file of classes: the values {shorten(taken, 8)} become the classes 0 to {len(taken) - 1}. Name them '
+            'in classes.txt, a line each: VALUE NAME'
             + (', or 255 void where it is unlabelled' if IGNORED in taken else '')
         )
