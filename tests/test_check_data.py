@@ -53,6 +53,14 @@ def test_images_in_two_splits(leak, is_found, data, tmp_path):
     assert ('train and val share 1 images' in text and '000001.png' in text) == is_found
 
 
+def test_a_split_that_is_another_one_is_compared_once(data):
+    files = [str(file) for file in sorted((data / 'images/train').iterdir())]
+    lines, _ = check.find_same({'train': files[:3], 'val': files[2:], 'test': files[2:]})
+    assert len(lines) == 1
+    assert lines[0].startswith('train and val share 1 images')
+    assert check.find_same({'train': files, 'val': [*files]}) == ([], [])
+
+
 def test_a_config_and_its_errors(data, tmp_path):
     options = {f'{split}_dataloader.dataset.data_root': str(data) for split in ('train', 'val', 'test')}
     options |= {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val', 'test')
