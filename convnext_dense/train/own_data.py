@@ -84,7 +84,11 @@ def prepare_data(
         set_batch(cfg, batch)
     with_masks = any(step.get('with_mask') for step in walk(cfg.get('train_dataloader')))
     found = import_data(source, out, task=task, with_masks=with_masks, **options)
-    changes = {**data_changes(cfg, found, task, with_masks), **schedule_changes(cfg, found.num_images['train'], task)}
+    changes = {
+        ('experiment_name',): out.absolute().parent.name,
+        **data_changes(cfg, found, task, with_masks),
+        **schedule_changes(cfg, found.num_images['train'], task),
+    }
     if batch not in (None, 'auto'):
         changes['train_dataloader', 'batch_size'] = cfg.train_dataloader.batch_size
     advice = 'Edit it as you like; it is a config like any other.'

@@ -41,7 +41,8 @@ PRINTERS = (
 )
 TRAINING_LINE = {
     'loss': 'loss {loss:.4f}',
-    'base_lr': 'lr {base_lr:.2e} ({lr_min:.1e} to {lr_max:.1e})',
+    'base_lr': 'lr {base_lr:.2e}',
+    'rates': '({lr_min:.1e} to {lr_max:.1e})',
     'time': '{time:.2f} s/iter',
     'memory': '{memory} MB',
     'eta': 'eta {eta}',
@@ -118,6 +119,8 @@ class OneLineLogProcessor(LogProcessor):
         values['lr_min'], values['lr_max'] = min(rates), max(rates)
         eta = datetime.timedelta(seconds=int(runner.message_hub.get_info('eta', 0)))
         shown = {'base_lr': values['lr_max'], 'eta': eta, **values}
+        if values['lr_min'] < values['lr_max']:
+            shown['rates'] = None
         parts = [part.format(**shown) for name, part in TRAINING_LINE.items() if name in shown]
         return values, '  '.join([shorten_head(text), *parts])
 
