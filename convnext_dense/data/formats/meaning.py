@@ -273,7 +273,7 @@ def number_values(collection: LabelMaps, values: Counter) -> None:
         collection.classes = [f'value_{value}' for value in taken]
         collection.recode = {IGNORED: IGNORED} | {value: i for i, value in enumerate(taken)}
         collection.notes.append(
-            f'no file of classes: the values {shorten(taken, 8)} become the classes 0 to {len(taken) - 1}. Name them '
+            f'no file of classes: the values {shorten(taken, 8)} are numbered 0 to {len(taken) - 1}. Name them '
             'in classes.txt, a line each: VALUE NAME'
             + (', or 255 void where it is unlabelled' if IGNORED in taken else '')
         )
