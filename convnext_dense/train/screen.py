@@ -52,10 +52,11 @@ OURS = str(Path(__file__).parents[1])  # where the code lies whose records are s
 
 def is_for_the_screen(record: logging.LogRecord) -> bool:
     """Tell whether a record is a warning, one of ours, or a single line that is no noise."""
+    if record.levelno >= logging.WARNING:
+        return True
     message = record.getMessage()
-    if record.levelno >= logging.WARNING or message.startswith(NOISE):
-        return record.levelno >= logging.WARNING
-    return record.pathname.startswith(OURS) or '\n' not in message.strip()
+    is_short = record.pathname.startswith(OURS) or '\n' not in message.strip()
+    return is_short and not message.startswith(NOISE)
 
 
 class AboveBar:

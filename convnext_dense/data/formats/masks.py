@@ -67,7 +67,7 @@ def read(
     collection = LabelMaps('label maps', path, [], {}, notes=found.notes(), is_fixed=fix)
     pairs, counted = count_all(found.pairs, known, collection)
     if known.file:
-        collection.notes.append(f'classes of {known.file}')
+        collection.notes.append(f'{known.file} names the classes')
     values, areas = (sum((getattr(each, key) for each in counted), Counter()) for key in ('values', 'areas'))
     is_lossy = all(label_map.suffix.lower() in JPEG for _, label_map in pairs)
     give_meaning(collection, values, areas, known, is_lossy)
