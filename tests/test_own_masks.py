@@ -386,6 +386,28 @@ def test_other_files_are_not_taken_for_a_list_of_classes(stray, tmp_path):
     assert masks.read(tmp_path).classes == ['background', 'cat', 'dog', 'bird']
 
 
+@pytest.mark.parametrize(
+    ('change', 'stray', 'text', 'words'),
+    [
+        (white, 7, None, ('0 and 255 and, on few pixels, 7', '255 foreground', '--fix')),
+        (np.asarray, 4, 'background\ncat\ndog\nbird\n', ('values up to 4, counted from 0', '4 names', '--fix')),
+    ],
+    ids=['black and white', 'background first'],
+)
+def test_a_stray_value_changes_no_meaning(change, stray, text, words, tmp_path):
+    def with_stray(drawn):
+        values = change(drawn).copy()
+        values[0, 0] = stray
+        return values
+
+    write(tmp_path, change=with_stray)
+    if text:
+        (tmp_path / 'classes.txt').write_text(text)
+    with pytest.raises(UserError) as error:
+        masks.read(tmp_path)
+    assert all(word in str(error.value) for word in words)
+
+
 # What JPEG, smooth edges and other channels leave
 
 

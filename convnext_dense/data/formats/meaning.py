@@ -255,7 +255,7 @@ def number_values(collection: LabelMaps, values: Counter) -> None:
         collection.give_up(
             few, values, f'{collection.root}: the label maps hold 0 and 255 and, on few pixels, '
             f'{shorten(sorted(few), 8)}. Say what each value means by lines of a classes.txt, such as "0 background" '
-            'and "255 foreground".'
+            'and "255 foreground", or "255 void" where it is unlabelled.'
         )  # fmt: skip
     found = sorted(values)
     inner = [value for value in found if value != IGNORED]
