@@ -445,6 +445,7 @@ def test_the_config_of_a_detector(shapes, tmp_path, capsys):
     assert cfg.train_dataloader.dataset.pipeline == load_config('det/cascade_convnext_t_coco').train_pipeline
     assert cfg.train_cfg.max_epochs * 5 == 1000  # iterations, for 10 images by 2
     assert cfg.auto_scale_lr.enable
+    assert cfg.experiment_name == 'work'  # the run is called after its folder, and not data
     text = capsys.readouterr().err
     for word in ('COCO JSON', 'train 10, val 4', 'circle', 'data.py', '200 epochs'):
         assert word in text

@@ -113,8 +113,8 @@ def import_data(
         classes: Names for the classes, in the order of their numbers.
         seed: Of the draw of validation images.
         with_masks: Each object needs a mask; those without one are neither learned nor counted.
-        fix: Write sound data that can be read again: its splits stay, ``with_masks`` follows the data, the files name
-            the images by their whole paths, and label maps that cannot be used are left out.
+        fix: Write sound data that can be read again: its splits stay, the files name the images by their whole paths,
+            and label maps that cannot be used are left out.
 
     Raises:
         UserError: The data cannot be read, or is none for the task.
@@ -136,8 +136,6 @@ def import_data(
     complete_splits(collection, seed, draw=not fix)
     folder = open_folder(Path(out).absolute(), path, collection)
     base = folder if fix else collection.root  # where the paths begin that are written
-    if fix:
-        with_masks = any(thing.segmentation for picture in collection.pictures for thing in picture.things)
     is_seg = task == 'seg' or isinstance(collection, LabelMaps)
     if is_seg:
         if task == 'det':
