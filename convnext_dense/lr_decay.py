@@ -142,7 +142,8 @@ class LearningRateDecay(DefaultOptimWrapperConstructor):
             if self.base_wd is not None:
                 group['weight_decay'] = rate.weight_decay
             params.append(group)
-        MMLogger.get_current_instance().info(self.describe(groups))
+        for part in self.describe(groups).split('\n', 1):  # a line for the screen, and the table
+            MMLogger.get_current_instance().info(part)
 
     def group(self, model: nn.Module) -> Groups:
         """Return the (full name, parameter) pairs that share each rate, in the order of the slots.

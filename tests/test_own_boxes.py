@@ -602,7 +602,7 @@ def test_shapes_of_labelme_that_are_none(shape, tmp_path):
     write(root / '1.json', labelme_text('1.jpg', [*sound, shape]))
     found, objects = read(root)
     assert is_true(objects)
-    assert any('1 times: 1.json: shape 3' in note for note in found.notes)
+    assert any('once: 1.json: shape 3' in note for note in found.notes)
 
 
 def test_a_rectangle_in_a_group_with_a_polygon_is_told(tmp_path):
@@ -652,3 +652,25 @@ def test_a_path_of_any_length(key, tmp_path):
         assert is_true(read(root)[1])
     else:
         assert 'does not exist' in refusal(root)
+
+
+@pytest.mark.parametrize('name', ['export.zip', 'export.tar.gz'])
+def test_an_archive_has_to_be_unpacked(name, tmp_path):
+    write(tmp_path / name, 'PK')
+    assert 'Unpack it' in refusal(tmp_path / name)
+
+
+def test_data_of_an_unknown_kind_is_described(tmp_path):
+    write_images(tmp_path)
+    write(tmp_path / 'via_region_data.json', '{"a.jpg1": {"filename": "a.jpg", "regions": {}}}')
+    text = refusal(tmp_path)
+    assert all(words in text for words in (f'{len(NAMES)} .jpg, 1 .json', 'no data in a known format', 'Export it as'))
+
+
+def test_files_of_coco_without_objects_are_one_note(tmp_path):
+    write_images(tmp_path / 'images')
+    write(tmp_path / 'annotations/instances_train2017.json', coco_text())
+    for name in ('captions_train2017', 'person_keypoints_train2017'):
+        write(tmp_path / f'annotations/{name}.json', coco_text())
+    (note,) = (note for note in read(tmp_path)[0].notes if 'left out' in note)
+    assert all(words in note for words in ('captions_train2017.json', 'person_keypoints', 'instances_*.json'))

@@ -445,10 +445,16 @@ def test_the_config_of_a_detector(shapes, tmp_path, capsys):
     assert cfg.train_dataloader.dataset.pipeline == load_config('det/cascade_convnext_t_coco').train_pipeline
     assert cfg.train_cfg.max_epochs * 5 == 1000  # iterations, for 10 images by 2
     assert cfg.auto_scale_lr.enable
+    assert cfg.experiment_name == 'work'  # the run is called after its folder, and not data
     text = capsys.readouterr().err
     for word in ('COCO JSON', 'train 10, val 4', 'circle', 'data.py', '200 epochs'):
         assert word in text
     assert len(text.splitlines()) <= 10
+
+
+def test_the_schedule_follows_the_batch(shapes, tmp_path):
+    cfg = own_config('det/cascade_convnext_t_coco', shapes / 'annotations', tmp_path, batch='1')
+    assert (cfg.train_dataloader.batch_size, cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (1, 100, 9)
 
 
 def test_the_config_is_used_again_as_it_was_edited(shapes, tmp_path):

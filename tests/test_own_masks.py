@@ -364,6 +364,7 @@ def test_a_file_without_what_the_maps_have_says_so(tmp_path):
     [
         ('background\nlevel 1\nlevel 2\n', ['background', 'level 1', 'level 2'], {}),
         ('level 0\nlevel 1\nlevel 2\n', ['level 0', 'level 1', 'level 2'], {}),
+        ('__ignore__\n_background_\ncat\n', ['_background_', 'cat'], {}),  # of LabelMe, which counts from -1
         ('road 0\ncar 1\n', ['road', 'car'], {0: 'road', 1: 'car'}),
         ('4 road\n5 level 2\n', ['road', 'level 2'], {4: 'road', 5: 'level 2'}),
         ('0 road 128 64 128\n', ['road'], {0: 'road'}),
@@ -383,6 +384,28 @@ def test_other_files_are_not_taken_for_a_list_of_classes(stray, tmp_path):
     (tmp_path / stray).write_text('precision 0.91\nrecall 0.8\nsome text\nfoo\n')
     (tmp_path / 'names.txt').write_text('background\ncat\ndog\nbird\n')
     assert masks.read(tmp_path).classes == ['background', 'cat', 'dog', 'bird']
+
+
+@pytest.mark.parametrize(
+    ('change', 'stray', 'text', 'words'),
+    [
+        (white, 7, None, ('0 and 255 and, on few pixels, 7', '255 foreground', '--fix')),
+        (np.asarray, 4, 'background\ncat\ndog\nbird\n', ('values up to 4, counted from 0', '4 names', '--fix')),
+    ],
+    ids=['black and white', 'background first'],
+)
+def test_a_stray_value_changes_no_meaning(change, stray, text, words, tmp_path):
+    def with_stray(drawn):
+        values = change(drawn).copy()
+        values[0, 0] = stray
+        return values
+
+    write(tmp_path, change=with_stray)
+    if text:
+        (tmp_path / 'classes.txt').write_text(text)
+    with pytest.raises(UserError) as error:
+        masks.read(tmp_path)
+    assert all(word in str(error.value) for word in words)
 
 
 # What JPEG, smooth edges and other channels leave

@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from convnext_dense import UserError, cli, train
 from convnext_dense.compat import read_checkpoint
-from convnext_dense.configs import load_config
+from convnext_dense.configs import load_config, walk
 from convnext_dense.data import write_shapes
 from convnext_dense.train.switches import (
     SWITCHES,
@@ -69,12 +69,42 @@ def test_what_each_changes(name, value, place, expected):
         ('freeze', 5, DET, ('--freeze', '0', '4', '5')),
         ('log', 'excel', DET, ('--log', 'tensorboard', 'excel')),
         ('balance', True, SEG, ('--balance', 'detector')),
+        ('size', 20, DET, ('--size', '64', '20')),
     ],
 )
 def test_values_out_of_range(name, value, config, named):
     with pytest.raises(UserError) as error:
         changed(name, value, config)
     assert all(word in str(error.value) for word in named)
+
+
+@pytest.mark.parametrize(
+    ('config', 'trained', 'tested', 'padded'),
+    [
+        (DET, {'Resize': (240, 240)}, (240, 240), None),
+        (SEG, {'Resize': (240, 240)}, (240, 240), (240, 240)),
+        ('det/cascade_convnext_t_coco', {'RandomCrop': (69, 108)}, (240, 144), None),
+        ('det/rtmdet_convnext_t_coco', {'CachedMosaic': (240, 240), 'RandomResize': (480, 480)}, (240, 240), None),
+        (
+            'seg/upernet_convnext_t_ade20k',
+            {'RandomResize': (960, 240), 'RandomCrop': (240, 240)},
+            (960, 240),
+            (240, 240),
+        ),
+    ],
+)
+def test_images_of_another_size(config, trained, tested, padded):
+    cfg, _ = changed('size', 240, config)
+    steps = {step.type: step for step in walk(cfg.train_dataloader.dataset) if 'type' in step}
+    for name, size in trained.items():
+        assert size in [tuple(steps[name].get(key) or ()) for key in ('scale', 'img_scale', 'crop_size')]
+    for split in ('val', 'test'):
+        (resize,) = (step for step in cfg[f'{split}_dataloader'].dataset.pipeline if step.type == 'Resize')
+        assert tuple(resize.scale) == tested
+    assert cfg.model.data_preprocessor.get('size') == padded
+    views = [step.scale for step in walk(cfg.tta_pipeline) if step.get('type') == 'Resize']
+    assert tested in map(tuple, views)
+    assert all(isinstance(side, int) for view in views for side in view)
 
 
 def test_a_metric_must_be_known():

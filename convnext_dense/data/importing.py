@@ -72,14 +72,18 @@ class Imported:
         return {split: len(paths) for split, paths in self.paths.items()}
 
     def __str__(self) -> str:
+        return f'{self.describe()}\nwritten to  {next(iter(self.files.values())).parent}'
+
+    def describe(self) -> str:
+        """Say what was read."""
         images = ', '.join(f'{name} {number}' for name, number in self.num_images.items())
         objects = ', '.join(f'{name} {self.num_objects.get(name, 0)}' for name in self.classes[:12])
         lines = [
             f'data        {self.title}, {self.root}',
             f'images      {images}',
-            f'classes     {len(self.classes)}: {objects if self.num_objects else ", ".join(self.classes[:12])}'
+            f'classes     {len(self.classes)}'
+            + (f', with their objects: {objects}' if self.num_objects else f': {", ".join(self.classes[:12])}')
             + (', ...' if len(self.classes) > 12 else ''),
-            f'written to  {next(iter(self.files.values())).parent}',
         ]
         return '\n'.join([*lines, *(f'note        {note}' for note in self.notes)])
 
@@ -95,7 +99,7 @@ def import_data(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     with_masks: bool = False,
-    draw: bool = True,
+    fix: bool = False,
 ) -> Imported:
     """Read data in any known format and write the files to train on.
 
@@ -109,8 +113,8 @@ def import_data(
         classes: Names for the classes, in the order of their numbers.
         seed: Of the draw of validation images.
         with_masks: Each object needs a mask; those without one are neither learned nor counted.
-        draw: Draw validation images where the data has none. Otherwise its splits stay, ``with_masks`` follows the
-            data, and the files name the images by their whole paths, so that they are data by themselves.
+        fix: Write sound data that can be read again: its splits stay, the files name the images by their whole paths,
+            and label maps that cannot be used are left out.
 
     Raises:
         UserError: The data cannot be read, or is none for the task.
@@ -121,25 +125,24 @@ def import_data(
     check_folders(folders)
     wants_objects = None if task is None else task == 'det'
     name = recognise(path, data_format, wants_objects, **folders)
-    collection = FORMATS[name].read(path, **(folders | {'names': classes} if name == 'masks' else {}))
+    options = {'masks': folders | {'names': classes, 'fix': fix}, 'listed': {'fix': fix}}
+    collection = FORMATS[name].read(path, **options.get(name, {}))
     join_pictures(collection)
     collection.notes += collection.faults.notes()
     # Halves of characters, which escapes in YAML and JSON can leave, would not be equal again once they were written.
     names = [name.encode('utf-16', 'surrogatepass') for name in collection.classes]
     collection.classes = [name.decode('utf-16', 'replace') for name in names]
     name_classes(collection, None if getattr(collection, 'is_named', False) else classes)
-    complete_splits(collection, seed, draw)
+    complete_splits(collection, seed, draw=not fix)
     folder = open_folder(Path(out).absolute(), path, collection)
-    if not draw:
-        collection.root = folder
-        with_masks = any(thing.segmentation for picture in collection.pictures for thing in picture.things)
+    base = folder if fix else collection.root  # where the paths begin that are written
     is_seg = task == 'seg' or isinstance(collection, LabelMaps)
     if is_seg:
         if task == 'det':
             raise UserError(f'{path} holds label maps, and a detector learns from boxes. Choose a config of seg/.')
-        write_seg(collection, folder)
+        write_seg(collection, folder, base)
     else:
-        write_det(collection, folder, with_masks)
+        write_det(collection, folder, with_masks, base)
     things = [] if is_seg else [thing for picture in collection.pictures for thing in picture.things]
     counts = Counter(collection.classes[thing.label] for thing in things if not thing.is_crowd)
     if things and (rare := [name for name in collection.classes if not counts[name]]):
@@ -263,7 +266,7 @@ def palette_of(collection: Collection) -> list[tuple[int, int, int]]:
 # Objects
 
 
-def write_det(collection: Collection, folder: Path, with_masks: bool) -> None:
+def write_det(collection: Collection, folder: Path, with_masks: bool, base: Path) -> None:
     """Write COCO instances for each split.
 
     Raises:
@@ -284,16 +287,16 @@ def write_det(collection: Collection, folder: Path, with_masks: bool) -> None:
             raise UserError(f'{collection.root}: the training images have no object to learn from. {cure}')
         if all(thing.is_crowd for thing in things):
             collection.notes.append(f'the {split} images have no object, so that they give no scores')
-        write_text(json.dumps(coco_of(pictures, collection, with_masks)), folder / f'{split}.json')
+        write_text(json.dumps(coco_of(pictures, collection.classes, with_masks, base)), folder / f'{split}.json')
 
 
-def coco_of(pictures: Sequence[Picture], collection: Collection, with_masks: bool) -> dict[str, list]:
+def coco_of(pictures: Sequence[Picture], classes: list[str], with_masks: bool, base: Path) -> dict[str, list]:
     """Return pictures as COCO instances; ids count from 1, for pycocotools loses the annotation 0."""
-    names = enumerate(collection.classes, 1)
+    names = enumerate(classes, 1)
     content = {'images': [], 'annotations': [], 'categories': [{'id': i, 'name': name} for i, name in names]}
     for picture in pictures:
         image_id = len(content['images']) + 1
-        name = relative(picture.path, collection.root)
+        name = relative(picture.path, base)
         content['images'].append(dict(id=image_id, file_name=name, width=picture.width, height=picture.height))
         for thing in picture.things:
             ids = dict(id=len(content['annotations']) + 1, image_id=image_id, category_id=thing.label + 1)
@@ -334,7 +337,7 @@ def mask_of(thing: Thing, width: int, height: int) -> np.ndarray:
 # Label maps
 
 
-def write_seg(collection: Collection, folder: Path) -> None:
+def write_seg(collection: Collection, folder: Path, base: Path) -> None:
     """Write images with their label maps for each split; objects with masks are drawn, the smaller above the larger.
 
     Raises:
@@ -351,7 +354,7 @@ def write_seg(collection: Collection, folder: Path) -> None:
         with ThreadPoolExecutor() as pool:
             maps = list(pool.map(lambda each: write_label_map(each, files[id(each)], collection), pictures))
         entries = [
-            {'img_path': relative(picture.path, collection.root), 'seg_map_path': relative(label_map, collection.root)}
+            {'img_path': relative(picture.path, base), 'seg_map_path': relative(label_map, base)}
             for picture, label_map in zip(pictures, maps, strict=True)
         ]
         write_text(json.dumps({'metainfo': metainfo, 'data_list': entries}), folder / f'{split}.json')

@@ -85,8 +85,8 @@ class Faults:
 
     def notes(self) -> list[str]:
         """Return one line for each kind of fault."""
-        kinds = self.places.items()
-        return [f'left out: {kind}, {len(places)} times: {shorten(places, 3)}' for kind, places in kinds]
+        times = {kind: 'once' if len(places) == 1 else f'{len(places)} times' for kind, places in self.places.items()}
+        return [f'left out: {kind}, {times[kind]}: {shorten(places, 3)}' for kind, places in self.places.items()]
 
 
 @dataclass

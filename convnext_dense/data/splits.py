@@ -48,8 +48,8 @@ def complete_splits(collection: Collection, seed: int = 0, draw: bool = True) ->
     if 'val' not in splits and draw and len(splits['train']) > 1:
         splits['train'], splits['val'] = draw_split(splits['train'], seed)
         notes.append(
-            f'no validation images: {len(splits["val"])} of {len(splits["train"]) + len(splits["val"])} are drawn with '
-            f'seed {seed}, a share of each class'
+            f'no validation images: {len(splits["val"])} of the {len(splits["train"]) + len(splits["val"])} images are '
+            f'kept for it, a share of each class, chosen with seed {seed}'
         )
     elif 'val' not in splits and draw:
         notes.append('the only image is trained on and validated on, so that the scores say nothing')

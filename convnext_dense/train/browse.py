@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import itertools
 import math
@@ -61,7 +62,7 @@ def browse(
     notes = check_run(cfg, ('train',))
     random.seed(seed)
     np.random.seed(seed)
-    with configs.model_scope(cfg):
+    with configs.model_scope(cfg), contextlib.redirect_stdout(None):  # pycocotools prints what it does
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
         visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': f'browse {time.time_ns()}', 'vis_backends': []})
     visualizer.dataset_meta = dataset.metainfo
@@ -75,7 +76,7 @@ def browse(
     draw_batch(visualizer, [each['inputs'] for each in chosen], [each['data_samples'] for each in chosen], picture)
     tables = describe(dataset, [each['data_samples'] for each in chosen])
     page = folder / 'data.html'
-    write_text(page_text(f'Training data of {Path(config).stem}', page_parts(tables, notes, picture)), page)
+    write_text(page_text(f'Training data of {config}', page_parts(tables, notes, picture)), page)
     lines = [f'{name}: {", ".join(f"{key} {value}" for key, value in table.items())}' for name, table in tables.items()]
     return '\n'.join([*lines, *(f'note: {note}' for note in notes), f'pictures  {picture}', f'page      {page}'])
 
@@ -85,19 +86,21 @@ def describe(dataset, samples: Sequence[BaseDataElement]) -> dict[str, dict[str,
     names = dataset.metainfo.get('classes') or ()
     shapes = [sample.img_shape for sample in samples]
     tables = {
-        'images': {'number': len(dataset), 'side in the samples': spread(min(shape) for shape in shapes)},
+        'images': {
+            'number': len(dataset),
+            'shorter side in the samples, in pixels': spread(min(shape) for shape in shapes),
+        },
         'classes': count_classes(dataset, names, samples),
     }
     boxes = [sample.gt_instances.bboxes for sample in samples if 'gt_instances' in sample]
     sides = [side for each in boxes for side in getattr(each, 'tensor', each).clone().reshape(-1, 4).numpy()]
     if sides:
         lengths = [float(np.sqrt(max(0.0, (x1 - x0) * (y1 - y0)))) for x0, y0, x1, y1 in sides]
-        tables['objects, side in pixels'] = {'of the samples': spread(lengths)}
+        table = tables['objects in the samples'] = {'side in pixels': spread(lengths)}
         ends = [0, *(SCALE * stride for stride in STRIDES), math.inf]
         for low, high in itertools.pairwise(ends):
             share = sum(low <= length < high for length in lengths) / len(lengths)
-            name = f'{low} and more' if high == math.inf else f'{low} to {high}'
-            tables['objects, side in pixels'][name] = f'{share:.0%}'
+            table[f'{low} and more' if high == math.inf else f'{low} to {high}'] = f'{share:.0%}'
     return tables
 
 
@@ -120,12 +123,14 @@ def count_classes(dataset, names: Sequence[str], samples: Sequence[BaseDataEleme
 
 
 def spread(values: Iterable[float]) -> str:
-    """Return smallest, middle and largest value.
+    """Return smallest, middle and largest value, or the one that all are.
 
-    >>> spread([3, 1, 2])
-    '1 to 3, half of them up to 2'
+    >>> spread([3, 1, 2]), spread([4, 4])
+    ('1 to 3, half of them up to 2', '4')
     """
     values = sorted(values)
+    if values[0] == values[-1]:
+        return f'{values[0]:.0f}'
     return f'{values[0]:.0f} to {values[-1]:.0f}, half of them up to {values[(len(values) - 1) // 2]:.0f}'
 
 

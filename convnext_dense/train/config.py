@@ -72,7 +72,8 @@ def fit_lr(cfg: Config, num_processes: int, auto_scale_lr: bool = False) -> list
         return [] if factor == 1 else [note]
     scale_rates(cfg, factor)
     settings['base_batch_size'] = batch
-    return [f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})']
+    note = f'lr scaled by {factor:g}: {before} -> {lr_text(cfg)} ({batches})'
+    return [note] if factor != 1 or auto_scale_lr else []
 
 
 def check_step(cfg: Config) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from convnext_dense.data.importing import Imported, import_data
 from convnext_dense.data.pictures import ImageKind
 from convnext_dense.train.config import set_classes
 from convnext_dense.train.launch import process_rank
+from convnext_dense.train.switches import set_batch
 
 SCOPES = {'mmdet': 'det', 'mmseg': 'seg'}
 FEW_ITERATIONS = 1000  # that the smallest data set is trained for
@@ -43,7 +44,9 @@ CROPS = ('RandomCrop', 'CenterCrop')
 CROP_SIZE = (512, 512)  # height and width in pixels, for a segmentor whose config has none
 
 
-def prepare_data(config: str | os.PathLike, source: str | os.PathLike, out: Path, **options: Any) -> Path:
+def prepare_data(
+    config: str | os.PathLike, source: str | os.PathLike, out: Path, batch: str | None = None, **options: Any
+) -> Path:
     """Import data for a config, and return the config file for it: ``OUT/data.py``.
 
     A file that is there already, for the same data, is taken as it is: the user may have edited it.
@@ -52,6 +55,7 @@ def prepare_data(config: str | os.PathLike, source: str | os.PathLike, out: Path
         config: Of a detector or a segmentor, as for :func:`~convnext_dense.configs.load_config`.
         source: The data, as for :func:`~convnext_dense.data.importing.import_data`, like the options.
         out: The folder to write to.
+        batch: Images for a step, which the schedule follows; 'auto' and None leave the config's.
         **options: Of ``import_data``.
 
     Raises:
@@ -76,11 +80,19 @@ def prepare_data(config: str | os.PathLike, source: str | os.PathLike, out: Path
         raise UserError(
             f'{config} is no config of a detector or a segmentor: its default_scope is neither mmdet nor mmseg.'
         )
+    if batch not in (None, 'auto'):
+        set_batch(cfg, batch)
     with_masks = any(step.get('with_mask') for step in walk(cfg.get('train_dataloader')))
     found = import_data(source, out, task=task, with_masks=with_masks, **options)
-    changes = {**data_changes(cfg, found, task, with_masks), **schedule_changes(cfg, found.num_images['train'], task)}
+    changes = {
+        ('experiment_name',): out.absolute().parent.name,
+        **data_changes(cfg, found, task, with_masks),
+        **schedule_changes(cfg, found.num_images['train'], task),
+    }
+    if batch not in (None, 'auto'):
+        changes['train_dataloader', 'batch_size'] = cfg.train_dataloader.batch_size
     advice = 'Edit it as you like; it is a config like any other.'
-    show(f'{found}\nschedule    {describe_schedule(changes)}\nconfig      {file}')
+    show(f'{found.describe()}\nschedule    {describe_schedule(changes)}\nconfig      {file}')
     text = config_text(
         f'{heading}\n\n{advice}\n', package_name(configs.find_config(config).absolute()), nest(cfg, changes)
     )
@@ -236,7 +248,7 @@ def schedule_changes(cfg: Config, num_images: int, task: str) -> Changes:
     iterations = max(FEW_ITERATIONS, FEW_EPOCHS[task] * steps)
     new = math.ceil(iterations / steps) if by_epoch else iterations
     total = new * steps if by_epoch else new
-    every = max(1, new // EVALUATIONS)
+    every = math.ceil(new / EVALUATIONS)
     changes: Changes = {
         ('train_cfg', 'max_epochs' if by_epoch else 'max_iters'): new,
         ('train_cfg', 'val_interval'): every,
@@ -274,5 +286,5 @@ def describe_schedule(changes: Changes) -> str:
     for key, word in (('max_epochs', 'epochs'), ('max_iters', 'iterations')):
         if ('train_cfg', key) in changes:
             every = changes['train_cfg', 'val_interval']
-            return f'{changes["train_cfg", key]} {word}, evaluated every {every}; the lr follows the batch size'
+            return f'{changes["train_cfg", key]} {word}, with an evaluation every {every}'
     return "the config's own"

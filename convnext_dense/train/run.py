@@ -89,8 +89,10 @@ def train(
     """
     switches = {name: options.pop(name, None) for name in SWITCHES}
     if data is not None:
-        work_dir = work_dir or os.path.join('work_dirs', f'{Path(config).stem}_{Path(data).stem}')
-        config = prepare_data(config, data, Path(work_dir, 'data'), **options)
+        place = Path(os.path.abspath(data))
+        name = place.stem if place.is_file() else place.name  # of a folder with what stands behind a dot
+        work_dir = work_dir or os.path.join('work_dirs', f'{Path(config).stem}_{name}')
+        config = prepare_data(config, data, Path(work_dir, 'data'), switches['batch'], **options)
     cfg = open_config(config, cfg_options, 'train', launcher, work_dir)
     notes = resume_training(cfg, resume)
     if amp:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from convnext_dense.train.launch import process_rank
 
-# Lines of MMEngine that tell the reader of a screen nothing; the log file keeps them.
+# What tells the reader of a screen little, by how it begins; the log file keeps it.
 NOISE = (
     'Exp name:',
     'Hooks will be executed',
@@ -29,6 +29,8 @@ NOISE = (
     'bbox_mAP_copypaste',
     'segm_mAP_copypaste',
     'paramwise_options -- ',
+    'per class results:',  # whose table has several lines
+    'slot  tensors',  # the table of learning rates
 )
 # Modules that print what they do and a table of which MMDetection logs the values.
 PRINTERS = (
@@ -39,7 +41,8 @@ PRINTERS = (
 )
 TRAINING_LINE = {
     'loss': 'loss {loss:.4f}',
-    'base_lr': 'lr {base_lr:.2e} ({lr_min:.1e} to {lr_max:.1e})',
+    'base_lr': 'lr {base_lr:.2e}',
+    'rates': '({lr_min:.1e} to {lr_max:.1e})',
     'time': '{time:.2f} s/iter',
     'memory': '{memory} MB',
     'eta': 'eta {eta}',
@@ -49,10 +52,11 @@ OURS = str(Path(__file__).parents[1])  # where the code lies whose records are s
 
 def is_for_the_screen(record: logging.LogRecord) -> bool:
     """Tell whether a record is a warning, one of ours, or a single line that is no noise."""
-    if record.levelno >= logging.WARNING or record.pathname.startswith(OURS):
+    if record.levelno >= logging.WARNING:
         return True
     message = record.getMessage()
-    return '\n' not in message.strip() and not message.startswith(NOISE)
+    is_short = record.pathname.startswith(OURS) or '\n' not in message.strip()
+    return is_short and not message.startswith(NOISE)
 
 
 class AboveBar:
@@ -116,6 +120,8 @@ class OneLineLogProcessor(LogProcessor):
         values['lr_min'], values['lr_max'] = min(rates), max(rates)
         eta = datetime.timedelta(seconds=int(runner.message_hub.get_info('eta', 0)))
         shown = {'base_lr': values['lr_max'], 'eta': eta, **values}
+        if values['lr_min'] < values['lr_max']:
+            shown['rates'] = None
         parts = [part.format(**shown) for name, part in TRAINING_LINE.items() if name in shown]
         return values, '  '.join([shorten_head(text), *parts])
 

@@ -20,7 +20,7 @@ from mmengine.registry import MODELS, OPTIM_WRAPPERS, VISBACKENDS
 from mmengine.visualization.vis_backend import BaseVisBackend, force_init_env
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.configs import model_scope, walk
+from convnext_dense.configs import SPLITS, model_scope, walk
 from convnext_dense.data.samples import draw_for
 from convnext_dense.train.launch import device_type
 
@@ -34,7 +34,9 @@ LOGGERS = {
     'mlflow': 'MLflowVisBackend',
     'trackio': 'TrackioVisBackend',
 }
-SIZE_KEYS = ('scale', 'scales', 'crop_size')  # of transforms
+SIZE_KEYS = ('scale', 'scales', 'img_scale', 'crop_size', 'size', 'max_size', 'stride')  # of transforms and tests
+LOADERS = ('LoadImageFromFile', 'LoadAnyImage', 'LoadAnnotations')
+LEAST_SIDE = 64  # pixels: two of the backbone's last cells
 MOST_IMAGES = 256  # of a batch that is tried
 
 
@@ -84,6 +86,61 @@ def accumulate(cfg: Config, steps: int) -> str:
     check_count('--accumulate', steps)
     cfg.optim_wrapper.accumulative_counts = steps
     return f'--accumulate: {steps} batches for each step of the optimizer'
+
+
+def set_size(cfg: Config, side: int) -> str:
+    """Scale images, and crops with them: a detector's longest sides, or a segmentor's crops, have so many pixels."""
+    if side < LEAST_SIDE:
+        raise UserError(f'--size takes a number of {LEAST_SIDE} pixels or more; got {side}.')
+    is_seg = cfg.get('default_scope') == 'mmseg'
+    loaders = [cfg[f'{split}_dataloader'] for split in SPLITS if cfg.get(f'{split}_dataloader')]
+    padded = cfg.model.get('data_preprocessor')
+    crop = longest(loaders[0], 'crop_size') or longest(padded, 'size')
+    before = crop if is_seg else longest(loaders[-1], 'scale')
+    if not longest(loaders[0], *SIZE_KEYS):  # images are trained on as they are
+        for node in walk(loaders[0]):
+            if any(step.get('type') in LOADERS for step in node.get('pipeline') or ()):
+                node.pipeline = resized(node.pipeline)
+    places = [*loaders, cfg.get('tta_pipeline'), padded, cfg.model.get('test_cfg')]
+    for node in {id(node): node for place in places for node in walk(place)}.values():  # a shared one once
+        scale_step(node, side, side / before if before else 1)
+    return (
+        f'--size: {f"crops of {side} x {side}" if is_seg else f"images have a longest side of at most {side}"} pixels'
+    )
+
+
+def longest(node: Any, *keys: str) -> int:
+    """Return the longest side in pixels that a node of a config gives by these keys; 0 where there is none."""
+    sides = [max(size) for step in walk(node) for key in keys for size in pairs(step.get(key))]
+    return max(sides, default=0)
+
+
+def resized(pipeline: list[dict]) -> list[dict]:
+    """Return a training pipeline with a step that scales images, once all is loaded."""
+    place = max(i for i, step in enumerate(pipeline, 1) if step.get('type') in LOADERS)
+    return [*pipeline[:place], dict(type='Resize', scale_factor=1.0), *pipeline[place:]]
+
+
+def scale_step(step: dict, side: int, factor: float) -> None:
+    """Multiply the sizes of a step by a factor; one that is relative to the image becomes one to a longest side."""
+    if step.get('type') == 'Resize' and isinstance(step.get('scale_factor'), int | float):
+        longest_side = round(side * step.pop('scale_factor'))
+        step.update(scale=(longest_side, longest_side), keep_ratio=True)
+        return
+    for key in SIZE_KEYS:
+        if isinstance(step.get(key), list | tuple) or (key == 'max_size' and key in step):
+            step[key] = scaled(step[key], factor)
+
+
+def scaled(value: Any, factor: float) -> Any:
+    """Return pixels, in whatever nesting, times a factor.
+
+    >>> scaled([(1333, 480), (0.5, 0.5)], 0.25)
+    [(333, 120), (0.5, 0.5)]
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(scaled(each, factor) for each in value)
+    return max(1, round(value * factor)) if isinstance(value, int) else value
 
 
 def set_batch(cfg: Config, value: str) -> str:
@@ -220,6 +277,7 @@ SWITCHES: Mapping[str, Callable[[Config, Any], str]] = {
     'ema': average,
     'early_stop': stop_early,
     'save_best': keep_best,
+    'size': set_size,
     'batch': set_batch,
     'accumulate': accumulate,
     'freeze': freeze,

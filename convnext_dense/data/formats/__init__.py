@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.formats import coco, labelme, masks, pairs, voc, yolo
-from convnext_dense.data.records import Collection
+from convnext_dense.data.formats import coco, labelme, listed, masks, pairs, voc, yolo
+from convnext_dense.data.records import Collection, find_files
+
+ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.7z', '.rar')
 
 
 class Format(NamedTuple):
@@ -31,7 +34,15 @@ FORMATS = {
     'yolo': Format(yolo.find, yolo.read),
     'labelme': Format(labelme.find, labelme.read),
     'masks': Format(masks.find, masks.read, has_objects=False),
+    'listed': Format(listed.find, listed.read, has_objects=False),
 }
+
+
+def describe(path: Path) -> str:
+    """Say which kinds of files a folder has most of; nothing of a file."""
+    kinds = Counter(file.suffix.lower() or 'other' for file in find_files(path, ['']))
+    named = [f'{number} {kind}' for kind, number in kinds.most_common(4)]
+    return f' Its files: {", ".join(named)}.' if named else ''
 
 
 def recognise(
@@ -55,6 +66,8 @@ def recognise(
     """
     if not path.exists():
         raise UserError(f'The data {path} does not exist. Correct the path.')
+    if path.suffix.lower() in ARCHIVES and path.is_file():
+        raise UserError(f'{path} is an archive. Unpack it, and give the folder.')
     if name is not None and name not in FORMATS:
         raise UserError(f'--format {name!r} is not known. Allowed: {", ".join(FORMATS)}.')
     if labels is not None:
@@ -66,10 +79,10 @@ def recognise(
         raise UserError(f'{file} is "CVAT for images" or "for video". Export from CVAT as COCO 1.0 or Pascal VOC 1.1.')
     if not found:
         raise UserError(
-            f'{path} holds no data in {f"the format {name}" if name else "a known format"}. Known are COCO JSON, '
-            'Pascal VOC XML, YOLO (data.yaml or labels/*.txt), LabelMe JSON, and images with label maps (--images DIR '
-            '--labels DIR, where the names of the folders do not tell which is which).'
-            + (pairs.explain(path, images, labels) if path.is_dir() else '')
+            f'{path} holds no data in {f"the format {name}" if name else "a known format"}.{describe(path)} Known are '
+            'COCO JSON, Pascal VOC XML, YOLO (data.yaml or labels/*.txt), LabelMe JSON, and images with label maps '
+            '(--images DIR --labels DIR, where the names of the folders do not tell which is which). Export it as one '
+            'of these.' + (pairs.explain(path, images, labels) if path.is_dir() else '')
         )
     suitable = {each for each in found if wants_objects is None or FORMATS[each].has_objects == wants_objects}
     chosen = suitable or set(found)

@@ -17,6 +17,7 @@ CLASS_FILE = re.compile(
     r'|(?:label_?map|labels?|label_?colou?rs?|names)\.txt',
     re.I,
 )
+UNCOUNTED = '__ignore__'  # LabelMe's first name, whose number is -1
 HEADINGS = ('name', 'names', 'class', 'label', 'classes', 'pixel value', 'value', 'id', 'idx', 'index')  # of a table
 
 
@@ -77,7 +78,8 @@ def parse_classes(lines: Sequence[str]) -> ClassNames:
     if len(rows) == 1 and not rows[0][1]:
         return ClassNames(rows[0][0])
     if not re.search(r'[,;:\t]', ''.join(lines)) and not are_numbered(lines, rows):
-        return ClassNames([line.strip('"\'') for line in lines])
+        names = [line.strip('"\'') for line in lines]
+        return ClassNames(names[names[:1] == [UNCOUNTED] :])
     found = ClassNames([texts[0] for texts, _ in rows])
     for (name, *_), numbers in rows:
         if len(numbers) >= 3:

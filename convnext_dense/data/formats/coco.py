@@ -67,9 +67,11 @@ def read(path: Path) -> Collection:
     contents = {file: read_json(file) for file in files}
     images = ImageIndex(root)
     collection = Collection('COCO JSON', images.root, [], {})
-    for file, why in files_beside(contents, root).items():
-        collection.notes.append(f'{file} is left out: {why}')
-        del contents[file]
+    beside = files_beside(contents, root)
+    for why in dict.fromkeys(beside.values()):
+        names = shorten((file.name for file in beside if beside[file] == why), 8)
+        collection.notes.append(f'left out: {names}: {why}')
+    contents = {file: content for file, content in contents.items() if file not in beside}
     names = {file: class_names(file, content) for file, content in contents.items()}
     classes = collection.classes
     classes += dict.fromkeys(name for own in names.values() for name in own.values())
@@ -84,14 +86,14 @@ def read(path: Path) -> Collection:
 
 def files_beside(contents: Mapping[Path, Mapping], root: Path) -> dict[Path, str]:
     """Return the files that do not count, because others do, with the reason."""
-    beside = {file: 'it has no annotations' for file, content in contents.items() if not content.get('annotations')}
+    beside = {file: 'without annotations' for file, content in contents.items() if not content.get('annotations')}
     instances = [file for file in contents if file.name.startswith(INSTANCES)]
     if instances:
         others = [file for file in contents if file not in instances]
-        beside |= dict.fromkeys(others, f'{instances[0].name} and its like hold the objects')
+        beside |= dict.fromkeys(others, f'the objects are in {INSTANCES}*.json')
     joined = [file for file in contents if 'trainval' in file.stem.lower()]
     if {'train', 'val'} <= {split_of(file, root) for file in contents if file not in joined}:
-        beside |= dict.fromkeys(joined, 'it joins training and validation images, which have files of their own')
+        beside |= dict.fromkeys(joined, 'training and validation images have files of their own')
     return beside if len(beside) < len(contents) else {}
 
 

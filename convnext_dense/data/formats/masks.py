@@ -19,6 +19,7 @@ from convnext_dense.data.pictures import image_size
 from convnext_dense.data.records import JPEG, Picture, split_of
 
 MOST_COLOURS = 256  # of label maps; a photograph has more
+MOST_NAMED = 4  # label maps that cannot be used
 
 
 def find(path: Path, images: Path | None = None, labels: Path | None = None) -> str:
@@ -27,11 +28,23 @@ def find(path: Path, images: Path | None = None, labels: Path | None = None) -> 
         return ''
     found = find_pairs(path, images, labels)
     number = len(found.pairs) or len(found.unclear)
-    return f'label maps: {number} images with one' if number else ''
+    return f'label maps: those of {number} images' if number else ''
+
+
+class MapError(UserError):
+    """A label map that no training can use: a message on it, and ``kind``, what such label maps are called."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 def read(
-    path: Path, images: Path | None = None, labels: Path | None = None, names: Sequence[str] | None = None
+    path: Path,
+    images: Path | None = None,
+    labels: Path | None = None,
+    names: Sequence[str] | None = None,
+    fix: bool = False,
 ) -> LabelMaps:
     """Return the data set in a folder; what its values mean is told by names, a file of classes, or the values.
 
@@ -40,6 +53,7 @@ def read(
         images: The folder of the images, where the names of the folders do not tell it.
         labels: The folder of the label maps.
         names: Of the classes, in the order of their numbers, where no file tells values or colours.
+        fix: Leave out what is an error otherwise: label maps that cannot be used, and values without a class.
 
     Raises:
         UserError: A label map cannot be read or has another size than its image, or its values have no meaning.
@@ -50,17 +64,17 @@ def read(
     if names and not (known.numbers or known.colours):
         check_names(names, '--classes')
         known = ClassNames(list(names))
-    counted = count_all(found.pairs, known)
-    collection = LabelMaps('label maps', path, [], {}, notes=found.notes())
+    collection = LabelMaps('label maps', path, [], {}, notes=found.notes(), is_fixed=fix)
+    pairs, counted = count_all(found.pairs, known, collection)
     if known.file:
-        collection.notes.append(f'classes of {known.file}')
+        collection.notes.append(f'{known.file} names the classes')
     values, areas = (sum((getattr(each, key) for each in counted), Counter()) for key in ('values', 'areas'))
-    is_lossy = all(label_map.suffix.lower() in JPEG for _, label_map in found.pairs)
+    is_lossy = all(label_map.suffix.lower() in JPEG for _, label_map in pairs)
     give_meaning(collection, values, areas, known, is_lossy)
     collection.is_named &= bool(names)
-    if collection.recode is None and not all(each.is_plain for each in counted):
+    if collection.recode is None and (fix or not all(each.is_plain for each in counted)):
         collection.recode = {value: value for value in values}
-    give_splits(collection, found.pairs, counted, images or path)
+    give_splits(collection, pairs, counted, images or path)
     return collection
 
 
@@ -95,33 +109,73 @@ class Counted(NamedTuple):
     is_plain: bool
 
 
-def count_all(pairs: Sequence[tuple[Path, Path]], known: ClassNames) -> list[Counted]:
-    """Return what is in the label maps of images: colours where the classes or any of them have some, or numbers.
+def count_all(
+    pairs: Sequence[tuple[Path, Path]], known: ClassNames, collection: LabelMaps
+) -> tuple[list[tuple[Path, Path]], list[Counted]]:
+    """Return the pairs that can be used, and what is in their label maps.
+
+    These are colours where the classes or any of the label maps have some, or numbers.
+
+    Args:
+        pairs: Images and their label maps.
+        known: What is known of the classes.
+        collection: Takes the faults, if it is fixed.
 
     Raises:
-        UserError: One cannot be read, or has another size than its image.
+        UserError: Label maps cannot be read, or have another size than their images.
     """
+    pairs, counted = count_usable(pairs, collection)
+    values = {value for each in counted for value in each.values}
+    has_colours = any(isinstance(value, tuple) for value in values)
+    if has_colours or (known.colours and not values <= {*known.numbers, IGNORED}):
+        return count_usable(pairs, collection, as_colours=True)
+    return pairs, counted
+
+
+def count_usable(
+    pairs: Sequence[tuple[Path, Path]], collection: LabelMaps, as_colours: bool = False
+) -> tuple[list[tuple[Path, Path]], list[Counted]]:
+    """Return the pairs that can be used, and what is in them, as :func:`count_all` does."""
+
+    def count(pair: tuple[Path, Path]) -> Counted | MapError:
+        try:
+            return count_values(*pair, as_colours)
+        except MapError as error:
+            return error
+
     with ThreadPoolExecutor() as pool:
-        counted = list(pool.map(lambda pair: count_values(*pair), pairs))
-        values = {value for each in counted for value in each.values}
-        has_colours = any(isinstance(value, tuple) for value in values)
-        if has_colours or (known.colours and not values <= {*known.numbers, IGNORED}):
-            counted = list(pool.map(lambda pair: count_values(*pair, as_colours=True), pairs))
-    return counted
+        counted = list(pool.map(count, pairs))
+    faulty = {pair: each for pair, each in zip(pairs, counted, strict=True) if isinstance(each, MapError)}
+    if faulty and (not collection.is_fixed or len(faulty) == len(pairs)):
+        raise UserError(report_faulty(list(faulty.values()), len(pairs)))
+    for (image, label_map), error in faulty.items():
+        collection.faults.add(error.kind, str(label_map), image if image_size(image) else None)
+    return [pair for pair in pairs if pair not in faulty], [each for each in counted if isinstance(each, Counted)]
+
+
+def report_faulty(faulty: Sequence[MapError], number: int) -> str:
+    """Return a message on the first label maps that cannot be used, and what to do with many of them."""
+    lines = [str(error) for error in faulty[:MOST_NAMED]]
+    if len(faulty) > len(lines):
+        lines.append(f'These are the first of {len(faulty)} label maps that cannot be used.')
+    if len(faulty) < number:
+        lines.append('A copy without them: convnext-dense check-data PATH --fix OUT')
+    return '\n'.join(lines)
 
 
 def count_values(image: Path, label_map: Path, as_colours: bool = False) -> Counted:
     """Return how many pixels of the label map of an image have each value, or each colour.
 
     Raises:
-        UserError: It cannot be read, or has another size than its image.
+        MapError: It cannot be read, or has another size than its image.
     """
     values, is_plain = read_label_map(label_map, as_colours)
     size = image_size(image)
     if size != values.shape[1::-1]:
-        raise UserError(
-            f'{label_map} is {values.shape[1]}x{values.shape[0]} (width x height), and its image {image} is '
-            f'{f"{size[0]}x{size[1]}" if size else "no image"}. Write the label map at the size of its image.'
+        raise MapError(
+            'label maps of another size than their images' if size else 'label maps of images that cannot be read',
+            f'{label_map} is {values.shape[1]}x{values.shape[0]} (width x height), and its image {image} '
+            + (f'is {size[0]}x{size[1]}. Write it at the size of its image.' if size else 'cannot be read.'),
         )
     is_colour = values.ndim == 3
     packed = pack(values) if is_colour else values
@@ -129,9 +183,10 @@ def count_values(image: Path, label_map: Path, as_colours: bool = False) -> Coun
     alike = (corners == packed[1:, :-1]) & (corners == packed[:-1, 1:]) & (corners == packed[1:, 1:])
     found = tally(packed, is_colour)
     if is_colour and len(found) > MOST_COLOURS:
-        raise UserError(
+        raise MapError(
+            'label maps with more colours than a label map has',
             f'{label_map} has {len(found)} colours, more than a label map has. Save label maps as PNG, not as JPEG; if '
-            'it is an image, name the folders with --images DIR --labels DIR.'
+            'it is an image, name the folders with --images DIR --labels DIR.',
         )
     return Counted(size, found, tally(corners[alike], is_colour), is_plain)
 
@@ -150,7 +205,7 @@ def read_label_map(file: Path, as_colours: bool = False) -> tuple[np.ndarray, bo
     A palette's indices are the values, unless colours are wanted. Negative values are unlabelled.
 
     Raises:
-        UserError: It cannot be read, or holds something else.
+        MapError: It cannot be read, or holds something else.
     """
     try:
         with Image.open(file) as image:
@@ -158,12 +213,14 @@ def read_label_map(file: Path, as_colours: bool = False) -> tuple[np.ndarray, bo
             to_rgb = image.mode == 'RGBA' or (as_colours and not is_deep)
             values = np.asarray(image.convert('RGB') if to_rgb else image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f'The label map {file} cannot be read: {error}. Write it again, as a PNG.') from error
+        text = f'The label map {file} cannot be read: {error}. Write it again, as a PNG.'
+        raise MapError('label maps that cannot be read', text) from error
     if values.dtype == bool:
         values = values.astype(np.uint8)
     if not np.issubdtype(values.dtype, np.integer) or values.ndim not in (2, 3):
-        raise UserError(
-            f'The label map {file} holds {values.dtype} of shape {values.shape}; a PNG with numbers is read.'
+        raise MapError(
+            'label maps that hold no whole numbers',
+            f'The label map {file} holds {values.dtype} of shape {values.shape}. Write whole numbers, as a PNG.',
         )
     is_plain = values.ndim == 2 and (values.dtype == np.uint8 or 0 <= values.min() <= values.max() <= IGNORED)
     if np.issubdtype(values.dtype, np.signedinteger):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,6 +18,7 @@ BACKGROUND = (*VOID, 'background', '_background_', 'bg', 'other', 'others', 'non
 FAR_APART = 16  # values of grey; numbers of classes lie closer together
 FEW_STRAYS = 3  # values far from others that form no area, where a value may be of thin lines
 NEAR_SHARE = 0.5  # of the pixels of a class close to another one, which JPEG could have made of it
+STRAY_SHARE = 0.01  # of the white pixels of black and white maps; other values are on fewer by mistake
 AREA_SHARE = 0.1  # of the pixels of a class that lie in squares of 2 x 2; at the edges of JPEG there are none
 
 
@@ -29,11 +30,28 @@ class LabelMaps(Collection):
         recode: Value or colour (R, G, B) in the files -> class, 255 for unlabelled; None where the values are classes.
         reduce_zero_label: 0 is unlabelled, and the classes count from 1.
         is_named: The user's names have been given to the values.
+        is_fixed: Values without a class become unlabelled, instead of an error.
+        lost: Such values.
     """
 
     recode: Mapping[object, int] | None = None
     reduce_zero_label: bool = False
     is_named: bool = False
+    is_fixed: bool = False
+    lost: set[object] = field(default_factory=set)
+
+    def give_up(self, unknown: Iterable[object], values: Counter, why: str) -> None:
+        """Take values that have no class out of those that are counted, and note it.
+
+        Raises:
+            UserError: The data set is not fixed; the message is ``why``.
+        """
+        if not self.is_fixed:
+            raise UserError(f'{why} If they are mistakes, check-data --fix OUT makes their pixels unlabelled.')
+        self.lost.update(unknown)
+        total, lost = values.total(), sum(values.pop(value) for value in unknown)
+        named = shorten(sorted(self.lost), 8)
+        self.notes.append(f'values without a class become unlabelled: {named}, {lost / total:.2%} of the pixels')
 
 
 def give_meaning(
@@ -66,7 +84,12 @@ def give_meaning(
         use_names(collection, clear, known.names)
     else:
         number_values(collection, clear)
-    if moved := values.total() - sum(values[value] for value in clear):
+    if collection.lost or (collection.is_fixed and collection.reduce_zero_label):
+        recode = collection.recode or {value: value for value in clear}
+        if collection.reduce_zero_label:
+            recode = {value: value - 1 if 0 < value < IGNORED else IGNORED for value in recode}
+        collection.recode, collection.reduce_zero_label = recode | dict.fromkeys(collection.lost, IGNORED), False
+    if moved := sum(values[value] for value, target in snapped.items() if value != target):
         recode = collection.recode or {value: value for value in clear}
         collection.recode = {value: recode[target] for value, target in snapped.items()}
         collection.notes.append(
@@ -129,22 +152,26 @@ def use_table(collection: LabelMaps, values: Counter, table: Mapping[object, str
     Raises:
         UserError: The label maps have other values.
     """
-    table = dict(table)
+    given, table = table, dict(table)
+    counts_from_1 = not is_colour and 0 in values and min(table, default=0) == 1
     if not is_colour:
         table = with_white(collection, values, table)
-        if 0 in values and min(table, default=0) == 1:
-            table[0] = VOID[0]
-            collection.notes.append(f'the classes count from 1, {table[1]}: 0 is taken as unlabelled')
+    allowed = {*table} | (set() if is_colour else {IGNORED}) | ({0} if counts_from_1 else set())
+    if unknown := values.keys() - allowed:
+        collection.give_up(
+            unknown, values, f'{collection.root}: the label maps hold {shorten(sorted(unknown), 3)}, which the file of '
+            f'classes does not name; it names {shorten(table, 8) or ("no colours" if is_colour else "no numbers")}. '
+            'Add a line for each that is a class: VALUE NAME, or NAME R G B for colours.'
+        )  # fmt: skip
+        use_table(collection, values, given, is_colour)
+        return
+    if counts_from_1 and 0 not in table:
+        table[0] = VOID[0]
+        collection.notes.append(f'the classes count from 1, {table[1]}: 0 is taken as unlabelled')
     void = {value for value, name in table.items() if name.lower() in VOID}
     collection.classes = list(dict.fromkeys(name for value, name in table.items() if value not in void))
     recode = {value: collection.classes.index(name) for value, name in table.items() if value not in void}
     recode |= dict.fromkeys(void, IGNORED) | ({} if is_colour else {IGNORED: recode.get(IGNORED, IGNORED)})
-    if unknown := sorted(value for value in values if value not in recode):
-        raise UserError(
-            f'{collection.root}: the label maps hold {shorten(unknown, 3)}, which the file of classes does not name; '
-            f'it names {shorten(table, 8) or ("no colours" if is_colour else "no numbers")}. Add a line for each that '
-            'is a class: VALUE NAME, or NAME R G B for colours.'
-        )
     if is_colour:
         first = {name: value for value, name in reversed(table.items())}
         collection.palette = [first[name] for name in collection.classes]
@@ -189,18 +216,23 @@ def use_names(collection: LabelMaps, values: Counter, names: list[str]) -> None:
         UserError: There are larger values.
     """
     largest = max((value for value in values if value != IGNORED), default=0)
+    most = len(names) - (0 in values and names[0].lower() in BACKGROUND)  # 0 is the background, and counts
     collection.is_named = True
-    if largest == len(names):
+    if largest == len(names) == most:
         collection.classes, collection.reduce_zero_label = names, True
         collection.notes.append(
             f'the values are 1 to {largest} for {largest} names: 0 is taken as unlabelled, 1 is {names[0]}'
         )
-    elif largest > len(names):
+    elif largest > most:
         if len(values) != len(names):
-            raise UserError(
-                f'{collection.root}: the label maps hold values up to {largest}, and there are {len(names)} names of '
-                'classes. Name every value, or write "VALUE NAME" lines into the file of classes.'
-            )
+            collection.give_up(
+                [value for value in values if most < value != IGNORED], values,
+                f'{collection.root}: the label maps hold values up to {largest}, counted from 0, and '
+                f'there are {len(names)} names of classes. Name every value, or write "VALUE NAME" lines into the file '
+                'of classes.'
+            )  # fmt: skip
+            use_names(collection, values, names)
+            return
         use_table(collection, values, dict(zip(sorted(values), names, strict=True)), is_colour=False)
         collection.notes.append(f'the values {shorten(sorted(values), 8)} are named in their order')
     else:
@@ -213,13 +245,24 @@ def use_names(collection: LabelMaps, values: Counter, names: list[str]) -> None:
 
 
 def number_values(collection: LabelMaps, values: Counter) -> None:
-    """Number the values of a data set that names no classes; 0 and 255 alone are background and foreground."""
+    """Number the values of a data set that names no classes; 0 and 255 alone are background and foreground.
+
+    Raises:
+        UserError: There are 0 and 255 and, on few pixels, others.
+    """
+    few = values.keys() - {0, IGNORED}
+    if few and 0 in values and sum(values[value] for value in few) < STRAY_SHARE * values[IGNORED]:
+        collection.give_up(
+            few, values, f'{collection.root}: the label maps hold 0 and 255 and, on few pixels, '
+            f'{shorten(sorted(few), 8)}. Say what each value means by lines of a classes.txt, such as "0 background" '
+            'and "255 foreground", or "255 void" where it is unlabelled.'
+        )  # fmt: skip
     found = sorted(values)
     inner = [value for value in found if value != IGNORED]
     are_grey = len(found) > 2 and min(np.diff(found)) >= FAR_APART
     if found == [0, IGNORED]:
         collection.classes, collection.recode = ['background', 'foreground'], {0: 0, IGNORED: 1}
-        collection.notes.append('the label maps hold 0 and 255 alone: background and foreground')
+        collection.notes.append('the label maps hold 0 and 255 alone: 0 is background, 255 is foreground')
     elif inner and len(inner) > inner[-1] // 2:
         collection.classes = [f'class_{i}' for i in range(inner[-1] + 1)]
         collection.notes.append(
@@ -230,7 +273,7 @@ def number_values(collection: LabelMaps, values: Counter) -> None:
         collection.classes = [f'value_{value}' for value in taken]
         collection.recode = {IGNORED: IGNORED} | {value: i for i, value in enumerate(taken)}
         collection.notes.append(
-            f'the values {shorten(taken, 8)} are far apart: they are numbered in their order. Name them in '
-            'classes.txt, a line each: VALUE NAME'
+            f'no file of classes: the values {shorten(taken, 8)} are numbered 0 to {len(taken) - 1}. Name them '
+            'in classes.txt, a line each: VALUE NAME'
             + (', or 255 void where it is unlabelled' if IGNORED in taken else '')
         )
