@@ -23,7 +23,8 @@ class Objects:
         labels: (N,) int64, numbers of the classes from 0.
         size: Height and width of the image in pixels.
         classes: The names of all classes.
-        rles: A mask for each object as run lengths in COCO's format; None for a detector of boxes alone.
+        given_masks: A mask for each object, as run lengths in COCO's format or as an array (N, H, W) bool; None for a
+            detector of boxes alone.
     """
 
     boxes: np.ndarray
@@ -31,7 +32,7 @@ class Objects:
     labels: np.ndarray
     size: tuple[int, int]
     classes: tuple[str, ...]
-    rles: list[dict] | None = None
+    given_masks: list[dict] | np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -39,11 +40,18 @@ class Objects:
     @cached_property
     def masks(self) -> np.ndarray | None:
         """The masks, (N, H, W) bool; None for a detector of boxes alone."""
-        if self.rles is None:
-            return None
+        if not isinstance(self.given_masks, list):
+            return self.given_masks
         from pycocotools import mask
 
-        return mask.decode(self.rles).transpose(2, 0, 1).astype(bool) if self.rles else np.zeros((0, *self.size), bool)
+        if not self.given_masks:
+            return np.zeros((0, *self.size), bool)
+        return mask.decode(self.given_masks).transpose(2, 0, 1).astype(bool)
+
+    @cached_property
+    def rles(self) -> list[dict] | None:
+        """The masks as run lengths in COCO's format; None for a detector of boxes alone."""
+        return encode(self.given_masks) if isinstance(self.given_masks, np.ndarray) else self.given_masks
 
     @property
     def names(self) -> list[str]:
@@ -53,9 +61,11 @@ class Objects:
     def take(self, places: Sequence[int] | np.ndarray) -> Objects:
         """Return some of the objects, by their places."""
         places = np.asarray(places, dtype=int)
-        rles = None if self.rles is None else [self.rles[place] for place in places]
         chosen = (values[places] for values in (self.boxes, self.scores, self.labels))
-        return Objects(*chosen, self.size, self.classes, rles)
+        masks = self.given_masks
+        if masks is not None:
+            masks = [masks[place] for place in places] if isinstance(masks, list) else masks[places]
+        return Objects(*chosen, self.size, self.classes, masks)
 
     def select(self, score: float = 0, labels: Sequence[int] | None = None) -> Objects:
         """Return the objects with at least this score, of these classes."""
@@ -88,6 +98,13 @@ class Objects:
 
         data = {'class_name': np.array(self.names, dtype=str)}
         return Detections(self.boxes, mask=self.masks, confidence=self.scores, class_id=self.labels, data=data)
+
+
+def encode(masks: np.ndarray) -> list[dict]:
+    """Return masks (N, H, W) as run lengths in COCO's format."""
+    from pycocotools import mask
+
+    return mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)) if len(masks) else []
 
 
 @dataclass(frozen=True)

@@ -384,7 +384,7 @@ def test_yolo_lines_hold_the_box_or_the_outline():
     mask = np.zeros((100, 200), np.uint8)
     cv2.circle(mask, (60, 50), 30, 1, -1)
     mask[0:2, 0:2] = 1  # a smaller part
-    objects = dataclasses.replace(objects, rles=[coco_mask.encode(np.asfortranarray(mask))])
+    objects = dataclasses.replace(objects, given_masks=[coco_mask.encode(np.asfortranarray(mask))])
     label, *outline = map(float, yolo_lines(objects).split())
     assert label == 2
     polygon = np.array(outline).reshape(-1, 2) * [200, 100]

@@ -29,7 +29,7 @@ from convnext_dense.data.checks.files import find_defect
 from convnext_dense.data.pictures import PLAIN_MODES, distinct_colours
 from convnext_dense.predict.output import LABEL_MAPS, OBJECTS
 from convnext_dense.predict.tiles import open_image, predict_tiled
-from convnext_dense.results import LabelMap, Objects, Result
+from convnext_dense.results import LabelMap, Objects, Result, encode
 from convnext_dense.train import config as run_config
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import build_errors
@@ -148,6 +148,11 @@ class Model:
     def kind(self) -> str:
         """What it predicts: ``'objects'`` or ``'label maps'``."""
         return LABEL_MAPS if hasattr(self.module, 'decode_head') else OBJECTS
+
+    @property
+    def channels(self) -> int:
+        """How many channels an image has that it takes."""
+        return getattr(self.load, 'channels', 3)
 
     @property
     def has_tta(self) -> bool:
@@ -345,10 +350,3 @@ def objects_of(sample: BaseDataElement, classes: tuple[str, ...]) -> Objects:
     boxes, scores, labels = (found[name].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
     objects = Objects(boxes.astype(np.float32), scores, labels, tuple(sample.ori_shape[:2]), classes, rles)
     return objects.take(np.argsort(-scores, kind='stable'))
-
-
-def encode(masks: np.ndarray) -> list[dict]:
-    """Return masks (N, H, W) as run lengths in COCO's format."""
-    from pycocotools import mask
-
-    return mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))) if len(masks) else []

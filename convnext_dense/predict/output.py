@@ -109,7 +109,7 @@ def reduce(image: np.ndarray, result: Result) -> tuple[np.ndarray, Result]:
         return small, result
     if isinstance(result, LabelMap):
         return small, replace(result, labels=result.labels[::step, ::step])
-    return small, replace(result, boxes=result.boxes / step, size=small.shape[:2], rles=None)
+    return small, replace(result, boxes=result.boxes / step, size=small.shape[:2], given_masks=None)
 
 
 def read_rows(log: Path) -> Iterator[dict]:

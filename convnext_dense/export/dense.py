@@ -1,0 +1,122 @@
+"""Detectors of one stage: RetinaNet, ATSS, FCOS, RTMDet and RTMDet-Ins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convnext_dense.export.boxes import best, decode, large, priors_of, problems_of, rows_of, suppress
+from convnext_dense.export.frame import Frame, as_tensor
+
+Found = dict[str, Tensor]  # boxes (N, 4), scores (N,), labels (N,), and masks where there are
+
+
+def problems(network: nn.Module) -> list[str]:
+    """Return why a detector of one stage cannot be exported."""
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+    from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsHead
+
+    head = network.bbox_head
+    known = BaseDenseHead._predict_by_feat_single, RTMDetInsHead._predict_by_feat_single
+    if getattr(type(head), '_predict_by_feat_single', None) not in known or network.with_mask != hasattr(
+        head, 'kernel_convs'
+    ):
+        return [f'{type(head).__name__} has a way of its own to its boxes']
+    if getattr(head.loss_cls, 'custom_cls_channels', False):
+        return [f'{type(head.loss_cls).__name__} has an activation of its own']
+    return problems_of(head.bbox_coder, head.test_cfg.get('nms'))
+
+
+def predict(network: nn.Module, images: Tensor, frame: Frame) -> Found:
+    """Return what a detector of one stage finds."""
+    head = network.bbox_head
+    scores, deltas, *others = head(network.extract_feat(images))
+    if hasattr(head, 'kernel_convs'):  # RTMDet-Ins
+        kernels, prototypes = others
+        return find(head, frame, scores, deltas, kernels=kernels, prototypes=prototypes)
+    return find(head, frame, scores, deltas, factors=others[0] if others else None)
+
+
+def find(
+    head: Any,
+    frame: Frame,
+    scores: list[Tensor],
+    deltas: list[Tensor],
+    factors: list[Tensor] | None = None,
+    kernels: list[Tensor] | None = None,
+    prototypes: Tensor | None = None,
+) -> Found:
+    """Return what a head finds, from its maps for each level.
+
+    Args:
+        head: The head.
+        frame: The sizes.
+        scores: Of the classes.
+        deltas: Of the boxes.
+        factors: By which scores are multiplied, such as centerness.
+        kernels: Of each prior's mask.
+        prototypes: (1, C, H, W), from which masks are made.
+    """
+    cfg = head.test_cfg
+    rows: dict[str, list[Tensor]] = {name: [] for name in ('scores', 'labels', 'priors', 'deltas', 'kernels')}
+    options = {} if kernels is None else {'with_stride': True}
+    for level, priors in enumerate(priors_of(head, scores, **options)):
+        logits = rows_of(scores[level], head.cls_out_channels)
+        chances = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[:, :-1]
+        chosen, places, labels = best(chances, cfg.get('score_thr', 0), cfg.get('nms_pre', -1))
+        if factors is not None:
+            chosen = chosen * rows_of(factors[level], 1).flatten().sigmoid()[places]
+        rows['scores'].append(chosen)
+        rows['labels'].append(labels)
+        rows['priors'].append(priors[places])
+        rows['deltas'].append(rows_of(deltas[level], head.bbox_coder.encode_size)[places])
+        if kernels is not None:
+            rows['kernels'].append(rows_of(kernels[level], head.num_gen_params)[places])
+    found = {name: torch.cat(values) for name, values in rows.items() if values}
+    priors = found['priors'] if kernels is None else found['priors'][:, :2]
+    found['boxes'] = frame.to_original(decode(head.bbox_coder, priors, found.pop('deltas'), frame))
+    found = take(found, large(found['boxes'], cfg))
+    kept = suppress(found['boxes'], found['scores'], found['labels'], cfg.nms)
+    found = take(found, kept[: cfg.max_per_img])
+    priors = found.pop('priors')
+    if kernels is not None:
+        found['masks'] = paint(head, prototypes, found.pop('kernels'), priors, frame)
+    return found
+
+
+def take(found: Found, places: Tensor | slice) -> Found:
+    """Return some rows of all that was found."""
+    return {name: values[places] for name, values in found.items()}
+
+
+def paint(head: Any, prototypes: Tensor, kernels: Tensor, priors: Tensor, frame: Frame) -> Tensor:
+    """Return masks (N, H, W) bool in pixels of the original picture, as RTMDet-Ins makes them.
+
+    Args:
+        head: The head.
+        prototypes: (1, C, h, w).
+        kernels: (N, parameters), the layers that turn prototypes into each object's mask.
+        priors: (N, 4), where each object was found, and the stride there.
+        frame: The sizes.
+    """
+    size = prototypes.shape[-2:]
+    grid = head.prior_generator.single_level_grid_priors(size, level_idx=0, device=prototypes.device)
+    offsets = (priors[:, None, :2] - grid).transpose(1, 2) / (priors[:, 2, None, None] * 8)
+    values = torch.cat([offsets, prototypes.flatten(2).expand(offsets.shape[0], -1, -1)], dim=1)  # (N, 2 + C, h * w)
+    weights = kernels.split([*head.weight_nums, *head.bias_nums], dim=1)
+    count = len(head.weight_nums)
+    for layer, (weight, bias) in enumerate(zip(weights[:count], weights[count:], strict=True)):
+        outputs = bias.shape[1]
+        values = weight.reshape(-1, outputs, weight.shape[1] // outputs) @ values + bias[:, :, None]
+        values = values.relu() if layer < count - 1 else values
+    logits = values.reshape(-1, 1, *size)
+    logits = F.interpolate(logits, scale_factor=head.prior_generator.strides[0][0], mode='bilinear')
+    # MMDetection scales the height by the factor of the width, and the other way round
+    lengths = as_tensor(logits.shape[-2:]).double()
+    height, width = (lengths * (1 / frame.scale).flip(0)).ceil().long()
+    logits = F.interpolate(logits, size=(height, width), mode='bilinear', align_corners=False)
+    logits = logits[:, 0, : frame.original[0], : frame.original[1]]
+    return logits.sigmoid() > head.test_cfg.mask_thr_binary

@@ -1,0 +1,51 @@
+"""The sizes that a graph works with; while it is recorded they are tensors, so that the graph takes images of any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Length = int | Tensor  # a number of pixels
+
+
+def as_tensor(lengths: Iterable[Length]) -> Tensor:
+    """Return lengths as one tensor of int64, which a graph computes anew for each image."""
+    return torch.stack(
+        [each if torch.is_tensor(each) else torch.scalar_tensor(each, dtype=torch.long) for each in lengths]
+    )
+
+
+class Frame(NamedTuple):
+    """The sizes of an image on its way through a model, each as (height, width) in pixels.
+
+    Attributes:
+        original: Of the picture before the test pipeline, to which results are scaled; (2,) int64.
+        resized: Of the image that the graph takes.
+        shape: Of the image with what the pipeline pads; boxes end there.
+        padded: Of the image with what the data preprocessor pads too.
+    """
+
+    original: Tensor
+    resized: tuple[Length, Length]
+    shape: tuple[Length, Length]
+    padded: tuple[Length, Length]
+
+    @property
+    def scale(self) -> Tensor:
+        """How much larger the resized image is than the original, (height, width) float64."""
+        return as_tensor(self.resized).double() / self.original.double()
+
+    def to_original(self, boxes: Tensor) -> Tensor:
+        """Scale boxes (N, 4) of the resized image."""
+        return boxes * (1 / self.scale).flip(0).repeat(2).to(boxes)
+
+    def clip(self, boxes: Tensor) -> Tensor:
+        """Move the corners of boxes (N, 4) into the image."""
+        return boxes.clamp(min=0).minimum(self.corner(boxes))
+
+    def corner(self, boxes: Tensor) -> Tensor:
+        """Return width, height, width and height of the image, in the type of boxes."""
+        return as_tensor(self.shape).flip(0).repeat(2).to(boxes)

@@ -1,0 +1,31 @@
+"""Segmentors: UperNet and every other ``EncoderDecoder``, tested as a whole image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convnext_dense.export.frame import Frame
+
+
+def problems(network: nn.Module) -> list[str]:
+    """Return why a segmentor cannot be exported."""
+    if network.test_cfg.get('mode', 'whole') == 'whole':
+        return []
+    return [
+        "it is tested with mode='slide', in windows whose number depends on the image; a graph predicts the image as a "
+        'whole. Export it so with --cfg-options model.test_cfg.mode=whole, and compare the mIoU of both'
+    ]
+
+
+def predict(network: nn.Module, images: Tensor, frame: Frame) -> dict[str, Tensor]:
+    """Return the class of each pixel, (N, H, W), of images (N, C, h, w) in pixels of the original picture."""
+    meta = dict(img_shape=frame.padded, pad_shape=frame.padded, batch_input_shape=frame.padded)
+    logits = network.encode_decode(images, [meta] * len(images))
+    logits = logits[:, :, : frame.shape[0], : frame.shape[1]]
+    size = frame.original.unbind()
+    logits = F.interpolate(logits, size=size, mode='bilinear', align_corners=network.align_corners)
+    if logits.shape[1] == 1:
+        return {'labels': (logits[:, 0].sigmoid() > network.decode_head.threshold).to(torch.uint8)}
+    return {'labels': logits.argmax(1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int32)}

@@ -1,0 +1,176 @@
+"""Whether an exported model predicts what PyTorch predicts, image by image, and how fast."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from convnext_dense.compat.errors import UserError
+from convnext_dense.data.shapes import draw_scene
+from convnext_dense.predict.inputs import find_sources
+from convnext_dense.predict.model import Model
+from convnext_dense.results import LabelMap, Objects, Result
+from convnext_dense.runtime import Exported
+
+SIZES = ((240, 320), (331, 247), (97, 131), (384, 512))  # of drawn images, height and width
+GIVEN = 12  # images of the user that are compared at most
+LIMITS = {'boxes': 1e-3, 'scores': 1e-5, 'pixels': 1e-4}  # pixels; from 0 to 1; share of those of masks or label maps
+NEAR = 1.0  # pixels: boxes of one object are not farther apart, or one of them is missing
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the predictions of an image differ.
+
+    Attributes:
+        image: Its name.
+        size: Its height and width.
+        objects: How many PyTorch finds; of a segmentor, how many classes are on the label map.
+        missing: How many are found by one of both alone.
+        boxes: Of the sides of boxes, the largest in pixels.
+        scores: Of the scores, the largest.
+        pixels: How many pixels of masks, or of the label map, differ.
+        compared: Of how many.
+        speedup: The time that PyTorch takes, in times of the exported model.
+    """
+
+    image: str
+    size: tuple[int, int]
+    objects: int
+    missing: int
+    boxes: float
+    scores: float
+    pixels: int
+    compared: int
+    speedup: float
+
+    @property
+    def excess(self) -> list[str]:
+        """What is above its limit."""
+        found = {'boxes': self.boxes, 'scores': self.scores, 'pixels': self.pixels / max(self.compared, 1)}
+        names = [name for name, value in found.items() if not value <= LIMITS[name]]
+        return ['missing objects'] * bool(self.missing) + names
+
+
+class Report:
+    """The differences on all images."""
+
+    def __init__(self, differences: Sequence[Difference]) -> None:
+        self.differences = list(differences)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the largest differences, and the median of the speed-ups."""
+        rows = self.differences
+        worst = {name: max(getattr(row, name) for row in rows) for name in ('missing', 'boxes', 'scores')}
+        sums = {name: sum(getattr(row, name) for row in rows) for name in ('objects', 'pixels', 'compared')}
+        return dict(images=len(rows), **sums, **worst, limits=LIMITS, speedup=median(row.speedup for row in rows))
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return the differences of each image as plain values."""
+        return [asdict(row) for row in self.differences]
+
+    def check(self, file: Path) -> None:
+        """Raise a :class:`UserError` where a difference is above its limit."""
+        if any(row.excess for row in self.differences):
+            raise UserError(
+                f'{file} was not written: the exported model predicts something else than PyTorch.\n{self}\n'
+                'An untrained model has many scores that are nearly equal; export a trained one, or compare on images '
+                'like those of its training with --images.'
+            )
+
+    def __str__(self) -> str:
+        header = ('image', 'size', 'objects', 'missing', 'boxes (px)', 'scores', 'pixels', 'speed-up')
+        rows = [
+            (
+                row.image, f'{row.size[1]}x{row.size[0]}', str(row.objects), str(row.missing), f'{row.boxes:.1e}',
+                f'{row.scores:.1e}', f'{row.pixels} of {row.compared}', f'{row.speedup:.2f}x',
+                ', '.join(row.excess) and f'above the limit: {", ".join(row.excess)}',
+            )
+            for row in self.differences
+        ]  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(header, *(row[:-1] for row in rows), strict=True)]
+        return '\n'.join(
+            '  '.join(
+                [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), *row[len(widths) :]]
+            ).rstrip()
+            for row in (header, *rows)
+        )
+
+
+def pictures(model: Model, given: Sequence[str | os.PathLike]) -> list[tuple[str, np.ndarray]]:
+    """Return the images that are compared, (H, W, channels) each with a name: those given, drawn ones, and empty ones."""
+    files = find_sources(given)[1][:GIVEN] if given else []
+    drawn = [(f'drawn {i + 1}', draw(i, *size)) for i, size in enumerate(SIZES)]
+    drawn += [('grey', np.full((200, 261, 3), 127, np.uint8)), ('black', np.zeros((64, 64, 3), np.uint8))]
+    bands = np.arange(model.channels) % 3
+    return [(file.name, model.read(file.path)) for file in files] + [(name, image[..., bands]) for name, image in drawn]
+
+
+def draw(index: int, height: int, width: int) -> np.ndarray:
+    """Return a drawn image (height, width, 3) BGR."""
+    image = draw_scene(0, 'val', index, size=2 * max(height, width)).image
+    return np.ascontiguousarray(image[:height, :width, ::-1])
+
+
+def compare(model: Model, exported: Exported, images: Sequence[tuple[str, np.ndarray]]) -> Report:
+    """Predict images with PyTorch and with an exported model, in turns."""
+    differences = []
+    for place, (name, image) in enumerate(images):
+        if place == 0:  # the first call of each prepares more than the others
+            timed(model, image)
+            timed(exported, image)
+        theirs, before = timed(model, image)
+        ours, after = timed(exported, image)
+        found = compare_maps(theirs, ours) if isinstance(theirs, LabelMap) else compare_objects(theirs, ours)
+        differences.append(Difference(name, image.shape[:2], *found, before / after))
+    return Report(differences)
+
+
+def timed(predict: Callable[[np.ndarray], Result], image: np.ndarray) -> tuple[Result, float]:
+    """Return a prediction with its masks as run lengths, and how many seconds it took."""
+    start = time.perf_counter()
+    result = predict(image)
+    if isinstance(result, Objects):
+        _ = result.rles
+    return result, time.perf_counter() - start
+
+
+def compare_maps(theirs: LabelMap, ours: LabelMap) -> tuple[int, int, float, float, int, int]:
+    """Return the differences of two label maps, as in :class:`Difference`."""
+    return len(theirs.areas()), 0, 0.0, 0.0, int((theirs.labels != ours.labels).sum()), theirs.labels.size
+
+
+def compare_objects(theirs: Objects, ours: Objects) -> tuple[int, int, float, float, int, int]:
+    """Return the differences of two lists of objects, as in :class:`Difference`."""
+    pairs = match(theirs, ours)
+    missing = max(len(theirs), len(ours)) - len(pairs)
+    if not len(pairs):
+        return len(theirs), missing, 0.0, 0.0, 0, 0
+    one, other = theirs.take(pairs[:, 0]), ours.take(pairs[:, 1])
+    boxes, scores = np.abs(one.boxes - other.boxes).max(), np.abs(one.scores - other.scores).max()
+    pixels = compared = 0
+    if one.masks is not None:
+        pixels, compared = int((one.masks != other.masks).sum()), one.masks.size
+    return len(theirs), missing, float(boxes), float(scores), pixels, compared
+
+
+def match(theirs: Objects, ours: Objects) -> np.ndarray:
+    """Return the pairs (M, 2) of objects that are one: of a class, and nearest in box and score.
+
+    Two objects of nearly one score may stand in another order.
+    """
+    distances = np.abs(theirs.boxes[:, None] - ours.boxes).max(-1) + np.abs(theirs.scores[:, None] - ours.scores)
+    distances[theirs.labels[:, None] != ours.labels] = np.inf
+    pairs = []
+    while distances.size and distances.min() < NEAR:
+        one, other = np.unravel_index(distances.argmin(), distances.shape)
+        pairs.append((one, other))
+        distances[one], distances[:, other] = np.inf, np.inf
+    return np.array(pairs, int).reshape(-1, 2)

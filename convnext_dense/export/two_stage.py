@@ -1,0 +1,133 @@
+"""Detectors of two stages: Faster, Mask and Cascade R-CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from convnext_dense.export.boxes import decode, first, large, priors_of, problems_of, rows_of, suppress
+from convnext_dense.export.dense import Found
+from convnext_dense.export.frame import Frame
+
+ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
+MASK_HEAD = 'FCNMaskHead'
+EXTRACTOR = 'SingleRoIExtractor'
+
+
+def problems(network: nn.Module) -> list[str]:
+    """Return why a detector of two stages cannot be exported."""
+    from mmdet.models.roi_heads.bbox_heads.bbox_head import BBoxHead
+
+    head = network.roi_head
+    if type(head).__name__ not in ROI_HEADS or type(network.rpn_head).__name__ != 'RPNHead' or head.with_shared_head:
+        return [f'{type(head).__name__} after {type(network.rpn_head).__name__} is not known']
+    masks = listed(head.mask_head) if head.with_mask else ()
+    extractors = [*listed(head.bbox_roi_extractor), *(listed(head.mask_roi_extractor) if masks else ())]
+    known = [type(each).__name__ == EXTRACTOR and each.roi_layers[0].pool_mode == 'avg' for each in extractors]
+    known += [type(each).__name__ == MASK_HEAD for each in masks]
+    known += [type(each)._predict_by_feat_single is BBoxHead._predict_by_feat_single for each in listed(head.bbox_head)]
+    if not all(known):
+        names = {type(each).__name__ for each in (*extractors, *listed(head.bbox_head), *masks)}
+        return [f'of {", ".join(sorted(names))} some are not known']
+    found = [
+        f'{type(each.loss_cls).__name__} has an activation of its own'
+        for each in listed(head.bbox_head)
+        if each.custom_cls_channels
+    ]
+    found += problems_of(network.rpn_head.bbox_coder, network.rpn_head.test_cfg.get('nms'))
+    return found + problems_of(listed(head.bbox_head)[-1].bbox_coder, head.test_cfg.get('nms'))
+
+
+def predict(network: nn.Module, images: Tensor, frame: Frame) -> Found:
+    """Return what a detector of two stages finds; masks are (N, h, w) chances in the boxes."""
+    roi_head, features = network.roi_head, network.extract_feat(images)
+    found = classify(roi_head, features, propose(network.rpn_head, features, frame), frame)
+    if roi_head.with_mask:
+        found['masks'] = paint(roi_head, features, found['boxes'], found['labels'])
+        found['boxes'] = frame.to_original(found['boxes'])
+    return found
+
+
+def propose(head: Any, features: tuple[Tensor, ...], frame: Frame) -> Tensor:
+    """Return the boxes (N, 4) in which the region proposal network sees objects, in pixels of the resized image."""
+    cfg = head.test_cfg
+    rows: list[tuple[Tensor, ...]] = []
+    maps, deltas = head(features)
+    for level, priors in enumerate(priors_of(head, maps)):
+        logits = rows_of(maps[level], head.cls_out_channels)
+        scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[:, :-1]
+        scores, order = scores.flatten().sort(descending=True)
+        if cfg.nms_pre > 0:
+            scores, order = first(scores, cfg.nms_pre), first(order, cfg.nms_pre)
+        rows.append((scores, rows_of(deltas[level], 4)[order], priors[order], torch.full_like(order, level)))
+    scores, deltas, priors, levels = map(torch.cat, zip(*rows, strict=True))
+    boxes = decode(head.bbox_coder, priors, deltas, frame)
+    sound = large(boxes, cfg)
+    boxes, scores, levels = boxes[sound], scores[sound], levels[sound]
+    return boxes[suppress(boxes, scores, levels, cfg.nms)[: cfg.max_per_img]]
+
+
+def classify(roi_head: Any, features: tuple[Tensor, ...], boxes: Tensor, frame: Frame) -> Found:
+    """Return the objects in proposals (N, 4): in pixels of the original picture, or of the resized image with masks."""
+    heads, cfg = listed(roi_head.bbox_head), roi_head.test_cfg
+    logits = []
+    for stage, (head, extractor) in enumerate(zip(heads, listed(roi_head.bbox_roi_extractor), strict=True)):
+        scores, deltas = head(pool(extractor, features, boxes))
+        logits.append(scores)
+        if stage < len(heads) - 1:
+            boxes = refine(head, boxes, scores[:, :-1].argmax(1), deltas, frame)
+    scores = (sum(logits) / float(len(logits))).softmax(-1)[:, :-1]
+    boxes = refine(heads[-1], boxes, None, deltas, frame)  # (N, 4), or (N * classes, 4)
+    if not roi_head.with_mask:
+        boxes = frame.to_original(boxes)
+    places, labels = (scores > cfg.score_thr).nonzero().unbind(1)
+    scores = scores[places, labels]
+    boxes = boxes[places if heads[-1].reg_class_agnostic else places * heads[-1].num_classes + labels]
+    kept = suppress(boxes, scores, labels, cfg.nms)[: cfg.max_per_img]
+    return {'boxes': boxes[kept], 'scores': scores[kept], 'labels': labels[kept]}
+
+
+def refine(head: Any, boxes: Tensor, labels: Tensor | None, deltas: Tensor, frame: Frame) -> Tensor:
+    """Return boxes (N, 4) moved as a head says; of one class each, or (N * classes, 4) without ``labels``."""
+    if not head.reg_class_agnostic:
+        deltas = deltas.reshape(-1, head.num_classes, 4)
+        if labels is None:
+            boxes = boxes[:, None].expand(-1, head.num_classes, -1).reshape(-1, 4)
+            deltas = deltas.reshape(-1, 4)
+        else:
+            deltas = deltas.gather(1, labels[:, None, None].expand(-1, 1, 4))[:, 0]
+    return decode(head.bbox_coder, boxes, deltas, frame)
+
+
+def paint(roi_head: Any, features: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
+    """Return for each box (N, 4) how sure its pixels (N, h, w) are the object's, the mean of all stages."""
+    masks = []
+    for head, extractor in zip(listed(roi_head.mask_head), listed(roi_head.mask_roi_extractor), strict=True):
+        chances = head(pool(extractor, features, boxes)).sigmoid()
+        places = torch.zeros_like(labels) if head.class_agnostic else labels
+        masks.append(chances.gather(1, places[:, None, None, None].expand(-1, 1, *chances.shape[2:]))[:, 0])
+    return torch.stack(masks).mean(0)
+
+
+def listed(module: Any) -> Sequence[Any]:
+    """Return the modules of a cascade's stages; a list of one for others."""
+    return module if isinstance(module, nn.ModuleList) else [module]
+
+
+def pool(extractor: Any, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
+    """Return the features (N, C, h, w) in boxes (N, 4), each from the level of the pyramid that fits its size."""
+    levels = len(extractor.featmap_strides)
+    regions = F.pad(boxes, (1, 0))  # the first column is the number of the image
+    targets = extractor.map_roi_levels(regions, levels)
+    pooled = []
+    for level, layer in enumerate(extractor.roi_layers):
+        settings = layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
+        pooled.append(roi_align(features[level], regions[targets == level], *settings))
+    count = targets.shape[0]
+    by_level = (targets * count + torch.arange(count, device=targets.device)).argsort()  # the order of what is pooled
+    return torch.cat(pooled)[by_level.argsort()]
