@@ -126,8 +126,11 @@ def open_torch(path: Path, threads: int) -> tuple[Run, str | None]:
     module = torch.export.load(path, extra_files=extra).module()
 
     def run(images: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
-        with torch.inference_mode():
-            return [each.numpy() for each in module(torch.from_numpy(images), torch.from_numpy(size))]
+        try:
+            with torch.inference_mode():
+                return [each.numpy() for each in module(torch.from_numpy(images), torch.from_numpy(size))]
+        except AssertionError as error:  # a map of one pixel is another graph
+            raise ValueError(f'The program takes no image of {images.shape[2]}x{images.shape[1]} ({error}).') from error
 
     return run, extra[KEY] or None
 

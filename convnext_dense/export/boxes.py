@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -74,7 +75,10 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, settings: Mapping[st
     if not settings.get('class_agnostic', False):  # each group moves to a place of its own
         end = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
         boxes = boxes + (groups.to(boxes) * end)[:, None]
-    return nms(boxes, scores, settings['iou_threshold'])
+    # torch.export takes for granted that two boxes stay: two more are given, far from all others and below them
+    count, others = boxes.shape[0], boxes.new_tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]])
+    kept = nms(torch.cat([boxes, others]), F.pad(scores, (0, 2), value=-1.0), settings['iou_threshold'])
+    return kept[kept < count]
 
 
 def large(boxes: Tensor, cfg: Mapping[str, Any]) -> Tensor | slice:

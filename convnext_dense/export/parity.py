@@ -108,7 +108,7 @@ def pictures(model: Model, given: Sequence[str | os.PathLike]) -> list[tuple[str
     """Return the images that are compared, (H, W, channels) each with a name: those given, drawn ones, and empty ones."""
     files = find_sources(given)[1][:GIVEN] if given else []
     drawn = [(f'drawn {i + 1}', draw(i, *size)) for i, size in enumerate(SIZES)]
-    drawn += [('grey', np.full((200, 261, 3), 127, np.uint8)), ('black', np.zeros((64, 64, 3), np.uint8))]
+    drawn += [('grey', np.full((200, 261, 3), 127, np.uint8)), ('black', np.zeros((100, 130, 3), np.uint8))]
     bands = np.arange(model.channels) % 3
     return [(file.name, model.read(file.path)) for file in files] + [(name, image[..., bands]) for name, image in drawn]
 
