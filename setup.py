@@ -24,10 +24,11 @@ OPENMMLAB = [
 ]
 DOCUMENTATION = ['mkdocs-material', 'mkdocstrings[python]']
 DATA = ['tifffile', 'imagehash']
+EXPORT = ['onnx', 'onnxscript', 'onnxruntime', 'openvino']
 PREDICT = ['supervision', 'rasterio', 'faster-coco-eval']  # pictures, windows of large TIFF files, AP
 DEVELOPMENT = [
     'timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff', 'pre-commit', 'import-linter',
-    *DATA, *PREDICT,
+    *DATA, *PREDICT, *EXPORT,
 ]  # fmt: skip
 
 
@@ -71,7 +72,14 @@ setup(
         'safetensors',
         'tqdm',
     ],
-    extras_require={'mm': OPENMMLAB, 'data': DATA, 'predict': PREDICT, 'dev': DEVELOPMENT, 'docs': DOCUMENTATION},
+    extras_require={
+        'mm': OPENMMLAB,
+        'data': DATA,
+        'predict': PREDICT,
+        'export': EXPORT,
+        'dev': DEVELOPMENT,
+        'docs': DOCUMENTATION,
+    },
     entry_points={'console_scripts': ['convnext-dense=convnext_dense.cli:main']},
     cmdclass={'build_py': BuildWithConfigs},
 )

@@ -147,7 +147,7 @@ COMMANDS = {
         'Find objects or label pixels on images and videos',
         'convnext_dense.report.compare:predict',
         (
-            option('model', metavar='MODEL', help='work dir of a run, or checkpoint file or address'),
+            option('model', metavar='MODEL', help='work dir of a run, checkpoint file or address, or exported model'),
             option('inputs', metavar='INPUT', nargs='+', help='images, videos, folders, patterns, or .txt lists'),
             option('--out', default='predictions', help='folder to write to (default: %(default)s)'),
             option('--config', help='config of the model, where the checkpoint does not hold it'), OVERRIDES,
@@ -163,6 +163,19 @@ COMMANDS = {
             option('--device', help='cpu, cuda, cuda:1 (default: a GPU where there is one)'),
             option('--compare', metavar='ANN', help='COCO JSON, or folder of label maps: print the metrics'), TRUST,
         ),
+    ),
+    'export': Command(
+        'Write a model as one graph for onnxruntime, OpenVINO or PyTorch, if it predicts the same there',
+        'convnext_dense.export:export',
+        (
+            option('model', metavar='MODEL', help='work dir of a run, or checkpoint file or address'),
+            option('--to', default='onnx', choices='convnext_dense.export.write:TARGETS', help='default: %(default)s'),
+            option('--out', metavar='FILE', help='file to write (default: named after the config)'),
+            option('--images', nargs='+', default=(), metavar='PATH', help='images to compare, besides drawn ones'),
+            option('--config', help='config of the model, where the checkpoint does not hold it'), OVERRIDES, FORCE,
+            TRUST,
+        ),
+        shown=True,
     ),
     'check-data': Command(
         'Check the data of a config, or data in any known format, and look for images that are in two splits',

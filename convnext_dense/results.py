@@ -12,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from supervision import Detections
 
+OBJECTS, LABEL_MAPS = 'objects', 'label maps'  # what a model predicts
+
 
 @dataclass(frozen=True)
 class Objects:

@@ -20,6 +20,7 @@ import numpy as np
 from convnext_dense.results import LabelMap, Objects, Result
 
 KEY = 'convnext_dense'  # of the metadata in a file
+PROVIDERS = ('CUDAExecutionProvider', 'CPUExecutionProvider')  # of onnxruntime
 FIXED_POINT = 2048  # OpenCV's weights of neighbours are whole numbers of this size
 
 Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]  # of a graph, with images and the size of the original
@@ -69,19 +70,21 @@ class Exported:
         return found.take(np.argsort(-scores, kind='stable'))
 
 
-def load(file: str | os.PathLike, threads: int = 0) -> Exported:
+def load(file: str | os.PathLike, threads: int = 0, device: str | None = None) -> Exported:
     """Load an exported model.
 
     Args:
         file: An ``.onnx`` file, the ``.xml`` file of OpenVINO, or a ``.pt2`` file of PyTorch.
         threads: How many threads onnxruntime and OpenVINO may use; 0 for all.
+        device: ``'cpu'``, or by default a GPU where onnxruntime has one.
 
     Raises:
         ValueError: ``convnext-dense export`` did not write it.
     """
     path = Path(file)
-    opener = {'.xml': open_openvino, '.pt2': open_torch}.get(path.suffix, open_onnx)
-    run, text = opener(path, threads)
+    if path.suffix not in OPENERS:
+        raise ValueError(f'An exported model is a file {", ".join(OPENERS)}; got {path}.')
+    run, text = OPENERS[path.suffix](path, threads, device)
     if text is None:
         raise ValueError(
             f'{path} was not written by convnext-dense export: it does not say how its images are prepared.'
@@ -89,18 +92,20 @@ def load(file: str | os.PathLike, threads: int = 0) -> Exported:
     return Exported(run, json.loads(text))
 
 
-def open_onnx(path: Path, threads: int) -> tuple[Run, str | None]:
+def open_onnx(path: Path, threads: int, device: str | None) -> tuple[Run, str | None]:
     """Return what runs an ONNX file, and the metadata in it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=onnxruntime.get_available_providers())
+    wanted = PROVIDERS[device == 'cpu' :]
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
     return lambda images, size: session.run(None, {'image': images, 'size': size}), text
 
 
-def open_openvino(path: Path, threads: int) -> tuple[Run, str | None]:
+def open_openvino(path: Path, threads: int, device: str | None) -> tuple[Run, str | None]:
     """Return what runs a model of OpenVINO on the CPU, and the metadata in it."""
     import openvino
 
@@ -117,7 +122,7 @@ def open_openvino(path: Path, threads: int) -> tuple[Run, str | None]:
     return run, text
 
 
-def open_torch(path: Path, threads: int) -> tuple[Run, str | None]:
+def open_torch(path: Path, threads: int, device: str | None) -> tuple[Run, str | None]:
     """Return what runs a program of ``torch.export`` on the CPU, and the metadata in it."""
     import torch
     import torchvision  # noqa: F401  registers its operators
@@ -133,6 +138,9 @@ def open_torch(path: Path, threads: int) -> tuple[Run, str | None]:
             raise ValueError(f'The program takes no image of {images.shape[2]}x{images.shape[1]} ({error}).') from error
 
     return run, extra[KEY] or None
+
+
+OPENERS = {'.onnx': open_onnx, '.xml': open_openvino, '.pt2': open_torch}
 
 
 def resized_size(size: tuple[int, int], how: Mapping[str, Any]) -> tuple[int, int]:

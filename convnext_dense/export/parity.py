@@ -105,7 +105,7 @@ class Report:
 
 
 def pictures(model: Model, given: Sequence[str | os.PathLike]) -> list[tuple[str, np.ndarray]]:
-    """Return the images that are compared, (H, W, channels) each with a name: those given, drawn ones, and empty ones."""
+    """Return the images that are compared, (H, W, channels), with their names: given, drawn and empty ones."""
     files = find_sources(given)[1][:GIVEN] if given else []
     drawn = [(f'drawn {i + 1}', draw(i, *size)) for i, size in enumerate(SIZES)]
     drawn += [('grey', np.full((200, 261, 3), 127, np.uint8)), ('black', np.zeros((100, 130, 3), np.uint8))]

@@ -22,7 +22,7 @@ from convnext_dense.export.graph import OUTPUTS, Graph, recording
 from convnext_dense.export.parity import compare, pictures
 from convnext_dense.export.steps import read_steps
 from convnext_dense.predict.model import Model, load_model, test_pipeline
-from convnext_dense.predict.output import LABEL_MAPS
+from convnext_dense.results import LABEL_MAPS
 from convnext_dense.runtime import KEY, load, resize, resized_size
 from convnext_dense.train.screen import quiet, tell
 from convnext_dense.weights.inspect import inspect
@@ -149,7 +149,7 @@ def export(
         save = target.record(graph, example(graph, meta, samples[0][1]))
     with explained(file), replaced(file) as draft:
         save(draft, json.dumps(meta))
-        report = compare(loaded, load(draft, torch.get_num_threads()), samples)
+        report = compare(loaded, load(draft, torch.get_num_threads(), 'cpu'), samples)
         report.check(file)
         meta['parity'] = report.summary()
         save(draft, json.dumps(meta))
@@ -189,6 +189,7 @@ def describe(model: Model, graph: Graph) -> dict[str, Any]:
         'channels': model.channels,
         'order': 'BGR' if model.channels == 3 else 'as in the file',
         'load': test_pipeline(model.config)[0],
+        'scope': model.config.get('default_scope'),
         'resize': {'scale': steps.scale, 'factor': steps.factor, 'keep_ratio': steps.keep_ratio},
         'mean': given.mean.flatten().tolist() if given._enable_normalize else None,
         'std': given.std.flatten().tolist() if given._enable_normalize else None,

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
@@ -25,11 +23,11 @@ from convnext_dense.compat.checkpoint_configs import read_config
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.compat.warnings import ignore_listed
 from convnext_dense.data import open_wrappers, read_classes
-from convnext_dense.data.checks.files import find_defect
-from convnext_dense.data.pictures import PLAIN_MODES, distinct_colours
-from convnext_dense.predict.output import LABEL_MAPS, OBJECTS
-from convnext_dense.predict.tiles import open_image, predict_tiled
-from convnext_dense.results import LabelMap, Objects, Result, encode
+from convnext_dense.data.pictures import distinct_colours
+from convnext_dense.predict.exported import ExportedModel
+from convnext_dense.predict.predictor import Predictor
+from convnext_dense.results import LABEL_MAPS, OBJECTS, Objects, Result, encode
+from convnext_dense.runtime import OPENERS
 from convnext_dense.train import config as run_config
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import build_errors
@@ -38,70 +36,25 @@ from convnext_dense.train.screen import quiet
 from convnext_dense.weights.meta import config_name, read_dataset, read_meta
 from convnext_dense.weights.sources import fetch
 
-Image = str | os.PathLike | np.ndarray | PIL.Image.Image
 READS_LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadEmptyAnnotations')
 
 
-class Model:
-    """A detector or a segmentor with its weights, ready to predict.
+class Model(Predictor):
+    """A detector or a segmentor with its weights.
 
     Attributes:
-        name: Of its config.
-        classes: The names of the classes.
-        palette: A colour (R, G, B) for each class.
+        network: The model.
         config: The config of its training.
-        checkpoint: Where its weights come from.
     """
 
     def __init__(
         self, network: torch.nn.Module, cfg: Config, dataset: Mapping[str, Any], name: str, checkpoint: str
     ) -> None:
-        self.network, self.config, self.name, self.checkpoint = network, cfg, name, checkpoint
-        self.classes, self.palette = tuple(dataset['classes']), dataset['palette']
+        self.network, self.config = network, cfg
         with configs.model_scope(cfg):
-            self.load, *steps = Compose(test_pipeline(cfg)).transforms
+            load, *steps = Compose(test_pipeline(cfg)).transforms
             self.prepare = Compose(steps)
-
-    def __call__(self, image: Image | Sequence[Image], tile: int | None = None, overlap: float = 0.25) -> Any:
-        """Predict an image, or each of several.
-
-        Args:
-            image: A file, of several pages the first; an array as for :func:`as_pixels`; an image of Pillow; or a list
-                of those.
-            tile: Side in pixels of the tiles into which a larger image is cut; None for no tiles.
-            overlap: The part of a tile that its neighbour covers too.
-
-        Returns:
-            :class:`~convnext_dense.results.Objects` of a detector and
-            :class:`~convnext_dense.results.LabelMap` of a segmentor; a list of them for several images.
-
-        Raises:
-            UserError: An image cannot be read, an array is none, or the model predicts neither.
-        """
-        if isinstance(image, (list, tuple)):
-            return [self(each, tile, overlap) for each in image]
-        if not isinstance(image, (str, os.PathLike)):
-            pixels = as_pixels(image, self.channels)
-        else:
-            pixels = self.read(Path(image)) if tile is None else open_image(self, Path(image))
-        return self.predict([pixels])[0] if tile is None else predict_tiled(self, pixels, tile, overlap)
-
-    def read(self, path: Path) -> np.ndarray:
-        """Return an image file (H, W, channels) as the model's pipeline reads it.
-
-        Raises:
-            UserError: It is not there, or is no image.
-        """
-        if not path.is_file():
-            raise UserError(f'There is no image {path}. A folder is predicted by the command, or file by file.')
-        if defect := find_defect(str(path)):
-            raise UserError(f'The image {path} cannot be read: it is {defect}.')
-        try:
-            return self.load(dict(img_path=str(path), img_id=0))['img']
-        except UserError:
-            raise
-        except Exception as error:  # whatever a damaged file makes of a decoder
-            raise UserError(f'The image {path} cannot be read ({error or type(error).__name__}).') from error
+        super().__init__(name, checkpoint, dataset['classes'], dataset['palette'], load)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Result]:
         """Predict a batch of images (H, W, channels), in one step where the model takes all of them in one size.
@@ -140,19 +93,14 @@ class Model:
         return (given if self.has_tta else given.softmax(0)).cpu().numpy()
 
     @property
-    def channels(self) -> int:
-        """Of an image: 3 in the order BGR, or as many bands as the config says."""
-        return getattr(self.load, 'channels', 3)
+    def settings(self) -> str:
+        """All that decides what it predicts, besides its file."""
+        return self.config.pretty_text
 
     @property
     def kind(self) -> str:
         """What it predicts: ``'objects'`` or ``'label maps'``."""
         return LABEL_MAPS if hasattr(self.module, 'decode_head') else OBJECTS
-
-    @property
-    def channels(self) -> int:
-        """How many channels an image has that it takes."""
-        return getattr(self.load, 'channels', 3)
 
     @property
     def has_tta(self) -> bool:
@@ -164,11 +112,6 @@ class Model:
         """The network without test-time augmentation around it."""
         return self.network.module if isinstance(self.network, BaseTTAModel) else self.network
 
-    def label_map(self, labels: np.ndarray) -> LabelMap:
-        """Return the result of a segmentor from labels (H, W)."""
-        kind = np.uint8 if len(self.classes) <= 256 else np.int32
-        return LabelMap(labels.astype(kind, copy=False), self.classes, self.palette)
-
 
 def load_model(
     source: str | os.PathLike,
@@ -176,12 +119,13 @@ def load_model(
     device: str | None = None,
     tta: bool = False,
     cfg_options: Mapping | None = None,
-) -> Model:
+) -> Predictor:
     """Load a trained detector or segmentor.
 
     Args:
-        source: The work dir of a run, of which the best checkpoint is taken, or else the latest; or a checkpoint, as a
-            file or as an address that :func:`~convnext_dense.weights.sources.fetch` takes.
+        source: The work dir of a run, of which the best checkpoint is taken, or else the latest; a checkpoint, as a
+            file or as an address that :func:`~convnext_dense.weights.sources.fetch` takes; or an exported model, which
+            has no other options than its device.
         config: The config, as a file or by its name, where it stands neither in the checkpoint nor beside it.
         device: ``'cpu'``, ``'cuda'``, ``'cuda:1'`` ...; by default a GPU where there is one.
         tta: Test-time augmentation, as the config says.
@@ -190,6 +134,10 @@ def load_model(
     Raises:
         UserError: There is no such model, it has no config, or its weights do not fit.
     """
+    if Path(source).suffix in OPENERS:
+        if config or tta or cfg_options:
+            raise UserError(f'{source} is an exported model: --config, --cfg-options and --tta came before its export.')
+        return ExportedModel(source, device)
     checkpoint = find_checkpoint(source)
     content = fetch(checkpoint)
     cfg, name = find_own_config(checkpoint, content, config, cfg_options)
@@ -304,37 +252,6 @@ def without_labels(step: Mapping) -> dict:
         return step
     choices = [[each for each in choice if each['type'] not in READS_LABELS] for choice in step['transforms']]
     return dict(step, transforms=[choice for choice in choices if choice])
-
-
-def as_pixels(image: Any, channels: int = 3) -> np.ndarray:
-    """Return a user's image as an array (H, W, channels).
-
-    Args:
-        image: Of uint8, (H, W, channels). Three channels are BGR, as OpenCV reads them; instead of those an image may
-            be grey, (H, W) or (H, W, 1), which is repeated, or have a fourth channel of opacity, which is left out. Or
-            an image of Pillow with 8 bits, which EXIF turns.
-        channels: Of the result.
-
-    Raises:
-        UserError: It is something else.
-    """
-    pixels = image
-    if isinstance(image, PIL.Image.Image) and image.mode in PLAIN_MODES:
-        pixels = np.asarray(PIL.ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1]
-    elif isinstance(image, np.ndarray) and image.ndim == 2:
-        pixels = image[..., None]
-    allowed = (1, 3, 4) if channels == 3 else (channels,)
-    is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.size
-    if not is_array or pixels.shape[2] not in allowed:
-        came = [str(getattr(image, name)) for name in ('dtype', 'shape', 'mode') if hasattr(image, name)]
-        raise UserError(
-            'An image is a file, an image of Pillow with 8 bits, or a NumPy array of uint8 (H, W, channels) with '
-            f'{" or ".join(map(str, allowed))} channels (3 are BGR), from 0 to 255; got '
-            f'{" ".join([type(image).__name__, *came])}.'
-        )
-    if channels != 3:
-        return pixels
-    return np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] > 1 else pixels.repeat(3, axis=2))
 
 
 def as_loaded(image: np.ndarray) -> dict:

@@ -21,13 +21,12 @@ import numpy as np
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import replaced
 from convnext_dense.predict.inputs import Frame, Source, ask_video
-from convnext_dense.results import LabelMap, Objects, Result
+from convnext_dense.results import LABEL_MAPS, OBJECTS, LabelMap, Objects, Result
 
 if TYPE_CHECKING:
     from convnext_dense.predict.model import Model
 
 LOG = 'images.jsonl'
-OBJECTS, LABEL_MAPS = 'objects', 'label maps'  # kinds of predictions
 # what can be written of objects and of label maps; the first two are written where nothing else is asked for
 FORMATS = {OBJECTS: ('pictures', 'coco', 'csv', 'yolo'), LABEL_MAPS: ('pictures', 'maps', 'csv')}
 CSV_COLUMNS = {OBJECTS: ('score', 'x1', 'y1', 'x2', 'y2'), LABEL_MAPS: ('pixels',)}

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.compat.files import explained
 from convnext_dense.predict.inputs import PAGED, Frame, Source, ask_video, count_pages, find_sources, read_ahead
-from convnext_dense.predict.model import Model, load_model
-from convnext_dense.predict.output import DRAWN_SCORE, FORMATS, LOG, OBJECTS, Output
+from convnext_dense.predict.model import load_model
+from convnext_dense.predict.output import DRAWN_SCORE, FORMATS, LOG, Output
+from convnext_dense.predict.predictor import Predictor
 from convnext_dense.predict.tiles import check_tiles, open_image, predict_tiled
-from convnext_dense.results import Objects, Result
+from convnext_dense.results import OBJECTS, Objects, Result
 from convnext_dense.train.screen import tell
 
 
@@ -58,7 +59,7 @@ def predict(
 
 
 def predict_with(
-    model: Model,
+    model: Predictor,
     inputs: Sequence[str | os.PathLike],
     out: str | os.PathLike,
     *,
@@ -128,7 +129,7 @@ def predict_with(
     return 1 if output.failed else 0
 
 
-def say_what_is_left_out(model: Model, sources: Iterable[Source], tile: int | None, overlap: float) -> None:
+def say_what_is_left_out(model: Predictor, sources: Iterable[Source], tile: int | None, overlap: float) -> None:
     """Name images of several pages, and tell what tiles without an overlap cannot find."""
     paged = [each.path for each in sources if each.path.suffix.lower() in PAGED and count_pages(each.path) > 1]
     if paged and model.channels == 3:
@@ -153,9 +154,9 @@ def one_line(error: Exception) -> str:
     return ': '.join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
-def config_digest(model: Model) -> str:
+def config_digest(model: Predictor) -> str:
     """Return a digest of a model's config, which options may have changed."""
-    return hashlib.sha256(model.config.pretty_text.encode()).hexdigest()[:16]
+    return hashlib.sha256(model.settings.encode()).hexdigest()[:16]
 
 
 def modified(checkpoint: str) -> float | None:
@@ -181,7 +182,7 @@ def choose_formats(kind: str, save: Sequence[str] | None) -> tuple[str, ...]:
     return formats
 
 
-def find_labels(model: Model, score: float | None, classes: Sequence[str] | None) -> list[int] | None:
+def find_labels(model: Predictor, score: float | None, classes: Sequence[str] | None) -> list[int] | None:
     """Return the numbers of the wanted classes; None for all.
 
     Raises:
@@ -201,7 +202,7 @@ def count_frames(sources: Iterable[Source]) -> int:
 
 
 def predict_frames(
-    model: Model, frames: Iterable[Frame], batch: int, tile: int | None, overlap: float
+    model: Predictor, frames: Iterable[Frame], batch: int, tile: int | None, overlap: float
 ) -> Iterator[tuple[Frame, Result | str]]:
     """Yield each image with its prediction, or with what went wrong, in their order."""
     waiting: list[Frame] = []
@@ -214,7 +215,7 @@ def predict_frames(
 
 
 def predict_batch(
-    model: Model, frames: Sequence[Frame], tile: int | None, overlap: float
+    model: Predictor, frames: Sequence[Frame], tile: int | None, overlap: float
 ) -> Iterator[tuple[Frame, Result | str]]:
     """Yield the predictions of a batch; if it fails as a whole, each image is tried alone."""
     whole = [frame for frame in frames if not isinstance(frame.image, UserError)]
@@ -228,7 +229,7 @@ def predict_batch(
         yield frame, results[id(frame)] if id(frame) in results else predict_alone(model, frame, tile, overlap)
 
 
-def predict_alone(model: Model, frame: Frame, tile: int | None, overlap: float) -> Result | str:
+def predict_alone(model: Predictor, frame: Frame, tile: int | None, overlap: float) -> Result | str:
     """Return the prediction of an image, or what went wrong in one line."""
     if isinstance(frame.image, UserError):
         return str(frame.image)
@@ -239,7 +240,7 @@ def predict_alone(model: Model, frame: Frame, tile: int | None, overlap: float) 
 
 
 def summary(
-    model: Model, count: int, found: Counter[str], failed: Sequence[str], folder: Path, formats: Sequence[str]
+    model: Predictor, count: int, found: Counter[str], failed: Sequence[str], folder: Path, formats: Sequence[str]
 ) -> str:
     """Return what a prediction is told to have done."""
     unit = '' if model.kind == OBJECTS else ' pixels'

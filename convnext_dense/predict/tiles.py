@@ -20,10 +20,10 @@ from PIL import ExifTags, Image
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.data.pictures import TIFF, as_input, unreadable
-from convnext_dense.results import Objects, Result
+from convnext_dense.results import LABEL_MAPS, Objects, Result
 
 if TYPE_CHECKING:
-    from convnext_dense.predict.model import Model
+    from convnext_dense.predict.predictor import Predictor
 
 SAME = 0.5  # intersection over union, in the region that two tiles see, from which on two detections are one object
 TWICE = 0.6  # intersection over union from which on two objects of a class are one; at 0.5, drawn mosaics lose some
@@ -87,7 +87,7 @@ def starts(length: int, side: int, overlap: float) -> list[int]:
     return [round(start) for start in np.linspace(0, length - side, count)]
 
 
-def predict_tiled(model: Model, image: np.ndarray, side: int, overlap: float) -> Result:
+def predict_tiled(model: Predictor, image: np.ndarray, side: int, overlap: float) -> Result:
     """Predict an image in tiles; an image that fits into one is predicted as without.
 
     Args:
@@ -103,7 +103,7 @@ def predict_tiled(model: Model, image: np.ndarray, side: int, overlap: float) ->
     if len(tiles) == 1:
         return model.result_of(first)
     samples = chain([first], samples)
-    if 'seg_logits' in first:
+    if model.kind == LABEL_MAPS:
         return model.label_map(blend(tiles, map(model.scores, samples), image.shape[:2]))
     found = [model.result_of(sample) for sample in samples]
     return join(tiles, found)
@@ -292,7 +292,7 @@ def zeros(shape: tuple[int, ...]) -> np.ndarray:
     return np.memmap(tempfile.TemporaryFile(), np.float32, shape=shape)
 
 
-def open_image(model: Model, path: Path) -> np.ndarray | Raster:
+def open_image(model: Predictor, path: Path) -> np.ndarray | Raster:
     """Return an image of which tiles are taken: a TIFF is read in windows where the package rasterio is installed.
 
     Raises:

@@ -17,12 +17,12 @@ from convnext_dense.data.formats.coco import class_names, plain, read_json
 from convnext_dense.data.formats.masks import read_label_map
 from convnext_dense.predict.inputs import find_sources
 from convnext_dense.predict.model import load_model
-from convnext_dense.predict.output import LABEL_MAPS, read_images, result_name
+from convnext_dense.predict.output import read_images, result_name
 from convnext_dense.predict.run import predict_with
 from convnext_dense.report import maps, objects
 from convnext_dense.report.hook import read_truth
 from convnext_dense.report.page import show
-from convnext_dense.results import Objects
+from convnext_dense.results import LABEL_MAPS, Objects
 
 # types of datasets in whose label maps 0 is unlabelled, and the classes count from 1
 REDUCED = {name for name, kind in SEGMENTATION_TYPES.items() if kind.reduce_zero_label} | {'ShapesLabels'}

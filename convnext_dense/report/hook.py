@@ -20,10 +20,10 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import write_text
 from convnext_dense.data.pictures import distinct_colours, read_image
 from convnext_dense.predict.model import objects_of
-from convnext_dense.predict.output import OBJECTS, draw
+from convnext_dense.predict.output import draw
 from convnext_dense.report import maps, objects
 from convnext_dense.report.page import write_page
-from convnext_dense.results import LabelMap, Objects, Result
+from convnext_dense.results import OBJECTS, LabelMap, Objects, Result
 from convnext_dense.train.summary import CURVES, draw_curves, read_scalars
 
 REPORT = 'report.json'
