@@ -21,10 +21,8 @@ def problems(network: nn.Module) -> list[str]:
 
     head = network.bbox_head
     known = BaseDenseHead._predict_by_feat_single, RTMDetInsHead._predict_by_feat_single
-    if getattr(type(head), '_predict_by_feat_single', None) not in known or network.with_mask != hasattr(
-        head, 'kernel_convs'
-    ):
-        return [f'{type(head).__name__} has a way of its own to its boxes']
+    if getattr(type(head), '_predict_by_feat_single', None) not in known or network.with_mask:
+        return [f'{type(head).__name__} has a way of its own to its results']
     if getattr(head.loss_cls, 'custom_cls_channels', False):
         return [f'{type(head.loss_cls).__name__} has an activation of its own']
     return problems_of(head.bbox_coder, head.test_cfg.get('nms'))

@@ -150,8 +150,8 @@ def compare_maps(theirs: LabelMap, ours: LabelMap) -> tuple[int, int, float, flo
 def compare_objects(theirs: Objects, ours: Objects) -> tuple[int, int, float, float, int, int]:
     """Return the differences of two lists of objects, as in :class:`Difference`."""
     pairs = match(theirs, ours)
-    missing = max(len(theirs), len(ours)) - len(pairs)
-    if not len(pairs):
+    missing = max(count_alone(theirs, ours, pairs[:, 0]), count_alone(ours, theirs, pairs[:, 1]))
+    if len(pairs) == 0:
         return len(theirs), missing, 0.0, 0.0, 0, 0
     one, other = theirs.take(pairs[:, 0]), ours.take(pairs[:, 1])
     boxes, scores = np.abs(one.boxes - other.boxes).max(), np.abs(one.scores - other.scores).max()
@@ -159,6 +159,17 @@ def compare_objects(theirs: Objects, ours: Objects) -> tuple[int, int, float, fl
     if one.masks is not None:
         pixels, compared = int((one.masks != other.masks).sum()), one.masks.size
     return len(theirs), missing, float(boxes), float(scores), pixels, compared
+
+
+def count_alone(objects: Objects, others: Objects, matched: np.ndarray) -> int:
+    """Return how many objects are in one list alone.
+
+    Of two full lists, such as of the 100 best, the last ones may differ: objects of one score, of which some are left.
+    """
+    alone = np.delete(objects.scores, matched)
+    if len(objects) != len(others):
+        return len(alone)
+    return int((alone > others.scores.min(initial=1) + LIMITS['scores']).sum())
 
 
 def match(theirs: Objects, ours: Objects) -> np.ndarray:
