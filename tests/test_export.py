@@ -3,14 +3,23 @@
 import json
 import re
 
+import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
 
+from convnext_dense import UserError, runtime
 from convnext_dense.configs import load_config, model_scope, walk
 from convnext_dense.export import export, parity, write
+from convnext_dense.export.graph import average_pool, recording
+from convnext_dense.export.steps import Steps, read_steps
+from convnext_dense.predict import load_model, predict
+from convnext_dense.results import Objects
 from convnext_dense.swap import swap_backbone
 from convnext_dense.train.screen import quiet
 
@@ -42,14 +51,14 @@ HEADS = re.compile(r'(fc_cls|rpn_cls|retina_cls|rtm_cls|atss_cls|cls_branches|cl
 SMALL = dict(num_queries=40, num_layers=1, max_per_img=20, max_per_image=20)
 
 
-def small_config(name, folder):
-    """Return a config with the smallest backbone, few queries and layers, and images of 160 pixels."""
+def small_config(name, folder, arch='atto'):
+    """Return a config with a backbone, and images of 160 pixels; with the smallest backbone, few queries and layers."""
     if name.startswith('mm'):
         file = folder / 'config.py'
-        file.write_text(swap_backbone(name, 'atto', weights='').text(folder))
+        file.write_text(swap_backbone(name, arch, weights='').text(folder))
         name = file
     cfg = load_config(name)
-    for node in walk(cfg.model):
+    for node in walk(cfg.model) if arch == 'atto' else ():
         node.update({key: value for key, value in SMALL.items() if key in node})
     for step in walk(cfg.test_dataloader.dataset.pipeline):
         if step.get('type', '').split('.')[-1] == 'Resize' and 'scale' in step:
@@ -115,3 +124,310 @@ def test_a_segmentor_labels_the_same(name, tmp_path):
     report = json.loads((tmp_path / 'model.parity.json').read_text())
     assert max(each['objects'] for each in report['images']) > 1
     assert report['parity']['compared'] > 100_000
+
+
+PUBLISHED = {
+    'cascade': 'det/cascade_convnext_t_coco',
+    'mask': 'det/mask_rcnn_convnextv2_b_coco',
+    'dino': 'det/dino_convnext_t_coco',
+    'mask2former': 'det/mask2former_convnext_t_coco',
+    'upernet': 'seg/upernet_convnext_t_ade20k',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [*PUBLISHED.values(), *(each for each in DETECTORS.values() if 'mmdet' in each)])
+def test_full_sizes(name, tmp_path):
+    checkpoint = write_checkpoint(small_config(name, tmp_path, 't'), tmp_path / 'full.pth')
+    export(checkpoint, out=tmp_path / 'model.onnx')
+    report = json.loads((tmp_path / 'model.parity.json').read_text())
+    assert report['parity']['missing'] == 0
+    assert report['parity']['objects'] >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [DETECTORS['retinanet'], SEGMENTORS['upernet']])
+def test_the_exporter_to_come(name, tmp_path):
+    """PyTorch's next exporter to ONNX, which takes minutes, makes the same graph."""
+    pytest.importorskip('onnxscript')
+    model = load_model(write_checkpoint(small_config(name, tmp_path), tmp_path / 'model.pth'), device='cpu')
+    graph = write.Graph(model.network, read_steps(model.config.test_dataloader.dataset.pipeline))
+    images, size = torch.randint(0, 256, (1, 97, 131, 3), dtype=torch.uint8), torch.tensor([80, 90])
+    dynamic = torch.export.Dim.DYNAMIC
+    with recording(), quiet():
+        program = torch.onnx.export(
+            graph, (images, size), dynamo=True, opset_version=18, external_data=False, input_names=write.INPUTS,
+            dynamic_shapes=({1: dynamic, 2: dynamic}, None),
+        )  # fmt: skip
+        program.save(tmp_path / 'model.onnx')
+        run, _ = runtime.open_onnx(tmp_path / 'model.onnx', 1, 'cpu')
+        for height, width in ((97, 131), (128, 150), (140, 99)):
+            images = torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8)
+            for ours, theirs in zip(run(images.numpy(), size.numpy()), graph(images, size), strict=True):
+                np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-3)
+
+
+def test_a_segmentor_takes_images_of_a_size_together(tmp_path):
+    checkpoint = write_checkpoint(small_config(SEGMENTORS['upernet'], tmp_path), tmp_path / 'upernet.pth')
+    export(checkpoint, out=tmp_path / 'model.onnx')
+    run, _ = runtime.open_onnx(tmp_path / 'model.onnx', 1, 'cpu')
+    images = np.random.default_rng(1).integers(0, 256, (3, 75, 91, 3), np.uint8)
+    size = np.array([60, 100])
+    (together,) = run(images, size)
+    assert together.shape == (3, 60, 100)
+    assert all((run(image[None], size)[0][0] == labels).all() for image, labels in zip(images, together, strict=True))
+
+
+def test_a_detector_that_finds_nothing(tmp_path):
+    cfg = small_config(DETECTORS['cascade'], tmp_path)
+    cfg.model.test_cfg.rcnn.score_thr = 0.999
+    export(write_checkpoint(cfg, tmp_path / 'cascade.pth'), out=tmp_path / 'model.onnx')
+    found = runtime.load(tmp_path / 'model.onnx')(np.zeros((50, 70, 3), np.uint8))
+    assert len(found) == 0
+    assert found.masks.shape == (0, 50, 70)
+    assert found.to_coco() == []
+
+
+@pytest.mark.parametrize('to', ['openvino', pytest.param('torch', marks=pytest.mark.slow)])
+def test_other_formats(to, detector, tmp_path):
+    pytest.importorskip(to)
+    file = tmp_path / f'model{write.TARGETS[to].suffix}'
+    export(detector[0], to, file)
+    report = json.loads(file.with_suffix('.parity.json').read_text())
+    assert report['parity']['objects'] >= 20
+    image = parity.draw(0, 123, 145)
+    ours, theirs = runtime.load(file, 1)(image), runtime.load(detector[1], 1)(image)
+    assert (ours.labels == theirs.labels).all()
+    np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
+
+
+def test_what_a_file_says(detector):
+    meta = runtime.load(detector[1]).meta
+    assert meta['classes'] == [f'class {i}' for i in range(5)]
+    assert meta['order'] == 'BGR'
+    assert len(meta['mean']) == len(meta['std']) == 3
+    assert meta['resize'] == dict(scale=None, factor=[1.0, 1.0], keep_ratio=False)
+    assert meta['test_cfg']['rcnn']['max_per_img'] == 20
+    assert meta['parity']['missing'] == 0
+    assert {'licence', 'metrics', 'convnext_dense', 'torch'} <= meta.keys()
+
+
+def test_an_exported_model_predicts_as_its_checkpoint(detector, tmp_path, capsys):
+    photos = tmp_path / 'photos'
+    photos.mkdir()
+    for i, size in enumerate(parity.SIZES):
+        cv2.imwrite(str(photos / f'{i}.png'), parity.draw(i, *size))
+    found = []
+    for model in detector:
+        out = tmp_path / model.suffix
+        assert predict(model, [photos], out, save=['coco'], score=0.2) == 0
+        found.append(json.loads((out / 'predictions.json').read_text()))
+    assert len(found[0]) == len(found[1]) > 10
+    key = ('file_name', 'category_id', 'bbox')
+    ours, theirs = (sorted([each[name] for name in key] for each in part) for part in found)
+    assert [row[:2] for row in ours] == [row[:2] for row in theirs]
+    np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], atol=2e-3)
+
+
+def test_options_that_come_before_the_export(detector):
+    with pytest.raises(UserError, match='--tta'):
+        load_model(detector[1], tta=True)
+
+
+def test_a_segmentor_without_scores_is_not_tiled(tmp_path, capsys):
+    checkpoint = write_checkpoint(small_config(SEGMENTORS['upernet'], tmp_path), tmp_path / 'upernet.pth')
+    export(checkpoint, out=tmp_path / 'model.onnx')
+    with pytest.raises(UserError, match='checkpoint'):
+        load_model(tmp_path / 'model.onnx')(np.zeros((90, 90, 3), np.uint8), tile=50)
+
+
+def test_no_file_where_predictions_differ(detector, tmp_path, monkeypatch):
+    """A graph whose boxes are half a pixel off is not written, and says what is off."""
+    monkeypatch.setattr(write.Graph, 'forward', shifted(write.Graph.forward))
+    with pytest.raises(UserError, match=r'(?s)not written.*above the limit: boxes'):
+        export(detector[0], out=tmp_path / 'model.onnx')
+    assert list(tmp_path.iterdir()) == []
+
+
+def shifted(forward):
+    def wrapped(self, *arguments):
+        boxes, *others = forward(self, *arguments)
+        return boxes + 0.5, *others
+
+    return wrapped
+
+
+def test_an_object_less_is_a_difference():
+    boxes = np.float32([[0, 0, 10, 10], [20, 20, 30, 30], [50, 0, 60, 9]])
+    objects = Objects(boxes, np.float32([0.9, 0.8, 0.7]), np.array([0, 1, 1]), (64, 64), ('a', 'b'))
+    assert parity.compare_objects(objects, objects)[:4] == (3, 0, 0, 0)
+    assert parity.compare_objects(objects, objects.take([0, 2]))[:2] == (3, 1)
+    assert parity.compare_objects(objects.take([]), objects)[:2] == (0, 3)
+    other = Objects(boxes, objects.scores, np.array([0, 1, 0]), (64, 64), ('a', 'b'))
+    assert parity.compare_objects(objects, other)[1] == 0  # the last of two full lists
+    assert (
+        parity.compare_objects(objects, Objects(boxes, objects.scores, np.array([1, 1, 1]), (64, 64), ('a', 'b')))[1]
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'message'),
+    [
+        ('seg/upernet_convnext_atto_shapes', {'model.test_cfg.mode': 'slide'}, "mode='slide'.*mode=whole"),
+        ('det/cascade_convnext_atto_shapes', {'model.test_cfg.rcnn.nms.type': 'soft_nms'}, 'soft_nms.*_delete_=True'),
+        ('det/mask2former_convnext_t_coco', {'model.test_cfg.instance_on': False}, 'instance_on=True'),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before(name, options, message):
+    cfg = load_config(name, options)
+    with model_scope(cfg), quiet():
+        network = MODELS.build(cfg.model)
+    with pytest.raises(UserError, match=message):
+        write.Graph(network, Steps())
+
+
+def test_the_advice_against_soft_nms_is_followed(tmp_path):
+    cfg = small_config(DETECTORS['cascade'], tmp_path)
+    cfg.model.test_cfg.rcnn.nms = dict(type='soft_nms', iou_threshold=0.5, min_score=0.05)
+    (tmp_path / 'soft.py').write_text(cfg.pretty_text)
+    checkpoint = write_checkpoint(cfg, tmp_path / 'cascade.pth')
+    with pytest.raises(UserError, match='--config'):
+        export(checkpoint, out=tmp_path / 'model.onnx', config=tmp_path / 'soft.py')
+    (tmp_path / 'plain.py').write_text(
+        "_base_ = ['soft.py']\n"
+        'model = dict(test_cfg=dict(rcnn=dict(nms=dict(_delete_=True, type="nms", iou_threshold=0.5))))\n'
+    )
+    export(checkpoint, out=tmp_path / 'model.onnx', config=tmp_path / 'plain.py')
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'steps'),
+    [
+        ([dict(type='Resize', scale=(1333, 800), keep_ratio=True)], Steps((1333, 800), keep_ratio=True)),
+        ([dict(type='mmdet.Resize', scale=640)], Steps((640, 640))),
+        ([dict(type='Resize', scale_factor=0.5)], Steps(factor=(0.5, 0.5))),
+        ([dict(type='Pad', size=(640, 512), pad_val=dict(img=(114, 114, 114)))], Steps(pad=(512, 640), pad_value=114)),
+    ],
+)
+def test_steps_of_a_pipeline(pipeline, steps):
+    load, pack = dict(type='LoadImageFromFile'), dict(type='PackDetInputs', meta_keys=('img_id',))
+    assert read_steps([load, *pipeline, dict(type='LoadAnnotations'), pack]) == steps
+
+
+@pytest.mark.parametrize(
+    'step',
+    [
+        dict(type='ResizeShortestEdge', scale=800),
+        dict(type='Resize', scale=(8, 8), interpolation='bicubic'),
+        dict(type='Pad', size_divisor=32),
+        dict(type='TestTimeAug', transforms=[]),
+    ],
+)
+def test_a_step_that_cannot_be_done(step):
+    with pytest.raises(UserError, match=step['type']):
+        read_steps([dict(type='LoadImageFromFile'), step])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(*[st.integers(1, 90)] * 4), st.sampled_from([1, 3, 4]), st.integers(0, 9))
+def test_images_are_resized_as_opencv_does(sizes, channels, seed):
+    height, width, new_height, new_width = sizes
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    expected = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+    assert (runtime.resize(image, new_height, new_width) == expected.reshape(new_height, new_width, channels)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([(1333, 800), (640, 640), (512, 2048)]))
+def test_sizes_are_those_of_mmcv(height, width, scale):
+    import mmcv
+
+    expected = mmcv.rescale_size((width, height), scale)[::-1]
+    assert runtime.resized_size((height, width), dict(scale=scale, keep_ratio=True)) == expected
+
+
+def test_masks_are_pasted_as_mmdetection_does():
+    from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(-5, 70, (60, 2, 2)).astype(np.float32)
+    boxes = np.sort(corners, axis=1).reshape(-1, 4).clip(0, 64)
+    boxes[0] = 7, 9, 7, 20  # without extent
+    masks = rng.random((60, 28, 28), np.float32)
+    ours = runtime.paste(masks, boxes, (50, 64), 0.5)
+    assert ours.any()
+    theirs = np.zeros_like(ours)
+    for mask, box, target in zip(torch.from_numpy(masks), torch.from_numpy(boxes), theirs, strict=True):
+        part, place = _do_paste_mask(mask[None, None], box[None], 50, 64)
+        target[place] = part[0].numpy() >= 0.5
+    assert (ours != theirs).sum() <= 2  # of 192,000 pixels, by rounding
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(*[st.integers(1, 40)] * 2), st.tuples(*[st.integers(1, 9)] * 2))
+def test_average_pooling_by_products(size, parts):
+    maps = torch.rand(2, 3, *size)
+    torch.testing.assert_close(average_pool(maps, parts), F.adaptive_avg_pool2d(maps, parts))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(to='tensorrt'), 'onnx, openvino, torch'),
+        (dict(out='model.xml'), r'\.onnx'),
+        (dict(to='openvino', out='model.onnx'), r'\.xml'),
+    ],
+)
+def test_mistakes_of_the_command(options, message, detector):
+    with pytest.raises(UserError, match=message):
+        export(detector[0], **options)
+
+
+def test_a_file_is_not_replaced(detector):
+    with pytest.raises(UserError, match='--force'):
+        export(detector[0], out=detector[1])
+
+
+def test_a_foreign_file_is_answered(tmp_path):
+    import onnx
+
+    value = onnx.helper.make_tensor_value_info('x', 1, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node('Identity', ['x'], ['y'])], 'g', [value],
+                                   [onnx.helper.make_tensor_value_info('y', 1, [1])])  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 18)], ir_version=9)
+    onnx.save_model(model, tmp_path / 'foreign.onnx')
+    (tmp_path / 'junk.onnx').write_bytes(b'junk')
+    for name in ('foreign', 'junk'):
+        with pytest.raises(UserError, match=f'{name}.onnx'):
+            load_model(tmp_path / f'{name}.onnx')
+
+
+def test_arrays_that_are_no_images(detector):
+    model = runtime.load(detector[1])
+    for image in (np.zeros((5, 5)), np.zeros((5, 5, 3)), np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 4), np.uint8)):
+        with pytest.raises(ValueError, match=r'\(height, width, 3\) of uint8'):
+            model(image)
+
+
+ALONE = """
+import sys
+for name in ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'cv2', 'PIL', 'pycocotools', 'matplotlib'):
+    sys.modules[name] = None  # as if it were not installed
+import numpy as np
+from convnext_dense.runtime import load
+found = load(sys.argv[1])(np.load(sys.argv[2]))
+np.savez(sys.argv[3], boxes=found.boxes, scores=found.scores, labels=found.labels, masks=found.masks)
+"""
+
+
+def test_the_runtime_needs_numpy_and_onnxruntime_alone(detector, run_python, tmp_path):
+    image = parity.draw(1, 140, 110)
+    np.save(tmp_path / 'image.npy', image)
+    result = run_python(ALONE, detector[1], tmp_path / 'image.npy', tmp_path / 'found.npz')
+    assert result.returncode == 0, result.stderr
+    found, expected = np.load(tmp_path / 'found.npz'), load_model(detector[0], device='cpu')(image)
+    assert len(expected) > 3
+    assert (found['labels'] == expected.labels).all()
+    np.testing.assert_allclose(found['boxes'], expected.boxes, atol=1e-3)
+    assert (found['masks'] != expected.masks).mean() < 1e-4
