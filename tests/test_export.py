@@ -21,6 +21,7 @@ from convnext_dense.export.steps import Steps, read_steps
 from convnext_dense.predict import load_model, predict
 from convnext_dense.results import Objects
 from convnext_dense.swap import swap_backbone
+from convnext_dense.train.config import drop_initial_weights
 from convnext_dense.train.screen import quiet
 
 pytest.importorskip('onnx')
@@ -58,11 +59,12 @@ def small_config(name, folder, arch='atto'):
         file.write_text(swap_backbone(name, arch, weights='').text(folder))
         name = file
     cfg = load_config(name)
+    drop_initial_weights(cfg.model)
     for node in walk(cfg.model) if arch == 'atto' else ():
         node.update({key: value for key, value in SMALL.items() if key in node})
     for step in walk(cfg.test_dataloader.dataset.pipeline):
         if step.get('type', '').split('.')[-1] == 'Resize' and 'scale' in step:
-            step.scale = (160, 128)
+            step.scale = (160, 128) if arch == 'atto' else (480, 384)
         if step.get('type') == 'Pad':
             step.size = (160, 160)
     if 'decode_head' in cfg.model:
@@ -146,7 +148,7 @@ def test_full_sizes(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [DETECTORS['retinanet'], SEGMENTORS['upernet']])
+@pytest.mark.parametrize('name', SEGMENTORS.values())
 def test_the_exporter_to_come(name, tmp_path):
     """PyTorch's next exporter to ONNX, which takes minutes, makes the same graph."""
     pytest.importorskip('onnxscript')
@@ -160,7 +162,7 @@ def test_the_exporter_to_come(name, tmp_path):
             dynamic_shapes=({1: dynamic, 2: dynamic}, None),
         )  # fmt: skip
         program.save(tmp_path / 'model.onnx')
-        run, _ = runtime.open_onnx(tmp_path / 'model.onnx', 1, 'cpu')
+        run, _ = runtime.open_onnx(tmp_path / 'model.onnx', 1, 'cpu', 'f32')
         for height, width in ((97, 131), (128, 150), (140, 99)):
             images = torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8)
             for ours, theirs in zip(run(images.numpy(), size.numpy()), graph(images, size), strict=True):
@@ -170,7 +172,7 @@ def test_the_exporter_to_come(name, tmp_path):
 def test_a_segmentor_takes_images_of_a_size_together(tmp_path):
     checkpoint = write_checkpoint(small_config(SEGMENTORS['upernet'], tmp_path), tmp_path / 'upernet.pth')
     export(checkpoint, out=tmp_path / 'model.onnx')
-    run, _ = runtime.open_onnx(tmp_path / 'model.onnx', 1, 'cpu')
+    run, _ = runtime.open_onnx(tmp_path / 'model.onnx', 1, 'cpu', 'f32')
     images = np.random.default_rng(1).integers(0, 256, (3, 75, 91, 3), np.uint8)
     size = np.array([60, 100])
     (together,) = run(images, size)

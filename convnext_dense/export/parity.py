@@ -68,8 +68,8 @@ class Report:
     def summary(self) -> dict[str, Any]:
         """Return the largest differences, and the median of the speed-ups."""
         rows = self.differences
-        worst = {name: max(getattr(row, name) for row in rows) for name in ('missing', 'boxes', 'scores')}
-        sums = {name: sum(getattr(row, name) for row in rows) for name in ('objects', 'pixels', 'compared')}
+        worst = {name: max(getattr(row, name) for row in rows) for name in ('boxes', 'scores')}
+        sums = {name: sum(getattr(row, name) for row in rows) for name in ('objects', 'missing', 'pixels', 'compared')}
         return dict(images=len(rows), **sums, **worst, limits=LIMITS, speedup=median(row.speedup for row in rows))
 
     def as_json(self) -> list[dict[str, Any]]:
