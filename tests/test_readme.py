@@ -65,7 +65,7 @@ def test_commands_name_files_that_exist():
 
 
 @pytest.mark.parametrize(
-    'page', ['README.md', *(f'docs/{name}.md' for name in ('index', 'first_training', 'own_data', 'predict', 'report'))]
+    'page', ['README.md', *(f'docs/{name}.md' for name in ('index', 'first_training', 'own_data', 'predict', 'report', 'export'))]
 )
 def test_commands_exist(page):
     text = (ROOT / page).read_text()
