@@ -64,9 +64,10 @@ def test_commands_name_files_that_exist():
         assert (ROOT / path).is_file(), path
 
 
-@pytest.mark.parametrize(
-    'page', ['README.md', *(f'docs/{name}.md' for name in ('index', 'first_training', 'own_data', 'predict', 'report', 'export'))]
-)
+PAGES = ('index', 'first_training', 'own_data', 'predict', 'report', 'export')
+
+
+@pytest.mark.parametrize('page', ['README.md', *(f'docs/{name}.md' for name in PAGES)])
 def test_commands_exist(page):
     text = (ROOT / page).read_text()
     commands = re.findall(r'^    convnext-dense (\S+)(?: (det/\w+|seg/\w+))?', text, re.MULTILINE)
