@@ -478,11 +478,25 @@ def test_a_segmentor_trains_and_scores_on_masks(tmp_path):
     assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
 
 
-def test_boxes_alone_under_a_mask_head(shapes, coco, tmp_path):
+def test_boxes_alone_under_a_mask_head(shapes, coco, tmp_path, capsys):
+    from convnext_dense import train
+
     source = write_yolo(shapes, coco, tmp_path / 'd', with_polygons=False)
-    with pytest.raises(UserError, match='no masks.*faster_rcnn_convnext_t_coco'):
-        prepare_data('det/cascade_convnext_t_coco', source, tmp_path / 'data')
-    advised = own_config('det/faster_rcnn_convnext_t_coco', source, tmp_path)
+    options = {'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 4, 'visualizer.name': 'boxes'}
+    runner = train.train('det/cascade_convnext_atto_shapes', str(tmp_path / 'w'), data=source, cfg_options=options)
+    assert 'the model gets no mask heads' in capsys.readouterr().err
+    assert not runner.model.roi_head.with_mask
+    assert runner.cfg.val_evaluator.metric == 'bbox'
+    assert {'loss_rpn_cls', 's0.loss_bbox'} <= {name.split('/')[-1] for name in runner.message_hub.log_scalars}
+    assert not any('mask' in name for name in runner.message_hub.log_scalars)
+
+
+def test_boxes_alone_for_a_model_of_masks(shapes, coco, tmp_path):
+    source = write_yolo(shapes, coco, tmp_path / 'd', with_polygons=False)
+    with pytest.raises(UserError, match='no masks.*cascade_convnext_t_coco'):
+        prepare_data('det/mask2former_convnext_t_coco', source, tmp_path / 'data')
+    advised = own_config('det/cascade_convnext_t_coco', source, tmp_path)
+    assert advised.model.roi_head.mask_head is None
     assert advised.val_evaluator.metric == 'bbox'
 
 

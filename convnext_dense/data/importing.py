@@ -46,7 +46,7 @@ class Imported:
         classes: Names in the order of their numbers.
         palette: A colour (R, G, B) for each class.
         num_objects: Class -> objects; empty for label maps.
-        has_masks: Every object has a mask.
+        has_masks: Training objects have masks.
         reduce_zero_label: In the label maps 0 is unlabelled, and the classes count from 1.
         images: What the images are, and how they are loaded.
         notes: What the user should know.
@@ -112,7 +112,7 @@ def import_data(
         labels: The folder of the label maps.
         classes: Names for the classes, in the order of their numbers.
         seed: Of the draw of validation images.
-        with_masks: Each object needs a mask; those without one are neither learned nor counted.
+        with_masks: Objects without a mask are neither learned nor counted, if any training object has one.
         fix: Write sound data that can be read again: its splits stay, the files name the images by their whole paths,
             and label maps that cannot be used are left out.
 
@@ -137,12 +137,13 @@ def import_data(
     folder = open_folder(Path(out).absolute(), path, collection)
     base = folder if fix else collection.root  # where the paths begin that are written
     is_seg = task == 'seg' or isinstance(collection, LabelMaps)
+    has_masks = not is_seg and any(thing.segmentation for each in collection.splits['train'] for thing in each.things)
     if is_seg:
         if task == 'det':
             raise UserError(f'{path} holds label maps, and a detector learns from boxes. Choose a config of seg/.')
         write_seg(collection, folder, base)
     else:
-        write_det(collection, folder, with_masks, base)
+        write_det(collection, folder, with_masks and has_masks, base)
     things = [] if is_seg else [thing for picture in collection.pictures for thing in picture.things]
     counts = Counter(collection.classes[thing.label] for thing in things if not thing.is_crowd)
     if things and (rare := [name for name in collection.classes if not counts[name]]):
@@ -157,7 +158,7 @@ def import_data(
         classes=collection.classes,
         palette=palette_of(collection),
         num_objects=counts,
-        has_masks=bool(things) and all(thing.segmentation for thing in things),
+        has_masks=has_masks,
         reduce_zero_label=is_seg and getattr(collection, 'reduce_zero_label', False),
         images=kind,
         notes=collection.notes,
@@ -276,11 +277,6 @@ def write_det(collection: Collection, folder: Path, with_masks: bool, base: Path
     for split, pictures in collection.splits.items():
         things = [thing for picture in pictures for thing in picture.things]
         if with_masks and (without := sum(not thing.segmentation for thing in things)):
-            if without == len(things) and split == 'train':
-                raise UserError(
-                    f'{collection.root}: the objects have boxes and no masks, and the config trains masks. Choose a '
-                    f'config without masks, such as det/faster_rcnn_convnext_t_coco. {faults}'.rstrip()
-                )
             collection.notes.append(f'{split}: {without} objects have no mask; they are neither learned nor counted')
         if all(thing.is_crowd for thing in things) and split == 'train':
             cure = faults or 'Add annotations.'

@@ -84,6 +84,7 @@ def prepare_data(
         set_batch(cfg, batch)
     with_masks = any(step.get('with_mask') for step in walk(cfg.get('train_dataloader')))
     found = import_data(source, out, task=task, with_masks=with_masks, **options)
+    with_masks = with_masks and learns_masks(cfg, found)
     changes = {
         ('experiment_name',): out.absolute().parent.name,
         **data_changes(cfg, found, task, with_masks),
@@ -98,6 +99,22 @@ def prepare_data(
     )
     write_text(text, file)
     return file
+
+
+def learns_masks(cfg: Config, found: Imported) -> bool:
+    """Tell whether a model with mask heads gets them; without masks in the data it gets none, and that is noted.
+
+    Raises:
+        UserError: The data has no masks, and the model is nothing without them.
+    """
+    if not found.has_masks and not (cfg.model.get('roi_head') or {}).get('mask_head'):
+        raise UserError(
+            f'{found.root}: the objects have boxes and no masks, without which this model cannot learn. Choose another '
+            'config, such as det/cascade_convnext_t_coco.'
+        )
+    if not found.has_masks:
+        found.notes.append('the objects have boxes and no masks: the model gets no mask heads')
+    return found.has_masks
 
 
 def show(text: str) -> None:
@@ -125,7 +142,7 @@ def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> C
             data_root=Source('data_root'),
             ann_file=found.files[part].as_posix(),
             metainfo=metainfo,
-            pipeline=pipeline_of(cfg, inner, found, split, is_cropped=task == 'seg'),
+            pipeline=pipeline_of(cfg, inner, found, split, with_masks, is_cropped=task == 'seg'),
         )
         if task == 'det':
             filters = dict(filter_cfg=dict(filter_empty_gt=True)) if split == 'train' else dict(test_mode=True)
@@ -138,7 +155,8 @@ def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> C
             metric = ['bbox', 'segm'] if with_masks else 'bbox'
             evaluator = dict(_delete_=True, type='CocoMetric', ann_file=dataset['ann_file'], metric=metric)
             changes[f'{split}_evaluator',] = evaluator
-    return {**changes, **head_changes(cfg, len(found.classes)), **preprocessor_changes(cfg, found.images, task)}
+    heads = head_changes(cfg, len(found.classes), with_masks)
+    return {**changes, **heads, **preprocessor_changes(cfg, found.images, task)}
 
 
 def preprocessor_changes(cfg: Config, images: ImageKind, task: str) -> Changes:
@@ -173,7 +191,9 @@ def cropped(pipeline: Sequence[dict], size: tuple[int, int], split: str) -> list
     return [*pipeline[:start], resize, dict(type='RandomCrop', crop_size=size, cat_max_ratio=0.75), *pipeline[start:]]
 
 
-def pipeline_of(cfg: Config, dataset: Mapping, found: Imported, split: str, is_cropped: bool = False) -> Source | list:
+def pipeline_of(
+    cfg: Config, dataset: Mapping, found: Imported, split: str, with_masks: bool, is_cropped: bool = False
+) -> Source | list:
     """Return the pipeline of a dataset that reads files, by the name of its variable where it needs no change.
 
     Args:
@@ -181,6 +201,7 @@ def pipeline_of(cfg: Config, dataset: Mapping, found: Imported, split: str, is_c
         dataset: Its dataset.
         found: The data.
         split: 'train', 'val' or 'test'.
+        with_masks: Masks are learned.
         is_cropped: Images of all sizes become batches, also where the config is for images of one size.
     """
     pipeline = copy.deepcopy(list(dataset.get('pipeline') or []))
@@ -190,6 +211,8 @@ def pipeline_of(cfg: Config, dataset: Mapping, found: Imported, split: str, is_c
     for i, step in enumerate(pipeline):
         if step.get('type') == 'LoadAnnotations' and step.get('reduce_zero_label') is not None:
             step['reduce_zero_label'] = found.reduce_zero_label
+        if step.get('with_mask') and not with_masks:
+            step['with_mask'] = False
         if step.get('type') == 'LoadImageFromFile' and not kind.is_plain:
             pipeline[i] = dict(type='LoadAnyImage', channels=kind.channels, stretch=kind.stretch)
     for name in (f'{split}_pipeline', 'test_pipeline'):
@@ -205,11 +228,14 @@ def plain(node: Any) -> Any:
     return type(node)(map(plain, node)) if isinstance(node, list | tuple) else node
 
 
-def head_changes(cfg: Config, num_classes: int) -> Changes:
-    """Return the number of classes for every head, and what follows from it."""
+def head_changes(cfg: Config, num_classes: int, with_masks: bool) -> Changes:
+    """Return the number of classes for every head, and what follows from it; without masks, no heads for them."""
     model = copy.deepcopy(cfg.model)
     for head in walk(model, CLASS_AGNOSTIC):
         set_classes(head, num_classes)
+    roi_head = model.get('roi_head') or {}
+    if roi_head.get('mask_head') and not with_masks:
+        roi_head.update(mask_head=None, mask_roi_extractor=None)
     return dict(differences(cfg.model, model, ('model',)))
 
 
