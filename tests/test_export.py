@@ -237,11 +237,15 @@ def test_options_that_come_before_the_export(detector):
         load_model(detector[1], tta=True)
 
 
-def test_a_segmentor_without_scores_is_not_tiled(tmp_path, capsys):
+def test_a_segmentor_without_scores_is_not_tiled(tmp_path):
     checkpoint = write_checkpoint(small_config(SEGMENTORS['upernet'], tmp_path), tmp_path / 'upernet.pth')
     export(checkpoint, out=tmp_path / 'model.onnx')
+    model = load_model(tmp_path / 'model.onnx')
+    assert model(np.zeros((50, 50, 3), np.uint8), tile=50).size == (50, 50)
     with pytest.raises(UserError, match='checkpoint'):
-        load_model(tmp_path / 'model.onnx')(np.zeros((90, 90, 3), np.uint8), tile=50)
+        model(np.zeros((90, 90, 3), np.uint8), tile=50)
+    with pytest.raises(UserError, match='checkpoint'):
+        predict(tmp_path / 'model.onnx', [tmp_path], tmp_path / 'out', tile=50)
 
 
 def test_no_file_where_predictions_differ(detector, tmp_path, monkeypatch):
@@ -392,6 +396,8 @@ def test_mistakes_of_the_command(options, message, detector):
 def test_a_file_is_not_replaced(detector):
     with pytest.raises(UserError, match='--force'):
         export(detector[0], out=detector[1])
+    with pytest.raises(UserError, match='checkpoint'):
+        export(detector[1])
 
 
 def test_a_foreign_file_is_answered(tmp_path):

@@ -23,7 +23,7 @@ from convnext_dense.export.parity import compare, pictures
 from convnext_dense.export.steps import read_steps
 from convnext_dense.predict.model import Model, load_model, test_pipeline
 from convnext_dense.results import LABEL_MAPS
-from convnext_dense.runtime import KEY, load, resize, resized_size
+from convnext_dense.runtime import KEY, OPENERS, load, resize, resized_size
 from convnext_dense.train.screen import quiet, tell
 from convnext_dense.weights.inspect import inspect
 
@@ -138,6 +138,8 @@ def export(
         UserError: The model cannot be exported, or predicts something else then. In both cases no file is written.
     """
     target = check_target(to, out)
+    if Path(model).suffix in OPENERS:
+        raise UserError(f'{model} is an exported model. Give the checkpoint that it was made of.')
     loaded = load_model(model, config, 'cpu', cfg_options=cfg_options)
     file = Path(out or loaded.name + target.suffix)
     if file.exists() and not force:

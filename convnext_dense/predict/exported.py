@@ -14,7 +14,7 @@ from convnext_dense import configs
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
 from convnext_dense.predict.predictor import Predictor
-from convnext_dense.results import Result
+from convnext_dense.results import LABEL_MAPS, Result
 from convnext_dense.runtime import load
 
 
@@ -58,9 +58,10 @@ class ExportedModel(Predictor):
         """Return a result."""
         return result
 
-    def scores(self, result: Result) -> np.ndarray:
-        """Raise an error: an exported segmentor gives the class of each pixel, and tiles are blended by scores."""
-        raise UserError(
-            f'{self.checkpoint} gives the classes of pixels without scores, by which tiles are blended. Leave out '
-            '--tile, or give the checkpoint.'
-        )
+    def check_tiling(self) -> None:
+        """Raise a :class:`UserError` for a segmentor: it gives classes of pixels, and tiles are blended by scores."""
+        if self.kind == LABEL_MAPS:
+            raise UserError(
+                f'{self.checkpoint} gives the classes of pixels without scores, by which tiles are blended. Leave out '
+                '--tile, or give the checkpoint.'
+            )

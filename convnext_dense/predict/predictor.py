@@ -68,6 +68,9 @@ class Predictor:
             pixels = self.read(Path(image)) if tile is None else open_image(self, Path(image))
         return self.predict([pixels])[0] if tile is None else predict_tiled(self, pixels, tile, overlap)
 
+    def check_tiling(self) -> None:
+        """Raise a :class:`UserError` where the model cannot predict in tiles."""
+
     def read(self, path: Path) -> np.ndarray:
         """Return an image file (H, W, channels) as the model's pipeline reads it.
 

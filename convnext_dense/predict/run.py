@@ -101,6 +101,8 @@ def predict_with(
     if score is not None and not 0 <= score <= 1:
         raise UserError(f'--score is a number from 0 to 1; got {score}.')
     check_tiles(1 if tile is None else tile, overlap)
+    if tile is not None:
+        model.check_tiling()
     folder = Path(out)
     root, sources = find_sources(inputs, folder)
     formats = choose_formats(model.kind, save)

@@ -102,6 +102,7 @@ def predict_tiled(model: Predictor, image: np.ndarray, side: int, overlap: float
     first = next(samples)
     if len(tiles) == 1:
         return model.result_of(first)
+    model.check_tiling()
     samples = chain([first], samples)
     if model.kind == LABEL_MAPS:
         return model.label_map(blend(tiles, map(model.scores, samples), image.shape[:2]))
