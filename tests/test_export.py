@@ -1,11 +1,13 @@
 """Exports: each family of heads predicts in onnxruntime what it predicts in PyTorch, or is refused before."""
 
+import csv
 import json
 import os
 import re
 import subprocess
 import venv
 from pathlib import Path
+from statistics import mode
 
 import cv2
 import numpy as np
@@ -21,10 +23,11 @@ import convnext_dense
 from convnext_dense import UserError, runtime
 from convnext_dense.configs import load_config, model_scope, walk
 from convnext_dense.export import export, parity, write
-from convnext_dense.export.graph import average_pool, recording
+from convnext_dense.export.graph import Graph, average_pool, recording
 from convnext_dense.export.steps import Steps, read_steps
 from convnext_dense.predict import load_model, predict
 from convnext_dense.results import Objects
+from convnext_dense.runtime import Exported
 from convnext_dense.swap import swap_backbone
 from convnext_dense.train.config import drop_initial_weights
 from convnext_dense.train.screen import quiet
@@ -53,13 +56,17 @@ SEGMENTORS = {
     'pspnet': 'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
     'mask2former': 'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
 }
-HEADS = re.compile(r'(fc_cls|rpn_cls|retina_cls|rtm_cls|atss_cls|cls_branches|cls_embed|rtm_reg|rtm_kernel)\b')
+HEADS = re.compile(
+    r'(fc_cls|rpn_cls|retina_cls|rtm_cls|atss_cls|gfl_cls|conv_cls|multi_level_conv_cls|multi_level_conv_obj|cls_score'
+    r'|object_pred|cls_branches|cls_embed|rtm_reg|rtm_kernel)\b'
+)
+ROWS = list(csv.DictReader(Path(__file__).with_name('swap_configs.csv').read_text().splitlines()))
 SMALL = dict(num_queries=40, num_layers=1, max_per_img=20, max_per_image=20)
 
 
 def small_config(name, folder, arch='atto'):
     """Return a config with a backbone, and images of 160 pixels; with the smallest backbone, few queries and layers."""
-    if name.startswith('mm'):
+    if name.endswith('.py'):  # of MMDetection or MMSegmentation
         file = folder / 'config.py'
         file.write_text(swap_backbone(name, arch, weights='').text(folder))
         name = file
@@ -68,12 +75,14 @@ def small_config(name, folder, arch='atto'):
     for node in walk(cfg.model) if arch == 'atto' else ():
         node.update({key: value for key, value in SMALL.items() if key in node})
     for step in walk(cfg.test_dataloader.dataset.pipeline):
-        if step.get('type', '').split('.')[-1] == 'Resize' and 'scale' in step:
+        if step.get('type', '').split('.')[-1] == 'Resize' and step.get('keep_ratio'):
             step.scale = (160, 128) if arch == 'atto' else (480, 384)
-        if step.get('type') == 'Pad':
+        if step.get('type') == 'Pad' and 'size' in step:
             step.size = (160, 160)
     if 'decode_head' in cfg.model:
-        cfg.model.test_cfg = dict(mode='whole')
+        cfg.model.test_cfg = dict(cfg.model.test_cfg, mode='whole')
+    if 'teacher_ckpt' in cfg.model:
+        cfg.model.teacher_ckpt = None
     return cfg
 
 
@@ -81,7 +90,7 @@ def write_checkpoint(cfg, file):
     """Write a checkpoint with random weights, whose last layers tell places apart."""
     text = cfg.pretty_text  # building a transformer changes its config
     counts = [node.get('num_classes') for node in walk(cfg.model)]
-    classes = max([count for count in counts if isinstance(count, int)], default=80)
+    classes = mode([count for count in counts if isinstance(count, int)] or [80])
     with model_scope(cfg), quiet():
         torch.manual_seed(0)
         network = revert_sync_batchnorm(MODELS.build(cfg.model))
@@ -462,3 +471,148 @@ def test_the_runtime_needs_numpy_and_onnxruntime_alone(detector, tmp_path):
     assert (found['labels'] == expected.labels).all()
     np.testing.assert_allclose(found['boxes'], expected.boxes, atol=1e-3)
     assert (found['masks'] != expected.masks).mean() < 1e-4
+
+
+LIKE_KNOWN = {
+    'gfl': 'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
+    'yolox': 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+    'fsaf': 'mmdet::fsaf/fsaf_r50_fpn_1x_coco.py',
+    'double-head': 'mmdet::double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py',
+    'detr': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    'maskformer': 'mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py',
+}
+NEW_OPTIONS = {'maskformer': {'model.test_cfg.instance_on': True}}
+
+
+def graph_of(source, **options):
+    """Return a model and its graph."""
+    model = load_model(source, None, 'cpu', cfg_options=options)
+    return model, Graph(model.network, read_steps(write.test_pipeline(model.config)))
+
+
+def compare_eagerly(source, channels=3, **options):
+    """Return how a graph, run by PyTorch, predicts otherwise than its model: a report on two images of noise."""
+    model, graph = graph_of(source, **options)
+    rng = np.random.default_rng(0)
+    images = [(str(size), rng.integers(0, 256, (*size, channels), np.uint8)) for size in ((97, 131), (180, 120))]
+
+    def run(pixels, size):
+        with torch.inference_mode():
+            return [each.numpy() for each in graph(torch.from_numpy(pixels), torch.from_numpy(size))]
+
+    meta = json.loads(json.dumps(write.describe(model, graph)))
+    report = parity.compare(model, Exported(run, meta), images)
+    assert not any(row.excess(1) for row in report.differences), str(report)
+    return report.summary()
+
+
+def refusal(source, **options):
+    """Return why a model cannot be exported."""
+    with pytest.raises(UserError) as error:
+        graph_of(source, **options)
+    return str(error.value)
+
+
+@pytest.fixture(scope='module')
+def retinanet(tmp_path_factory):
+    """Return the checkpoint of a RetinaNet."""
+    folder = tmp_path_factory.mktemp('retinanet')
+    return write_checkpoint(small_config(DETECTORS['retinanet'], folder), folder / 'retinanet.pth')
+
+
+@pytest.mark.parametrize('name', LIKE_KNOWN)
+def test_a_head_like_a_known_one_finds_the_same(name, tmp_path):
+    checkpoint = write_checkpoint(small_config(LIKE_KNOWN[name], tmp_path), tmp_path / f'{name}.pth')
+    assert compare_eagerly(checkpoint, **NEW_OPTIONS.get(name, {}))['objects'] > 5
+
+
+TEST_CFG = 'model.test_cfg'
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {f'{TEST_CFG}.rcnn.nms.class_agnostic': True, f'{TEST_CFG}.rcnn.max_per_img': -1},
+        {f'{TEST_CFG}.rpn.nms_pre': -1, f'{TEST_CFG}.rpn.min_bbox_size': 20, f'{TEST_CFG}.rpn.max_per_img': 30},
+        {f'{TEST_CFG}.rpn.nms.class_agnostic': True, f'{TEST_CFG}.rcnn.nms.split_thr': 5},
+    ],
+    ids=['rcnn', 'rpn', 'nms'],
+)
+def test_a_graph_follows_the_test_cfg_of_two_stages(detector, options):
+    assert compare_eagerly(detector[0], **options)['objects'] > 5
+
+
+def test_a_graph_follows_the_test_cfg_of_one_stage(retinanet):
+    options = {f'{TEST_CFG}.min_bbox_size': 30, f'{TEST_CFG}.nms.class_agnostic': True, f'{TEST_CFG}.nms_pre': 50}
+    assert compare_eagerly(retinanet, **options)['objects'] > 5
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_images_of_other_channels_are_exported(channels, tmp_path):
+    cfg = small_config(DETECTORS['retinanet'], tmp_path)
+    cfg.model.backbone.in_channels = channels
+    given = dict(base='DetDataPreprocessor', mean=[100] * channels, std=[50] * channels, pad_size_divisor=32)
+    cfg.model.data_preprocessor = dict(type='BandsPreprocessor', **given)
+    cfg.test_dataloader.dataset.pipeline[0] = dict(type='LoadAnyImage', channels=channels)
+    checkpoint = write_checkpoint(cfg, tmp_path / 'bands.pth')
+    assert compare_eagerly(checkpoint, channels)['objects'] > 5
+
+
+@pytest.fixture(scope='module')
+def upernet(tmp_path_factory):
+    """Return the checkpoint of an UperNet."""
+    folder = tmp_path_factory.mktemp('upernet')
+    return write_checkpoint(small_config(SEGMENTORS['upernet'], folder), folder / 'upernet.pth')
+
+
+def test_images_are_padded_where_they_are_smaller_alone(upernet):
+    settings = 'model.data_preprocessor.test_cfg'
+    size = {f'{settings}.size': (140, 150), f'{settings}.size_divisor': None}  # the images become 95x128 and 160x107
+    assert compare_eagerly(upernet, **size)['compared'] > 10_000
+
+
+@pytest.mark.parametrize(
+    ('name', 'part', 'method'),
+    [
+        ('retinanet', '', 'predict'),
+        ('retinanet', 'bbox_head', '_bbox_post_process'),
+        ('retinanet', 'data_preprocessor', 'forward'),
+        ('detector', 'rpn_head', '_predict_by_feat_single'),
+        ('detector', 'roi_head', '_bbox_forward'),
+        ('detector', 'roi_head.bbox_head.0', 'regress_by_class'),
+        ('detector', 'roi_head.mask_head.2', '_predict_by_feat_single'),
+        ('upernet', '', 'postprocess_result'),
+    ],
+)
+def test_a_class_that_goes_its_own_way_is_refused(name, part, method, request):
+    fixture = request.getfixturevalue(name)
+    model, _ = graph_of(fixture[0] if name == 'detector' else fixture)
+    module = model.network.get_submodule(part)
+    own = {method: lambda self, *args, **kwargs: None}
+    module.__class__ = type('Own', (type(module),), own)
+    with pytest.raises(UserError, match='cannot be exported: .*Own'):
+        Graph(model.network, read_steps(write.test_pipeline(model.config)))
+
+
+def test_a_model_that_predicts_at_random_is_refused(upernet):
+    model, _ = graph_of(upernet)
+    model.network.decode_head.rand_init = True
+    with pytest.raises(UserError, match='UPerHead draws random numbers when it predicts'):
+        Graph(model.network, read_steps(write.test_pipeline(model.config)))
+
+
+def test_a_model_with_ops_of_mmcv_is_refused(tmp_path):
+    cfg = small_config('mmdet::carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py', tmp_path)
+    assert 'ONNX has no operator for CARAFEPack' in refusal(write_checkpoint(cfg, tmp_path / 'carafe.pth'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('row', [row for row in ROWS if row['export']], ids=lambda row: row['config'])
+def test_each_row_is_exported_or_refused(row, tmp_path):
+    checkpoint = write_checkpoint(small_config(row['config'], tmp_path), tmp_path / 'model.pth')
+    if row['export'] == 'yes':
+        export(checkpoint, out=tmp_path / 'model.onnx')
+        assert json.loads((tmp_path / 'model.parity.json').read_text())['parity']['objects'] > 5
+        return
+    with pytest.raises(UserError, match=re.escape(row['export'])):
+        export(checkpoint, out=tmp_path / 'model.onnx')

@@ -5,7 +5,8 @@ with a finite loss and gradients, predicts with all thresholds at 0, and predict
 model that loads the saved weights strictly. ``strides`` are those of the maps that neck or heads use, ``parameters``
 are in millions, ``fitted`` are the parts of the model with other channels, ``unused`` the backbone's parameters without
 a gradient, and ``needs`` is a package that the config cannot do without. A row with neither strides nor an error needs
-more than drawn data; it is only listed.
+more than drawn data; it is only listed. ``export`` is ``yes`` where ``test_export.py`` exports the model, or a part of
+the reason why it is refused.
 """
 
 import csv

@@ -38,9 +38,20 @@ def decode_distances(coder: Any, points: Tensor, distances: Tensor) -> Tensor:
     return torch.cat([points - distances[:, :2], points + distances[:, 2:]], dim=1)
 
 
+def decode_sides(coder: Any, priors: Tensor, sides: Tensor) -> Tensor:
+    """Return boxes (N, 4) from priors (N, 4) and ``TBLRBBoxCoder``'s distances (N, 4) of their centres to the sides."""
+    sides = sides * sides.new_tensor(coder.normalizer)
+    low, high = priors.split(2, dim=1)
+    width, height = (high - low).split(1, dim=1)
+    top, bottom, left, right = (sides * torch.cat([height, height, width, width], dim=1)).split(1, dim=1)
+    x, y = ((low + high) / 2).split(1, dim=1)
+    return torch.cat([x - left, y - top, x + right, y + bottom], dim=1)
+
+
 DECODERS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     'DeltaXYWHBBoxCoder': decode_deltas,
     'DistancePointBBoxCoder': decode_distances,
+    'TBLRBBoxCoder': decode_sides,
 }
 
 
@@ -102,12 +113,12 @@ def problems_of(coder: Any, nms: Mapping[str, Any] | None) -> list[str]:
     """Return why boxes of a head cannot be exported.
 
     Args:
-        coder: Of the head.
+        coder: Of the head; None where the head itself decodes.
         nms: Of its ``test_cfg``.
     """
     problems = []
-    if type(coder).__name__ not in DECODERS:
-        problems.append(f'boxes of {type(coder).__name__} are not known, those of {" and ".join(DECODERS)} are')
+    if coder is not None and type(coder).__name__ not in DECODERS:
+        problems.append(f'boxes of {type(coder).__name__} are not known, those of {", ".join(DECODERS)} are')
     settings = dict(nms or {})
     if settings.get('type', 'nms') != 'nms' or not settings.keys() <= NMS_KEYS or 'iou_threshold' not in settings:
         problems.append(

@@ -1,4 +1,4 @@
-"""Detectors of one stage: RetinaNet, ATSS, FCOS, RTMDet and RTMDet-Ins."""
+"""Detectors of one stage: RetinaNet, ATSS, FCOS, GFL, YOLOX, RTMDet and RTMDet-Ins."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from torch import Tensor, nn
 
 from convnext_dense.export.boxes import best, decode, large, priors_of, problems_of, rows_of, suppress
 from convnext_dense.export.frame import Frame, as_tensor
+from convnext_dense.export.kinds import deviations
 
+METHODS = (
+    'predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process', '_bbox_mask_post_process',
+    '_mask_predict_by_feat_single',
+)  # fmt: skip
 Found = dict[str, Tensor]  # boxes (N, 4), scores (N,), labels (N,), and masks where there are
 
 
 def problems(network: nn.Module) -> list[str]:
     """Return why a detector of one stage cannot be exported."""
+    from mmdet.models import detectors
+    from mmdet.models.dense_heads import GFLHead, RTMDetInsHead, YOLOXHead
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-    from mmdet.models.dense_heads.rtmdet_ins_head import RTMDetInsHead
 
-    head = network.bbox_head
-    known = BaseDenseHead._predict_by_feat_single, RTMDetInsHead._predict_by_feat_single
-    if getattr(type(head), '_predict_by_feat_single', None) not in known or network.with_mask:
-        return [f'{type(head).__name__} has a way of its own to its results']
+    head, known = network.bbox_head, (BaseDenseHead, GFLHead, RTMDetInsHead, YOLOXHead)
+    found = deviations(network, [detectors.SingleStageDetector], 'predict') or deviations(head, known, *METHODS)
+    if found:
+        return found
     if getattr(head.loss_cls, 'custom_cls_channels', False):
         return [f'{type(head.loss_cls).__name__} has an activation of its own']
-    return problems_of(head.bbox_coder, head.test_cfg.get('nms'))
+    return problems_of(getattr(head, 'bbox_coder', None), head.test_cfg.get('nms'))
 
 
 def predict(network: nn.Module, images: Tensor, frame: Frame) -> Found:
@@ -35,6 +41,8 @@ def predict(network: nn.Module, images: Tensor, frame: Frame) -> Found:
     if hasattr(head, 'kernel_convs'):  # RTMDet-Ins
         kernels, prototypes = others
         return find(head, frame, scores, deltas, kernels=kernels, prototypes=prototypes)
+    if hasattr(head, 'multi_level_conv_obj'):  # YOLOX
+        return find_sure(head, frame, scores, deltas, *others)
     return find(head, frame, scores, deltas, factors=others[0] if others else None)
 
 
@@ -69,8 +77,9 @@ def find(
             chosen = chosen * rows_of(factors[level], 1).flatten().sigmoid()[places]
         rows['scores'].append(chosen)
         rows['labels'].append(labels)
-        rows['priors'].append(priors[places])
-        rows['deltas'].append(rows_of(deltas[level], head.bbox_coder.encode_size)[places])
+        chosen_priors, chosen_deltas = read(head, level, priors, deltas[level], places)
+        rows['priors'].append(chosen_priors)
+        rows['deltas'].append(chosen_deltas)
         if kernels is not None:
             rows['kernels'].append(rows_of(kernels[level], head.num_gen_params)[places])
     found = {name: torch.cat(values) for name, values in rows.items() if values}
@@ -83,6 +92,30 @@ def find(
     if kernels is not None:
         found['masks'] = paint(head, prototypes, found.pop('kernels'), priors, frame)
     return found
+
+
+def read(head: Any, level: int, priors: Tensor, deltas: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the priors of a level at some places, and what its map of deltas says of them.
+
+    GFL says how sure each of some distances is, in strides from the centres of its priors.
+    """
+    if not hasattr(head, 'integral'):
+        return priors[places], rows_of(deltas, head.bbox_coder.encode_size)[places]
+    chances = rows_of(deltas, 4 * (head.reg_max + 1))[places]
+    return head.anchor_center(priors[places]), head.integral(chances) * head.prior_generator.strides[level][0]
+
+
+def find_sure(head: Any, frame: Frame, scores: list[Tensor], deltas: list[Tensor], sure: list[Tensor]) -> Found:
+    """Return what YOLOX finds: of each prior the best class alone, times how sure it is that there is an object."""
+    priors = torch.cat(priors_of(head, scores, with_stride=True))
+    given = (scores, head.cls_out_channels), (deltas, 4), (sure, 1)
+    chances, offsets, factors = (torch.cat([rows_of(each, length) for each in maps]) for maps, length in given)
+    best_scores, labels = chances.sigmoid().max(1)
+    best_scores = best_scores * factors.flatten().sigmoid()
+    boxes = frame.to_original(head._bbox_decode(priors, offsets))
+    found = {'boxes': boxes, 'scores': best_scores, 'labels': labels}
+    found = take(found, (best_scores >= head.test_cfg.score_thr).nonzero().flatten())
+    return take(found, suppress(found['boxes'], found['scores'], found['labels'], head.test_cfg.nms))
 
 
 def take(found: Found, places: Tensor | slice) -> Found:

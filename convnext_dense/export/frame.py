@@ -18,6 +18,13 @@ def as_tensor(lengths: Iterable[Length]) -> Tensor:
     )
 
 
+def larger(one: Length, other: Length) -> Length:
+    """Return the larger of two lengths; a comparison would bind a graph to images like the recorded one."""
+    if torch.is_tensor(one) or torch.is_tensor(other):
+        return as_tensor((one, other)).max()
+    return torch.sym_max(one, other)
+
+
 class Frame(NamedTuple):
     """The sizes of an image on its way through a model, each as (height, width) in pixels.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -10,10 +12,12 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.onnx.errors import OnnxExporterError
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.export import dense, maps, queries, two_stage
-from convnext_dense.export.frame import Frame, as_tensor
+from convnext_dense.export.frame import Frame, as_tensor, larger
 from convnext_dense.export.steps import Steps
 
 OUTPUTS = ('boxes', 'scores', 'labels', 'masks')  # in this order, as far as there are
@@ -58,8 +62,10 @@ class Graph(nn.Module):
         """
         values = images.permute(0, 3, 1, 2).float()
         resized = values.shape[2:]
+        if self.steps.square:
+            values = pad(values, *(larger(*resized),) * 2, self.steps.pad_value)
         if self.steps.pad:
-            values = pad(values, *self.steps.pad, self.steps.pad_value)
+            values = fill(values, self.steps.pad, self.steps.pad_value)
         shape = values.shape[2:]
         values = self.normalise(values)
         frame = Frame(size, resized, shape, values.shape[2:])
@@ -76,7 +82,7 @@ class Graph(nn.Module):
             values = (values - given.mean) / given.std
         settings = getattr(given, 'test_cfg', None) or {}
         if settings.get('size'):
-            return pad(values, *settings['size'], given.pad_val)
+            return fill(values, settings['size'], given.pad_val)
         divisor = settings.get('size_divisor') or getattr(given, 'pad_size_divisor', 1)
         if divisor == 1:
             return values
@@ -87,6 +93,11 @@ class Graph(nn.Module):
 def pad(values: Tensor, height: Any, width: Any, value: float) -> Tensor:
     """Pad maps (N, C, H, W) at the right and below to a size."""
     return F.pad(values, (0, width - values.shape[3], 0, height - values.shape[2]), value=value)
+
+
+def fill(values: Tensor, size: tuple[int, int], value: float) -> Tensor:
+    """Pad maps (N, C, H, W) at the right and below to a size (height, width), where they are smaller."""
+    return pad(values, *map(larger, size, values.shape[2:]), value)
 
 
 Predict = Callable[[nn.Module, Tensor, Frame], dict[str, Tensor]]
@@ -106,6 +117,8 @@ class Family(NamedTuple):
     problems: Callable[[nn.Module], list[str]]
 
 
+PREPROCESSING = ('DetDataPreprocessor.forward', 'SegDataPreProcessor.forward', 'ImgDataPreprocessor.forward')
+WITHOUT_OPERATOR = {'CARAFEPack', 'DeformConv2d', 'MaskedConv2d', 'ModulatedDeformConv2d', 'PSAMask'}  # of MMCV
 FAMILIES = (  # the first that fits
     Family('decode_head', maps.predict, maps.problems),
     Family('panoptic_fusion_head', queries.predict_masks, queries.problems_of_masks),
@@ -123,6 +136,11 @@ def find_family(network: nn.Module) -> Predict:
     """
     family = next((each for each in FAMILIES if hasattr(network, each.part)), None)
     problems = ['it is none of the known kinds'] if family is None else family.problems(network)
+    classes = {each.__name__ for module in network.modules() for each in type(module).__mro__}
+    problems += [f'ONNX has no operator for {name}' for name in sorted(classes & WITHOUT_OPERATOR)]
+    given = type(network.data_preprocessor)
+    if given.forward.__qualname__ not in PREPROCESSING:
+        problems.append(f'{given.__name__} prepares images in a way of its own')
     if problems:
         raise UserError(f'{type(network).__name__} cannot be exported: {"; ".join(problems)}.')
     return family.predict
@@ -132,18 +150,31 @@ def find_family(network: nn.Module) -> Predict:
 def recording() -> Iterator[None]:
     """Replace what a graph cannot hold, while it is recorded.
 
-    Average pooling to a given size becomes two products of matrices, which fit images of any size. The libraries' own
-    branches for ONNX call modules that are gone since MMDetection 3, or leave out the mask of a padded image.
+    Average pooling to a given size becomes two products of matrices, which fit images of any size; so do the upsampling
+    by a factor in Semantic FPN, and the diagonal in CCNet, as they stand here. The libraries' own branches for ONNX
+    call modules that are gone since MMDetection 3, or leave out the mask of a padded image.
+
+    Raises:
+        UserError: The model does what the exporter does not know.
     """
     replaced = [
         mock.patch.object(F, 'adaptive_avg_pool2d', average_pool),
         mock.patch.object(torch.onnx, 'is_in_onnx_export', return_value=False),
         mock.patch.object(torch, '_shape_as_tensor', lambda maps: as_tensor(maps.shape)),
+        mock.patch('mmcv.ops.cc_attention.NEG_INF_DIAG', infinite_diagonal),
     ]
+    if 'mmseg.models' in sys.modules:
+        replaced.append(mock.patch('mmseg.models.utils.Upsample.forward', upsample))
     with contextlib.ExitStack() as stack, torch.inference_mode(False), torch.no_grad():
         for each in replaced:
             stack.enter_context(each)
-        yield
+        try:
+            yield
+        except (OnnxExporterError, GuardOnDataDependentSymNode) as error:
+            reason = textwrap.shorten(str(error), 120, placeholder=' ...')
+            raise UserError(
+                f"The model cannot be exported: PyTorch's exporter does not follow it ({reason})."
+            ) from error
 
 
 def average_pool(maps: Tensor, size: int | tuple[int | None, int | None]) -> Tensor:
@@ -151,6 +182,18 @@ def average_pool(maps: Tensor, size: int | tuple[int | None, int | None]) -> Ten
     height, width = (size, size) if isinstance(size, int) else size
     rows = shares(maps.shape[2], height or maps.shape[2], maps)
     return rows @ maps @ shares(maps.shape[3], width or maps.shape[3], maps).T
+
+
+def infinite_diagonal(count: Any, device: torch.device) -> Tensor:
+    """Return a matrix (count, count) of zeros, with minus infinity on its diagonal."""
+    places = torch.arange(count, device=device)
+    return torch.where(places == places[:, None], float('-inf'), 0.0)
+
+
+def upsample(module: Any, maps: Tensor) -> Tensor:
+    """Resize maps (N, C, H, W) as MMSegmentation's ``Upsample`` does."""
+    factor = None if module.size else module.scale_factor
+    return F.interpolate(maps, module.size, factor, module.mode, module.align_corners)
 
 
 def shares(length: Any, count: Any, like: Tensor) -> Tensor:

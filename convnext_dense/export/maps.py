@@ -7,10 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_dense.export.frame import Frame
+from convnext_dense.export.kinds import deviations
+
+ONE_BY_ONE = ('MaskFormerHead', 'IterativeDecodeHead')
 
 
 def problems(network: nn.Module) -> list[str]:
     """Return why a segmentor cannot be exported."""
+    from mmseg.models.segmentors import EncoderDecoder
+
+    methods = 'predict', 'inference', 'whole_inference', 'postprocess_result'
+    found = deviations(network, [EncoderDecoder], *methods)
+    for module in network.modules():
+        name = type(module).__name__
+        if name in ONE_BY_ONE:
+            found.append(f'{name} does something for each image in turn, so that a graph would take one number of them')
+        if getattr(module, 'rand_init', False):
+            found.append(f'{name} draws random numbers when it predicts, so that no prediction is repeated')
+    if found:
+        return found
     if network.test_cfg.get('mode', 'whole') == 'whole':
         return []
     return [

@@ -1,4 +1,4 @@
-"""Models of learned queries: Deformable DETR, DINO and Mask2Former."""
+"""Models of learned queries: DETR and those that followed it, MaskFormer and Mask2Former."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from convnext_dense.export.dense import Found
 from convnext_dense.export.frame import Frame
+from convnext_dense.export.kinds import deviations
 
-TRANSFORMERS = ('DeformableDETR', 'DINO')
+METHODS = ('predict', 'predict_by_feat', '_predict_by_feat_single')
 
 
 def sample_of(frame: Frame) -> SimpleNamespace:
@@ -22,16 +23,24 @@ def sample_of(frame: Frame) -> SimpleNamespace:
 
 def problems_of_boxes(network: nn.Module) -> list[str]:
     """Return why a transformer for boxes cannot be exported."""
-    return (
-        [] if type(network).__name__ in TRANSFORMERS else [f'of transformers, {" and ".join(TRANSFORMERS)} are known']
-    )
+    from mmdet.models import dense_heads, detectors
+
+    names = ('DETRHead', 'ConditionalDETRHead', 'DABDETRHead', 'DeformableDETRHead')
+    known = [getattr(dense_heads, name) for name in names]
+    found = deviations(network, [detectors.base_detr.DetectionTransformer], 'predict')
+    return found + deviations(network.bbox_head, known, *METHODS)
 
 
 def problems_of_masks(network: nn.Module) -> list[str]:
     """Return why a transformer for masks cannot be exported."""
-    if type(network.panoptic_head).__name__ != 'Mask2FormerHead':
-        return [f'{type(network.panoptic_head).__name__} is not known, Mask2FormerHead is']
-    if not network.panoptic_fusion_head.test_cfg.get('instance_on', False):
+    from mmdet.models import dense_heads, detectors, seg_heads
+
+    fusion = network.panoptic_fusion_head
+    found = deviations(network, [detectors.MaskFormer], 'predict')
+    found += deviations(fusion, [seg_heads.MaskFormerFusionHead], 'predict', 'instance_postprocess')
+    if found or (found := deviations(network.panoptic_head, [dense_heads.MaskFormerHead], 'predict')):
+        return found
+    if not fusion.test_cfg.get('instance_on', False):
         return ['it predicts no objects; set --cfg-options model.test_cfg.instance_on=True']
     return []
 
@@ -56,7 +65,7 @@ def predict_boxes(network: nn.Module, images: Tensor, frame: Frame) -> Found:
 
 
 def predict_masks(network: nn.Module, images: Tensor, frame: Frame) -> Found:
-    """Return the objects that Mask2Former finds; masks (N, H, W) bool are in pixels of the original picture."""
+    """Return the objects that MaskFormer or Mask2Former finds; masks (N, H, W) bool fit the original picture."""
     fusion = network.panoptic_fusion_head
     classes, masks = network.panoptic_head(network.extract_feat(images), [sample_of(frame)])
     logits = F.interpolate(masks[-1], size=frame.padded, mode='bilinear', align_corners=False)

@@ -20,6 +20,7 @@ class Steps(NamedTuple):
         factor: By which width and height grow, where there is no ``scale``.
         keep_ratio: Whether the image keeps its proportions.
         pad: (height, width) to which the image is padded at the right and below; None for no padding.
+        square: Whether it is padded to a square.
         pad_value: What is put there.
     """
 
@@ -27,6 +28,7 @@ class Steps(NamedTuple):
     factor: tuple[float, float] = (1.0, 1.0)
     keep_ratio: bool = False
     pad: tuple[int, int] | None = None
+    square: bool = False
     pad_value: float = 0
 
 
@@ -42,7 +44,7 @@ def read_steps(pipeline: Sequence[Mapping[str, Any]]) -> Steps:
         name = step.pop('type').split('.')[-1]
         if name == 'Resize' and steps == Steps():
             steps = read_resize(step)
-        elif name == 'Pad' and steps.pad is None:
+        elif name == 'Pad' and not (steps.pad or steps.square):
             steps = read_pad(step, steps)
         elif name not in (*READS, *PACKS, *READS_LABELS):
             raise refused(name, step)
@@ -66,15 +68,16 @@ def read_pad(step: dict[str, Any], steps: Steps) -> Steps:
     size, value = step.pop('size', None), step.pop('pad_val', 0)
     values = value.get('img', 0) if isinstance(value, Mapping) else value
     values = set(values) if isinstance(values, Sequence) else {values}
-    if step or size is None or len(values) > 1:
+    square = step.pop('pad_to_square', False)
+    if step or (size is None) != square or len(values) > 1:
         raise refused('Pad', step | {'size': size, 'pad_val': value})
-    return steps._replace(pad=tuple(size[::-1]), pad_value=values.pop())
+    return steps._replace(pad=tuple(size[::-1]) if size else None, square=square, pad_value=values.pop())
 
 
 def refused(name: str, settings: Mapping[str, Any]) -> UserError:
     """Return the error for a step that a graph and its runner cannot do."""
     return UserError(
         f'The test pipeline has the step {name}({", ".join(f"{key}={value!r}" for key, value in settings.items())}), '
-        'which an exported model cannot do. It can Resize (bilinear) and Pad to a fixed size, in this order; give a '
-        'config with such a test_pipeline with --config.'
+        'which an exported model cannot do. It can Resize (bilinear) and Pad to a fixed size or a square, in this '
+        'order; give a config with such a test_pipeline with --config.'
     )

@@ -1,4 +1,4 @@
-"""Detectors of two stages: Faster, Mask and Cascade R-CNN."""
+"""Detectors of two stages: Faster, Mask, Cascade and Double-Head R-CNN."""
 
 from __future__ import annotations
 
@@ -13,34 +13,45 @@ from torchvision.ops import roi_align
 from convnext_dense.export.boxes import decode, first, large, priors_of, problems_of, rows_of, suppress
 from convnext_dense.export.dense import Found
 from convnext_dense.export.frame import Frame
+from convnext_dense.export.kinds import deviations
 
-ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
-MASK_HEAD = 'FCNMaskHead'
-EXTRACTOR = 'SingleRoIExtractor'
+METHODS = ('predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process', 'regress_by_class')
+ROI_METHODS = ('predict', 'predict_bbox', 'predict_mask', '_bbox_forward', '_mask_forward', '_refine_roi')
 
 
 def problems(network: nn.Module) -> list[str]:
     """Return why a detector of two stages cannot be exported."""
-    from mmdet.models.roi_heads.bbox_heads.bbox_head import BBoxHead
+    from mmdet.models import dense_heads, detectors, roi_heads
 
-    head = network.roi_head
-    if type(head).__name__ not in ROI_HEADS or type(network.rpn_head).__name__ != 'RPNHead' or head.with_shared_head:
-        return [f'{type(head).__name__} after {type(network.rpn_head).__name__} is not known']
+    head, rpn_head = network.roi_head, getattr(network, 'rpn_head', None)
+    known = roi_heads.StandardRoIHead, roi_heads.CascadeRoIHead, roi_heads.DoubleHeadRoIHead
+    found = deviations(network, [detectors.TwoStageDetector], 'predict')
+    found += deviations(rpn_head, [dense_heads.RPNHead], *METHODS) + deviations(head, known, *ROI_METHODS)
+    if rpn_head is None or head.with_shared_head:
+        found.append('it takes regions from a file, or a stage of ResNet for its heads')
+    if found or (found := problems_of_parts(head)):
+        return found
+    found = problems_of(rpn_head.bbox_coder, rpn_head.test_cfg.get('nms'))
+    return found + problems_of(listed(head.bbox_head)[-1].bbox_coder, head.test_cfg.get('nms'))
+
+
+def problems_of_parts(head: Any) -> list[str]:
+    """Return why the parts of a head for regions cannot be exported."""
+    from mmdet.models import roi_heads
+
     masks = listed(head.mask_head) if head.with_mask else ()
     extractors = [*listed(head.bbox_roi_extractor), *(listed(head.mask_roi_extractor) if masks else ())]
-    known = [type(each).__name__ == EXTRACTOR and each.roi_layers[0].pool_mode == 'avg' for each in extractors]
-    known += [type(each).__name__ == MASK_HEAD for each in masks]
-    known += [type(each)._predict_by_feat_single is BBoxHead._predict_by_feat_single for each in listed(head.bbox_head)]
-    if not all(known):
-        names = {type(each).__name__ for each in (*extractors, *listed(head.bbox_head), *masks)}
-        return [f'of {", ".join(sorted(names))} some are not known']
-    found = [
-        f'{type(each.loss_cls).__name__} has an activation of its own'
-        for each in listed(head.bbox_head)
-        if each.custom_cls_channels
-    ]
-    found += problems_of(network.rpn_head.bbox_coder, network.rpn_head.test_cfg.get('nms'))
-    return found + problems_of(listed(head.bbox_head)[-1].bbox_coder, head.test_cfg.get('nms'))
+    found = [text for each in listed(head.bbox_head) for text in deviations(each, [roi_heads.BBoxHead], *METHODS)]
+    found += [text for each in masks for text in deviations(each, [roi_heads.FCNMaskHead], *METHODS)]
+    found += [text for each in extractors for text in deviations(each, [roi_heads.SingleRoIExtractor], 'forward')]
+    layers = [layer for each in extractors for layer in each.roi_layers if getattr(layer, 'pool_mode', '') != 'avg']
+    found += [f'{type(each).__name__} is not known, RoIAlign with averages is' for each in layers]
+    for each in listed(head.bbox_head):
+        if each.custom_cls_channels or each.custom_activation:
+            found.append(f'{type(each.loss_cls).__name__} has an activation of its own')
+        if not (each.with_cls and each.with_reg):
+            found.append(f'{type(each).__name__} has no classes, or no boxes')
+    return sorted(set(found))
 
 
 def predict(network: nn.Module, images: Tensor, frame: Frame) -> Found:
@@ -62,8 +73,8 @@ def propose(head: Any, features: tuple[Tensor, ...], frame: Frame) -> Tensor:
         logits = rows_of(maps[level], head.cls_out_channels)
         scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[:, :-1]
         scores, order = scores.flatten().sort(descending=True)
-        if cfg.nms_pre > 0:
-            scores, order = first(scores, cfg.nms_pre), first(order, cfg.nms_pre)
+        if (most := cfg.get('nms_pre', -1)) > 0:
+            scores, order = first(scores, most), first(order, most)
         rows.append((scores, rows_of(deltas[level], 4)[order], priors[order], torch.full_like(order, level)))
     scores, deltas, priors, levels = map(torch.cat, zip(*rows, strict=True))
     boxes = decode(head.bbox_coder, priors, deltas, frame)
@@ -77,7 +88,8 @@ def classify(roi_head: Any, features: tuple[Tensor, ...], boxes: Tensor, frame: 
     heads, cfg = listed(roi_head.bbox_head), roi_head.test_cfg
     logits = []
     for stage, (head, extractor) in enumerate(zip(heads, listed(roi_head.bbox_roi_extractor), strict=True)):
-        scores, deltas = head(pool(extractor, features, boxes))
+        factors = [None, roi_head.reg_roi_scale_factor] if hasattr(roi_head, 'reg_roi_scale_factor') else [None]
+        scores, deltas = head(*(pool(extractor, features, boxes, factor) for factor in factors))
         logits.append(scores)
         if stage < len(heads) - 1:
             boxes = refine(head, boxes, scores[:, :-1].argmax(1), deltas, frame)
@@ -88,7 +100,8 @@ def classify(roi_head: Any, features: tuple[Tensor, ...], boxes: Tensor, frame: 
     places, labels = (scores > cfg.score_thr).nonzero().unbind(1)
     scores = scores[places, labels]
     boxes = boxes[places if heads[-1].reg_class_agnostic else places * heads[-1].num_classes + labels]
-    kept = suppress(boxes, scores, labels, cfg.nms)[: cfg.max_per_img]
+    kept = suppress(boxes, scores, labels, cfg.nms)
+    kept = kept[: cfg.max_per_img] if cfg.max_per_img > 0 else kept
     return {'boxes': boxes[kept], 'scores': scores[kept], 'labels': labels[kept]}
 
 
@@ -119,11 +132,20 @@ def listed(module: Any) -> Sequence[Any]:
     return module if isinstance(module, nn.ModuleList) else [module]
 
 
-def pool(extractor: Any, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
-    """Return the features (N, C, h, w) in boxes (N, 4), each from the level of the pyramid that fits its size."""
+def pool(extractor: Any, features: tuple[Tensor, ...], boxes: Tensor, factor: float | None = None) -> Tensor:
+    """Return the features (N, C, h, w) in boxes (N, 4), each from the level of the pyramid that fits its size.
+
+    Args:
+        extractor: Of the head.
+        features: The maps of the pyramid.
+        boxes: In pixels of the resized image.
+        factor: By which the boxes grow.
+    """
     levels = len(extractor.featmap_strides)
     regions = F.pad(boxes, (1, 0))  # the first column is the number of the image
     targets = extractor.map_roi_levels(regions, levels)
+    if factor is not None:
+        regions = extractor.roi_rescale(regions, factor)
     pooled = []
     for level, layer in enumerate(extractor.roi_layers):
         settings = layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
