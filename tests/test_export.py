@@ -121,7 +121,14 @@ def detector(tmp_path_factory):
     return checkpoint, folder / 'cascade.onnx'
 
 
-@pytest.mark.parametrize('name', DETECTORS)
+SLOWER = ('atss', 'pspnet')  # of a family that another one stands for
+
+
+def families(names):
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOWER else []) for name in names]
+
+
+@pytest.mark.parametrize('name', families(DETECTORS))
 def test_a_detector_finds_the_same(name, tmp_path):
     checkpoint = write_checkpoint(small_config(DETECTORS[name], tmp_path), tmp_path / f'{name}.pth')
     table = export(checkpoint, out=tmp_path / 'model.onnx')
@@ -133,7 +140,7 @@ def test_a_detector_finds_the_same(name, tmp_path):
     assert bool(report['parity']['compared']) == (name in ('rtmdet-ins', 'mask', 'cascade', 'mask2former'))
 
 
-@pytest.mark.parametrize('name', SEGMENTORS)
+@pytest.mark.parametrize('name', families(SEGMENTORS))
 def test_a_segmentor_labels_the_same(name, tmp_path):
     checkpoint = write_checkpoint(small_config(SEGMENTORS[name], tmp_path), tmp_path / f'{name}.pth')
     export(checkpoint, out=tmp_path / 'model.onnx')
@@ -195,7 +202,7 @@ def test_a_segmentor_takes_images_of_a_size_together(tmp_path):
     assert all((run(image[None], size)[0][0] == labels).all() for image, labels in zip(images, together, strict=True))
 
 
-def test_a_detector_that_finds_nothing(tmp_path):
+def test_a_detector_that_finds_nothing(tmp_path, capsys):
     cfg = small_config(DETECTORS['cascade'], tmp_path)
     cfg.model.test_cfg.rcnn.score_thr = 0.999
     export(write_checkpoint(cfg, tmp_path / 'cascade.pth'), out=tmp_path / 'model.onnx')
@@ -203,6 +210,7 @@ def test_a_detector_that_finds_nothing(tmp_path):
     assert len(found) == 0
     assert found.masks.shape == (0, 50, 70)
     assert found.to_coco() == []
+    assert 'nothing was found' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('to', ['openvino', pytest.param('torch', marks=pytest.mark.slow)])
@@ -216,6 +224,21 @@ def test_other_formats(to, detector, tmp_path):
     ours, theirs = runtime.load(file, 1)(image), runtime.load(detector[1], 1)(image)
     assert (ours.labels == theirs.labels).all()
     np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [SEGMENTORS['upernet'], DETECTORS['retinanet'], DETECTORS['faster']])
+def test_programs_of_pytorch(name, tmp_path):
+    checkpoint = write_checkpoint(small_config(name, tmp_path), tmp_path / 'model.pth')
+    export(checkpoint, 'torch', tmp_path / 'model.pt2')
+    report = json.loads((tmp_path / 'model.parity.json').read_text())
+    assert report['parity']['objects'] > 5
+
+
+def test_deformable_attention_is_refused_for_pytorch(tmp_path):
+    checkpoint = write_checkpoint(small_config(DETECTORS['dino'], tmp_path), tmp_path / 'model.pth')
+    with pytest.raises(UserError, match='--to onnx'):
+        export(checkpoint, 'torch', tmp_path / 'model.pt2')
 
 
 def test_what_a_file_says(detector):

@@ -49,6 +49,15 @@ class Frame(NamedTuple):
         """Scale boxes (N, 4) of the resized image."""
         return boxes * (1 / self.scale).flip(0).repeat(2).to(boxes)
 
+    def crop(self, maps: Tensor) -> Tensor:
+        """Return maps (N, C, H, W) without what the data preprocessor padded.
+
+        A slice would be a view, on whose strides ``torch.export`` makes the graph depend.
+        """
+        for axis, length in enumerate(self.shape if self.padded is not self.shape else (), start=2):
+            maps = maps.index_select(axis, torch.arange(length, device=maps.device))
+        return maps
+
     def clip(self, boxes: Tensor) -> Tensor:
         """Move the corners of boxes (N, 4) into the image."""
         return boxes.clamp(min=0).minimum(self.corner(boxes))

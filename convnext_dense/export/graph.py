@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError as DynamoError
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.onnx.errors import OnnxExporterError
 
@@ -68,18 +69,24 @@ class Graph(nn.Module):
             values = fill(values, self.steps.pad, self.steps.pad_value)
         shape = values.shape[2:]
         values = self.normalise(values)
-        frame = Frame(size, resized, shape, values.shape[2:])
-        found = self.predict(self.network, values, frame)
+        padded = self.pad(values)
+        frame = Frame(size, resized, shape, shape if padded is values else padded.shape[2:])
+        found = self.predict(self.network, padded, frame)
         self.outputs = tuple(name for name in OUTPUTS if name in found)
         return tuple(found[name] for name in self.outputs)
 
     def normalise(self, values: Tensor) -> Tensor:
-        """Return images (N, C, H, W) as the data preprocessor does: normalised, and padded to what the model needs."""
+        """Return images (N, C, H, W) with the mean 0 and the deviation 1, in the order of channels of the model."""
         given = self.preprocessor
         if getattr(given, '_channel_conversion', False) or getattr(given, 'channel_conversion', False):
             values = values[:, [2, 1, 0]]
         if given._enable_normalize:
             values = (values - given.mean) / given.std
+        return values
+
+    def pad(self, values: Tensor) -> Tensor:
+        """Return images (N, C, H, W) of the size that the model needs; the same ones, if it takes any."""
+        given = self.preprocessor
         settings = getattr(given, 'test_cfg', None) or {}
         if settings.get('size'):
             return fill(values, settings['size'], given.pad_val)
@@ -170,7 +177,7 @@ def recording() -> Iterator[None]:
             stack.enter_context(each)
         try:
             yield
-        except (OnnxExporterError, GuardOnDataDependentSymNode) as error:
+        except (OnnxExporterError, GuardOnDataDependentSymNode, DynamoError) as error:
             reason = textwrap.shorten(str(error), 120, placeholder=' ...')
             raise UserError(
                 f"The model cannot be exported: PyTorch's exporter does not follow it ({reason})."

@@ -37,8 +37,7 @@ def problems(network: nn.Module) -> list[str]:
 def predict(network: nn.Module, images: Tensor, frame: Frame) -> dict[str, Tensor]:
     """Return the class of each pixel, (N, H, W), of images (N, C, h, w) in pixels of the original picture."""
     meta = dict(img_shape=frame.padded, pad_shape=frame.padded, batch_input_shape=frame.padded)
-    logits = network.encode_decode(images, [meta] * len(images))
-    logits = logits[:, :, : frame.shape[0], : frame.shape[1]]
+    logits = frame.crop(network.encode_decode(images, [meta]))  # one stands for all: they have one size
     size = frame.original.unbind()
     logits = F.interpolate(logits, size=size, mode='bilinear', align_corners=network.align_corners)
     if logits.shape[1] == 1:

@@ -68,8 +68,7 @@ def predict_masks(network: nn.Module, images: Tensor, frame: Frame) -> Found:
     """Return the objects that MaskFormer or Mask2Former finds; masks (N, H, W) bool fit the original picture."""
     fusion = network.panoptic_fusion_head
     classes, masks = network.panoptic_head(network.extract_feat(images), [sample_of(frame)])
-    logits = F.interpolate(masks[-1], size=frame.padded, mode='bilinear', align_corners=False)
-    logits = logits[:, :, : frame.shape[0], : frame.shape[1]]
+    logits = frame.crop(F.interpolate(masks[-1], size=frame.padded, mode='bilinear', align_corners=False))
     size = frame.original.unbind()
     logits = F.interpolate(logits, size=size, mode='bilinear', align_corners=False)[0]
     scores = classes[-1][0].softmax(-1)[:, :-1].flatten()

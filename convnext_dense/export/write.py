@@ -19,7 +19,7 @@ from convnext_dense import __version__
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import explained, replaced, write_text
 from convnext_dense.export.graph import OUTPUTS, Graph, recording
-from convnext_dense.export.parity import compare, pictures
+from convnext_dense.export.parity import Report, compare, pictures
 from convnext_dense.export.steps import read_steps
 from convnext_dense.predict.model import Model, load_model, test_pipeline
 from convnext_dense.results import LABEL_MAPS
@@ -76,7 +76,7 @@ def record_openvino(graph: Graph, arguments: Arguments) -> Save:
 
 def record_torch(graph: Graph, arguments: Arguments) -> Save:
     """Record a graph as a program of ``torch.export``."""
-    if hasattr(graph.network, 'encoder') or hasattr(graph.network, 'panoptic_head'):
+    if any(type(module).__name__ == 'MultiScaleDeformableAttention' for module in graph.modules()):
         raise UserError("PyTorch's exporter does not follow deformable attention. Export the model with --to onnx.")
     sizes = dict.fromkeys(range(3) if len(graph.outputs) == 1 else (1, 2), torch.export.Dim.DYNAMIC)
     program = torch.export.export(graph, arguments, dynamic_shapes=(sizes, None), strict=False)
@@ -151,29 +151,57 @@ def export(
     tell(f'{loaded.name} is recorded, and its predictions are compared on {len(samples)} images')
     with recording(), quiet():
         save = target.record(graph, example(graph, meta, samples[0][1]))
-    threads = torch.get_num_threads()
     with explained(file), replaced(file) as draft:
         save(draft, json.dumps(meta))
-        report = compare(loaded, load(draft, threads, 'cpu'), samples, tolerance)
-        report.check(file)
+        report = prove(loaded, draft, samples, tolerance, file)
         meta['parity'] = report.summary()
-        lines = [
-            str(report),
-            f'written to {file}; {meta["parity"]["speedup"]:.2f}x as fast as PyTorch with {threads} threads',
-        ]
+        lines = [str(report), f'written to {file}; {describe_speed(meta["parity"])}']
         if to == 'openvino':
-            less = compare(loaded, load(draft, threads, 'cpu', 'bf16'), samples).summary()
-            meta['parity_bf16'] = less
-            lines.append(
-                f'with precision="bf16" {less["speedup"]:.2f}x as fast; of {less["objects"]} objects {less["missing"]} '
-                f'appear or are lost, boxes differ by {less["boxes"]:.2g} px, scores by {less["scores"]:.2g}, '
-                f'{less["pixels"]} of {less["compared"]} pixels'
-            )
+            meta['parity_bf16'] = compare(
+                loaded, load(draft, torch.get_num_threads(), 'cpu', 'bf16'), samples
+            ).summary()
+            lines.append(f'with precision="bf16" {describe_loss(meta["parity_bf16"])}')
         save(draft, json.dumps(meta))
         for beside in set(draft.parent.iterdir()) - {draft}:  # OpenVINO's weights
             beside.replace(file.parent / beside.name)
     write_text(json.dumps(meta | {'images': report.as_json()}, indent=1), file.with_suffix('.parity.json'))
+    if not meta['parity']['objects']:
+        tell('nothing was found on any image, so that no objects were compared; name other images with --images')
     return '\n'.join(lines)
+
+
+def prove(model: Model, draft: Path, samples: Sequence, tolerance: float, file: Path) -> Report:
+    """Return how an exported model predicts otherwise than PyTorch.
+
+    Args:
+        model: The model.
+        draft: What was exported of it.
+        samples: Of :func:`~convnext_dense.export.parity.pictures`.
+        tolerance: As for :func:`export`.
+        file: Where the draft shall go.
+
+    Raises:
+        UserError: It differs too much, or takes not all of the images.
+    """
+    try:
+        report = compare(model, load(draft, torch.get_num_threads(), 'cpu'), samples, tolerance)
+    except ValueError as error:
+        raise UserError(f'{file} was not written: {error}') from error
+    report.check(file)
+    return report
+
+
+def describe_speed(found: Mapping[str, Any]) -> str:
+    """Say how fast an exported model is."""
+    return f'{found["speedup"]:.2f}x as fast as PyTorch with {torch.get_num_threads()} threads'
+
+
+def describe_loss(found: Mapping[str, Any]) -> str:
+    """Say how fast an exported model is, and what it finds otherwise."""
+    return (
+        f'{describe_speed(found)}; of {found["objects"]} objects {found["missing"]} appear or are lost, boxes differ '
+        f'by {found["boxes"]:.2g} px, scores by {found["scores"]:.2g}, {found["pixels"]} of {found["compared"]} pixels'
+    )
 
 
 def check_target(to: str, out: str | os.PathLike | None) -> Target:

@@ -162,7 +162,8 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'The model cannot run on {device} ({reason}). Give --device cpu, cuda or cuda:N.') from error
-    return Model(network.eval(), cfg, dataset, name, checkpoint)
+    network.eval()  # of which a distilled model returns nothing
+    return Model(network, cfg, dataset, name, checkpoint)
 
 
 def find_checkpoint(source: str | os.PathLike) -> str:
@@ -248,7 +249,7 @@ def test_pipeline(cfg: Config) -> list[dict]:
 
 def without_labels(step: Mapping) -> dict:
     """Return a step; in test-time augmentation, without the inner ones that read what is right."""
-    if 'transforms' not in step:
+    if not isinstance(next(iter(step.get('transforms') or ()), None), (list, tuple)):
         return step
     choices = [[each for each in choice if each['type'] not in READS_LABELS] for choice in step['transforms']]
     return dict(step, transforms=[choice for choice in choices if choice])
