@@ -137,7 +137,8 @@ def import_data(
     folder = open_folder(Path(out).absolute(), path, collection)
     base = folder if fix else collection.root  # where the paths begin that are written
     is_seg = task == 'seg' or isinstance(collection, LabelMaps)
-    has_masks = not is_seg and any(thing.segmentation for each in collection.splits['train'] for thing in each.things)
+    trained = [] if is_seg else collection.splits.get('train') or collection.pictures
+    has_masks = any(thing.segmentation for picture in trained for thing in picture.things)
     if is_seg:
         if task == 'det':
             raise UserError(f'{path} holds label maps, and a detector learns from boxes. Choose a config of seg/.')
