@@ -1,10 +1,13 @@
 """The table and the picture of the ladder, and trainings that go on where they were interrupted."""
 
 import json
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from mmengine.registry import MODELS
+from test_recipes import differing
 
 from convnext_dense import UserError
 from convnext_dense.configs import config_folder, load_config, model_scope
@@ -13,6 +16,12 @@ from convnext_dense.train import climb as ladder
 from convnext_dense.train.stats import build_on_meta
 
 LAST = 1000  # iterations of a training on the drawn data
+DOCS = Path(__file__).parent.parent / 'docs'
+
+
+def counted(text):
+    """Return the cells of the wide table that do not depend on a machine or a training."""
+    return [line.split(' | ')[:8] for line in text.splitlines() if line.count(' | ') > 8]
 
 
 def log_validation(work_dir, step, score):
@@ -50,6 +59,7 @@ def test_table_and_picture(tmp_path, trainings):
     assert last.startswith('| convnext | 81.97 | 83.60 | 27.81 | 4.45 |')
     assert '| 44.4 | 259 |' in first  # Mask R-CNN R50 in arXiv 2201.03545, Table 3: 44 M parameters, 260 GFLOPs
     assert last.endswith('| 50.5 | 50.0, 51.0 |')
+    assert counted((DOCS / 'ladder.md').read_text()) == counted(table)
     assert (tmp_path / 'ladder.md').read_text() == table
     assert (tmp_path / 'ladder.png').read_bytes().startswith(b'\x89PNG')
     ladder.train_steps(tmp_path / 'runs', seeds=2, jobs=1)
@@ -98,3 +108,15 @@ def test_configs_are_those_of_the_published_row_but_for_the_backbone():
     for key in ('drop_path_rate', 'init_cfg', 'layer_scale_init_value'):
         assert ours.model.backbone[key] == theirs.model.backbone[key]
     assert MODELS.get('ModernizedResNet')
+
+
+def test_two_recipes_of_one_network():
+    sgd, adamw = (load_config(f'ladder/mask_rcnn_resnet_{name}_shapes').to_dict() for name in ('sgd', 'adamw'))
+    pipeline = {'train_pipeline', 'train_dataloader.dataset.pipeline'}
+    optimizer = {f'optim_wrapper.optimizer.{name}' for name in ('type', 'lr', 'momentum', 'betas', 'weight_decay')}
+    variables = {'load', 'annotate', 'flip', 'pack', 'resize', 'crop'}
+    assert set(differing(sgd, adamw)) - variables == pipeline | optimizer | {'model.backbone.drop_path_rate'}
+    page = (DOCS / 'modern_training.md').read_text()
+    for name in ('lr', 'weight_decay'):
+        values = [recipe['optim_wrapper']['optimizer'][name] for recipe in (sgd, adamw)]
+        assert re.search(rf'\| {values[0]:g}\b.* \| {values[1]:g} \|', page)

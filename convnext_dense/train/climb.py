@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,12 +23,27 @@ from convnext_dense.train.screen import tell
 from convnext_dense.train.stats import STRIDE, count_call, count_config, format_markdown, measure_config, num_params
 from convnext_dense.train.summary import read_scalars
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MEASURED = ('time (ms)', 'peak memory (MB)', 'step time (ms)', 'training memory (MB)')
 COLUMNS = {  # column of the table -> format
     'step': '', 'top-1': '.2f', 'top-1 large': '.2f', 'params (M)': '.2f', 'GFLOPs': '.2f', 'GFLOPs large': '.2f',
     'detector params (M)': '.1f', 'detector GFLOPs': '.0f', 'time (ms)': '.0f', 'peak memory (MB)': '.0f',
     'step time (ms)': '.0f', 'training memory (MB)': '.0f', 'mIoU': '.1f', 'mIoU of the seeds': '',
 }  # fmt: skip
+STAGES = {  # of the paper's Section 2 -> number of steps
+    'modern training': 1, 'macro design': 2, 'ResNeXt': 2, 'inverted\nbottleneck': 1, 'large kernels': 2,
+    'micro design': 5,
+}  # fmt: skip
+PANELS = {  # title -> label of a series -> column
+    'ImageNet-1k top-1 (%), the paper': {'ResNet-50 to ConvNeXt-T': 'top-1', 'ResNet-200 to ConvNeXt-B': 'top-1 large'},
+    'GFLOPs at 224x224, counted': {'ResNet-50 to ConvNeXt-T': 'GFLOPs', 'ResNet-200 to ConvNeXt-B': 'GFLOPs large'},
+    'Mask R-CNN, measured, relative to resnet': {'training step, time': 'step time (ms)', 'image, time': 'time (ms)'},
+    'UperNet on drawn images, mIoU (%)': {'mean': 'mIoU'},
+}
+SWIN = {'top-1': ('Swin-T', 81.30), 'top-1 large': ('Swin-B', 83.50)}  # in the same tables
+COLORS, INKS = ('#1f6fb4', '#a9c7e4'), ('white', 'black')
 
 
 def climb(
@@ -159,29 +175,60 @@ def read_score(work_dir: Path) -> float | None:
 
 
 def draw_ladder(rows: Sequence[Mapping[str, object]], file: Path) -> None:
-    """Write the picture: the numbers of the paper's Figure 2, and what was measured here beside them."""
+    """Write the picture: the numbers of the paper's Figure 2, and what was counted, measured and trained here."""
     from matplotlib.figure import Figure
 
-    panels = [
-        ('ImageNet-1k top-1 (%), the paper', {'ResNet-200 / Swin-B': 'top-1 large', 'ResNet-50 / Swin-T': 'top-1'}),
-        ('GFLOPs at 224x224, counted', {'large': 'GFLOPs large', 'small': 'GFLOPs'}),
-        ('Mask R-CNN here, relative to resnet', {'training step': 'step time (ms)', 'image': 'time (ms)'}),
-        ('UperNet on drawn images, mIoU (%)', {'mean of the seeds': 'mIoU'}),
-    ]
-    panels = [(title, series) for title, series in panels if all(name in rows[-1] for name in series.values())]
-    figure = Figure(figsize=(1.5 + 3.6 * len(panels), 5.2), layout='constrained')
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    places = range(len(rows))
-    for axis, (title, series) in zip(axes, panels, strict=True):
-        is_relative = 'relative' in title
-        for label, name in series.items():
-            values = [row[name] / (rows[0][name] if is_relative else 1) for row in rows]
-            axis.plot(values, places, marker='o', label=label)
-        for place, row in enumerate(rows if 'mIoU' in series.values() else ()):
-            scores = [float(score) for score in row['mIoU of the seeds'].split(', ')]
-            axis.plot(scores, [place] * len(scores), '|', color='grey')
-        axis.set(title=title, yticks=list(places), yticklabels=[row['step'] for row in rows])
-        axis.grid(axis='x', alpha=0.4)
-        axis.legend(loc='lower center', bbox_to_anchor=(0.5, -0.2))
-    axes[0].invert_yaxis()
+    titles = [title for title, series in PANELS.items() if all(set(series.values()) <= row.keys() for row in rows)]
+    pairs = [titles[i : i + 2] for i in range(0, len(titles), 2)]
+    figure = Figure(figsize=(10, 5.4 * len(pairs)), layout='constrained')
+    axes = figure.subplot_mosaic([(pair * 2)[:2] for pair in pairs], sharey=True)
+    for title, axis in axes.items():
+        shade_stages(axis, named=any(title == pair[-1] for pair in pairs))
+        handles = draw_seeds(axis, rows) if 'drawn' in title else draw_bars(axis, rows, title)
+        place = dict(loc='upper center', bbox_to_anchor=(0.5, -0.06), ncols=len(handles) // 2)
+        axis.legend(handles=handles, frameon=False, **place)
+        axis.set_title(title, fontsize=11)
+        axis.set(yticks=range(len(rows)), yticklabels=[row['step'] for row in rows], ylim=(len(rows) - 0.5, -0.5))
+        axis.tick_params(left=False)
+        axis.spines[['left', 'top', 'right']].set_visible(False)
     figure.savefig(file, dpi=110)
+
+
+def shade_stages(axis: 'Axes', named: bool) -> None:
+    """Shade every other stage of the paper, and write their names at the right."""
+    first = -0.5
+    for i, (stage, num_steps) in enumerate(STAGES.items()):
+        axis.axhspan(first, first + num_steps, color='0.93' if i % 2 else 'white', linewidth=0, zorder=0)
+        if named:
+            middle = first + num_steps / 2
+            axis.text(1.02, middle, stage, transform=axis.get_yaxis_transform(), va='center', color='0.35')
+        first += num_steps
+
+
+def draw_bars(axis: 'Axes', rows: Sequence[Mapping[str, object]], title: str) -> list:
+    """Draw a bar a step for each series of a panel, with its value at the left; return what the legend shows."""
+    bars, lines = [], []
+    is_relative, left = 'relative' in title, 77 if 'top-1' in title else 0
+    for shift, color, ink, (label, name) in zip((-0.2, 0.2), COLORS, INKS, PANELS[title].items(), strict=True):
+        values = [row[name] / (rows[0][name] if is_relative else 1) for row in rows]
+        places = [place + shift for place in range(len(rows))]
+        bars.append(axis.barh(places, values, height=0.38, color=color, label=label))
+        for place, value in zip(places, values, strict=True):
+            axis.text(left, place + 0.02, f' {value:.2f}', va='center', color=ink, fontsize=8)
+        if name in SWIN:
+            swin, value = SWIN[name]
+            lines.append(axis.axvline(value, color=color, linestyle='--', zorder=0.5, label=f'{swin}, {value:.2f}'))
+    axis.margins(x=0.02)
+    axis.set_xlim(left=left, right=85 if 'top-1' in title else None)
+    return bars + lines
+
+
+def draw_seeds(axis: 'Axes', rows: Sequence[Mapping[str, object]]) -> list:
+    """Draw the mIoU of each training, a line between the extremes and the mean; return what the legend shows."""
+    axis.grid(axis='x', color='0.85')
+    for place, row in enumerate(rows):
+        scores = [float(score) for score in row['mIoU of the seeds'].split(', ')]
+        axis.plot([min(scores), max(scores)], [place] * 2, color=COLORS[1], linewidth=4, solid_capstyle='round')
+        dots = axis.plot(scores, [place] * len(scores), 'o', color=COLORS[0], label='a training')
+        mean = axis.plot(row['mIoU'], place, '|', color='black', markersize=16, markeredgewidth=2, label='mean')
+    return dots + mean
