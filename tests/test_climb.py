@@ -66,6 +66,13 @@ def test_table_and_picture(tmp_path, trainings):
     assert len(trainings) == 2 * len(steps())  # nothing is trained twice
 
 
+def test_a_picture_with_all_columns(tmp_path):
+    rows = [dict.fromkeys(ladder.COLUMNS, 80.0) | {'step': step, 'mIoU of the seeds': '75, 85'} for step in steps()]
+    ladder.draw_ladder(rows, tmp_path / 'ladder.png')
+    assert (tmp_path / 'ladder.png').is_file()
+    assert sum(ladder.STAGES.values()) == len(steps())
+
+
 def test_an_unfinished_training_has_no_score(tmp_path):
     log_validation(tmp_path, LAST // 2, 40.0)
     assert ladder.read_score(tmp_path) is None

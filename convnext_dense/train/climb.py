@@ -185,8 +185,8 @@ def draw_ladder(rows: Sequence[Mapping[str, object]], file: Path) -> None:
     for title, axis in axes.items():
         shade_stages(axis, named=any(title == pair[-1] for pair in pairs))
         handles = draw_seeds(axis, rows) if 'drawn' in title else draw_bars(axis, rows, title)
-        place = dict(loc='upper center', bbox_to_anchor=(0.5, -0.06), ncols=len(handles) // 2)
-        axis.legend(handles=handles, frameon=False, **place)
+        below = dict(loc='upper center', bbox_to_anchor=(0.5, -0.06))
+        axis.legend(handles=handles, ncols=len(handles) // 2, frameon=False, **below)
         axis.set_title(title, fontsize=11)
         axis.set(yticks=range(len(rows)), yticklabels=[row['step'] for row in rows], ylim=(len(rows) - 0.5, -0.5))
         axis.tick_params(left=False)
