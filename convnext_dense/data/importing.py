@@ -112,7 +112,8 @@ def import_data(
         labels: The folder of the label maps.
         classes: Names for the classes, in the order of their numbers.
         seed: Of the draw of validation images.
-        with_masks: Objects without a mask are neither learned nor counted, if any training object has one.
+        with_masks: Objects without a mask are neither learned nor counted, if any training object has one; so too in
+            what ``fix`` writes, which suits any model.
         fix: Write sound data that can be read again: its splits stay, the files name the images by their whole paths,
             and label maps that cannot be used are left out.
 
@@ -144,7 +145,7 @@ def import_data(
             raise UserError(f'{path} holds label maps, and a detector learns from boxes. Choose a config of seg/.')
         write_seg(collection, folder, base)
     else:
-        write_det(collection, folder, with_masks and has_masks, base)
+        write_det(collection, folder, (with_masks or fix) and has_masks, base)
     things = [] if is_seg else [thing for picture in collection.pictures for thing in picture.things]
     counts = Counter(collection.classes[thing.label] for thing in things if not thing.is_crowd)
     if things and (rare := [name for name in collection.classes if not counts[name]]):
