@@ -95,6 +95,7 @@ SWITCHES = (  # of convnext_dense.train.switches
 )
 SOURCE_HELP = 'checkpoint file, address, or convnext://, timm:// or hf:// name'
 AGAINST = option('--against', metavar='REPORT', help='report.json of another test, or its folder, to compare with')
+CONFIG_OF_MODEL = option('--config', help='config of the model, where the checkpoint does not hold it')
 FORCE = switch('--force', 'replace files that exist')
 
 COMMANDS = {
@@ -150,7 +151,7 @@ COMMANDS = {
             option('model', metavar='MODEL', help='work dir of a run, checkpoint file or address, or exported model'),
             option('inputs', metavar='INPUT', nargs='+', help='images, videos, folders, patterns, or .txt lists'),
             option('--out', default='predictions', help='folder to write to (default: %(default)s)'),
-            option('--config', help='config of the model, where the checkpoint does not hold it'), OVERRIDES,
+            CONFIG_OF_MODEL, OVERRIDES,
             option('--save', nargs='+', metavar='KIND',
                    help='objects: pictures, coco, csv, yolo; label maps: pictures, maps, csv (default: the first two)'),
             option('--score', type=float, help='lowest score of an object (default: 0.3)'),
@@ -174,7 +175,7 @@ COMMANDS = {
             option('--images', nargs='+', default=(), metavar='PATH', help='images to compare, besides drawn ones'),
             option('--tolerance', type=float, default=1, metavar='TIMES',
                    help='how many times its limit a difference may be (default: %(default)s)'),
-            option('--config', help='config of the model, where the checkpoint does not hold it'), OVERRIDES, FORCE,
+            CONFIG_OF_MODEL, OVERRIDES, FORCE,
             TRUST,
         ),
         shown=True,

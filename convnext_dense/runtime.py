@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext_dense.results import LabelMap, Objects, Result
+from convnext_dense.results import LABEL_MAPS, LabelMap, Objects, Result
 
 KEY = 'convnext_dense'  # of the metadata in a file
 PROVIDERS = ('CUDAExecutionProvider', 'CPUExecutionProvider')  # of onnxruntime
@@ -60,7 +60,7 @@ class Exported:
         size = image.shape[:2]
         resized = resize(image, *resized_size(size, self.meta['resize']))
         outputs = self.run(resized[None], np.array(size, np.int64))
-        if self.meta['kind'] == 'label maps':
+        if self.meta['kind'] == LABEL_MAPS:
             return LabelMap(outputs[0][0], self.classes, self.meta['palette'])
         boxes, scores, labels, *masks = outputs
         pixels = masks[0] if masks else None

@@ -103,6 +103,12 @@ def rows_of(maps: Tensor, length: int) -> Tensor:
     return maps[0].permute(1, 2, 0).reshape(-1, length)
 
 
+def chances_of(head: Any, maps: Tensor) -> Tensor:
+    """Return how sure a head is of each class, (priors, classes), from its map of a level."""
+    logits = rows_of(maps, head.cls_out_channels)
+    return logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[:, :-1]
+
+
 def priors_of(head: Any, maps: Sequence[Tensor], **options: Any) -> list[Tensor]:
     """Return the anchors or points of a head for its maps, one tensor for each level."""
     sizes = [each.shape[-2:] for each in maps]

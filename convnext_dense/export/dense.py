@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_dense.export.boxes import best, decode, large, priors_of, problems_of, rows_of, suppress
+from convnext_dense.export.boxes import best, chances_of, decode, large, priors_of, problems_of, rows_of, suppress
 from convnext_dense.export.frame import Frame, as_tensor
 from convnext_dense.export.kinds import deviations
 
@@ -70,9 +70,7 @@ def find(
     rows: dict[str, list[Tensor]] = {name: [] for name in ('scores', 'labels', 'priors', 'deltas', 'kernels')}
     options = {} if kernels is None else {'with_stride': True}
     for level, priors in enumerate(priors_of(head, scores, **options)):
-        logits = rows_of(scores[level], head.cls_out_channels)
-        chances = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[:, :-1]
-        chosen, places, labels = best(chances, cfg.get('score_thr', 0), cfg.get('nms_pre', -1))
+        chosen, places, labels = best(chances_of(head, scores[level]), cfg.get('score_thr', 0), cfg.get('nms_pre', -1))
         if factors is not None:
             chosen = chosen * rows_of(factors[level], 1).flatten().sigmoid()[places]
         rows['scores'].append(chosen)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from convnext_dense.compat.errors import UserError
+from convnext_dense.predict.model import READS_LABELS
 
 READS = ('LoadImageFromFile', 'LoadAnyImage')
 PACKS = ('PackDetInputs', 'PackSegInputs')
-READS_LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadEmptyAnnotations')
 
 
 class Steps(NamedTuple):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from convnext_dense.export.boxes import decode, first, large, priors_of, problems_of, rows_of, suppress
+from convnext_dense.export.boxes import chances_of, decode, first, large, priors_of, problems_of, rows_of, suppress
 from convnext_dense.export.dense import Found
 from convnext_dense.export.frame import Frame
 from convnext_dense.export.kinds import deviations
@@ -70,9 +70,7 @@ def propose(head: Any, features: tuple[Tensor, ...], frame: Frame) -> Tensor:
     rows: list[tuple[Tensor, ...]] = []
     maps, deltas = head(features)
     for level, priors in enumerate(priors_of(head, maps)):
-        logits = rows_of(maps[level], head.cls_out_channels)
-        scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[:, :-1]
-        scores, order = scores.flatten().sort(descending=True)
+        scores, order = chances_of(head, maps[level]).flatten().sort(descending=True)
         if (most := cfg.get('nms_pre', -1)) > 0:
             scores, order = first(scores, most), first(order, most)
         rows.append((scores, rows_of(deltas[level], 4)[order], priors[order], torch.full_like(order, level)))

@@ -18,7 +18,7 @@ from torch import Tensor
 from convnext_dense import __version__
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import explained, replaced, write_text
-from convnext_dense.export.graph import OUTPUTS, Graph, recording
+from convnext_dense.export.graph import Graph, recording
 from convnext_dense.export.parity import Report, compare, pictures
 from convnext_dense.export.steps import read_steps
 from convnext_dense.predict.model import Model, load_model, test_pipeline
@@ -43,10 +43,9 @@ def record_onnx(graph: Graph, arguments: Arguments) -> Save:
         raise UserError('The weights are larger than 2 GB, where an ONNX file ends. Export with --to torch.')
     content = io.BytesIO()
     names = graph.outputs
-    axes = {'image': {1: 'height', 2: 'width'} | ({0: 'batch'} if names == OUTPUTS[2:3] else {})}
-    axes |= (
-        {name: {0: 'objects'} for name in names} if len(names) > 1 else {'labels': dict(enumerate(('batch', 'h', 'w')))}
-    )
+    axes = {'image': {1: 'height', 2: 'width'}} | {name: {0: 'objects'} for name in names}
+    if len(names) == 1:  # of a segmentor
+        axes = {'image': {0: 'batch', 1: 'height', 2: 'width'}, 'labels': {0: 'batch', 1: 'h', 2: 'w'}}
     options = dict(input_names=INPUTS, output_names=names, dynamic_axes=axes, opset_version=OPSET, dynamo=False)
     torch.onnx.export(graph, arguments, content, **options)
     model = onnx.load_model_from_string(content.getvalue())
