@@ -5,6 +5,7 @@ A safetensors file holds nothing but tensors and text. It is known by its first 
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from urllib.parse import urlparse
 
 from packaging.version import Version
 
-from .errors import UserError
+from .errors import UserError, printable
 from .module_view import ModuleView
 from .unpickling import TRUST_ADVICE, allowed_types, checkpoints_are_trusted, explained_errors, first_line, refuse_tar
 
@@ -62,6 +63,7 @@ def read_checkpoint(
         if is_safetensors(file):
             return read_safetensors(file, map_location)
         mmap = can_be_mapped(file) and mmap
+        check_records(file)
     torch_options['weights_only'] = not checkpoints_are_trusted()
     if torch_options['weights_only']:
         refuse_tar(file)
@@ -154,6 +156,34 @@ def can_be_mapped(file: str | os.PathLike) -> bool:
     if not checkpoints_are_trusted():
         refuse_excess(file, parts, is_plain)
     return is_plain
+
+
+def check_records(file: str | os.PathLike) -> None:
+    """Compare the records of an archive with the checksums in it, once for each state of the file.
+
+    Nothing is compared where there is no archive, or none with checksums (``torch.serialization.set_crc32_options``).
+
+    Raises:
+        UserError: A record is not what was written.
+    """
+    if zipfile.is_zipfile(file):
+        state = os.stat(file)
+        _check_records(os.path.abspath(file), (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _check_records(file: str, state: tuple[int, ...]) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            has_checksums = any(part.CRC for part in archive.infolist())
+            problem = archive.testzip() if has_checksums else None
+    except Exception as error:  # zipfile and zlib fail in many ways
+        problem = first_line(error)
+    if problem:
+        raise UserError(
+            f'The checkpoint {file} is damaged: {printable(problem)} is not what was written. Copy or download it '
+            'again, or take an earlier checkpoint.'
+        )
 
 
 def refuse_excess(file: str | os.PathLike, parts: list[zipfile.ZipInfo], is_plain: bool) -> None:

@@ -31,7 +31,7 @@ from convnext_dense.runtime import OPENERS
 from convnext_dense.train import config as run_config
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import build_errors
-from convnext_dense.train.run import latest_checkpoint
+from convnext_dense.train.resume import latest_checkpoint
 from convnext_dense.train.screen import quiet
 from convnext_dense.weights.meta import config_name, read_dataset, read_meta
 from convnext_dense.weights.sources import fetch

@@ -11,50 +11,23 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import master_only
-from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, RUNNERS
 from mmengine.runner import Runner
 
 from convnext_dense import configs
 from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
-from convnext_dense.compat.files import replaced
 from convnext_dense.data import check_run
 from convnext_dense.lr_decay import LearningRateDecay
 from convnext_dense.train import config as run_config
 from convnext_dense.train import launch
 from convnext_dense.train.mistakes import build_errors, run_errors
 from convnext_dense.train.own_data import prepare_data
-from convnext_dense.train.screen import prints_in_log, tame_console, tell, write_to_log
+from convnext_dense.train.resume import resume_training
+from convnext_dense.train.screen import prints_in_log, tell, write_to_log
 from convnext_dense.train.switches import SWITCHES, apply_switches
 
 REPORT_HOOK = 'convnext_dense.report.hook.ReportHook'  # imported where a report is wanted
-
-
-@RUNNERS.register_module()
-class OneLineRunner(Runner):
-    """MMEngine's runner with a quiet screen and with checkpoints that are written in one step."""
-
-    def build_logger(self, *args, **kwargs):
-        """Build MMEngine's logger; its screen half shows single lines."""
-        logger = super().build_logger(*args, **kwargs)
-        tame_console(logger)
-        return logger
-
-    @master_only
-    def save_checkpoint(self, out_dir: str, filename: str, *args, backend_args: dict | None = None, **kwargs) -> None:
-        """Save a checkpoint: a full disk or a kill leaves the old file or the new one, never half of one.
-
-        The file is written under a hidden name beside its place, flushed to the disk, and renamed. Other places than
-        the local disk get MMEngine's way of saving.
-        """
-        kwargs['backend_args'] = backend_args
-        if not isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
-            super().save_checkpoint(out_dir, filename, *args, **kwargs)
-            return
-        with replaced(Path(out_dir, filename)) as draft:
-            super().save_checkpoint(str(draft.parent), draft.name, *args, **kwargs)
 
 
 def train(
@@ -232,31 +205,6 @@ def open_config(
         ) from error
     cfg.work_dir = str(folder)
     return cfg
-
-
-def resume_training(cfg: Config, resume: str | None) -> list[str]:
-    """Let a training continue where the option or the config asks for it; return a note where there is nothing yet."""
-    if resume is None and cfg.get('resume'):
-        resume = cfg.get('load_from') or 'auto'
-    elif resume not in (None, 'auto'):
-        check_exists(Path(resume))
-    checkpoint = latest_checkpoint(Path(cfg.work_dir)) if resume == 'auto' else resume
-    cfg.resume = checkpoint is not None
-    if cfg.resume:
-        cfg.load_from = str(checkpoint)
-    elif resume == 'auto':
-        return [f'nothing to resume in {cfg.work_dir}: training starts from the beginning']
-    return []
-
-
-def latest_checkpoint(work_dir: Path) -> Path | None:
-    """Return the checkpoint to resume from: the one that MMEngine noted, wherever the folder is now, or the newest."""
-    note = work_dir / 'last_checkpoint'
-    noted = work_dir / Path(note.read_text().strip()).name if note.is_file() else work_dir
-    if noted.is_file():
-        return noted
-    files = [file for kind in ('epoch_*.pth', 'iter_*.pth') for file in work_dir.glob(kind)]
-    return max(files, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...], check: bool = True) -> Runner:

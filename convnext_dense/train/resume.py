@@ -1,0 +1,260 @@
+"""From which checkpoint a training continues, and whether that holds all that a training needs.
+
+``training_state`` is what a checkpoint holds besides MMEngine's entries: the number of processes, the batches of an
+epoch, and gradients that were summed up for a step of the optimizer to come. Random numbers need no state, because
+:mod:`.steps` makes them from the number of the step.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+
+from convnext_dense.compat import check_exists, read_checkpoint
+from convnext_dense.compat.errors import UserError, shorten
+from convnext_dense.weights.load import is_finite
+
+STATE_KEY = 'training_state'
+NEEDED = {  # entry of a checkpoint -> what it is
+    'state_dict': 'weights',
+    'meta': 'number of the step',
+    'message_hub': 'log',
+    'optimizer': 'state of the optimizer',
+    'param_schedulers': 'schedules',
+}
+INEXACT = 'the training continues, but not exactly as one without a break'
+
+
+def resume_training(cfg: Config, resume: str | None) -> list[str]:
+    """Let a training continue where the option or the config asks for it; return notes on what was found.
+
+    Raises:
+        UserError: There are checkpoints, but none is sound and complete.
+    """
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    cfg.resume = False
+    if resume is None:
+        return []
+    if resume == 'auto':
+        file, checkpoint, notes = newest_sound(cfg)
+        if file is None:
+            return [f'nothing to resume in {cfg.work_dir}: training starts from the beginning']
+    else:
+        check_exists(Path(resume))
+        file, checkpoint, notes = resume, read_state(resume), []
+    cfg.resume, cfg.load_from = True, str(file)
+    return notes + use_seed(cfg, checkpoint) + describe_place(cfg, checkpoint, file)
+
+
+def use_seed(cfg: Config, checkpoint: Mapping) -> list[str]:
+    """Let data and model be built from the seed of the checkpoint's training; note where the config has another."""
+    seed, given = checkpoint['meta'].get('seed'), (cfg.get('randomness') or {}).get('seed')
+    if not is_count(seed):
+        return []
+    cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
+    return [] if given in (None, seed) else [f'the seed is {seed}, that of the checkpoint, instead of {given}']
+
+
+def describe_place(cfg: Config, checkpoint: Mapping, file: str | Path) -> list[str]:
+    """Note where the training has reached its end, and where it cannot continue exactly."""
+    most = {key: (cfg.get('train_cfg') or {}).get(f'max_{key}s') for key in ('epoch', 'iter')}
+    done = [f'{most[key]} {key}s' for key in most if is_count(most[key]) and checkpoint['meta'][key] >= most[key]]
+    notes = [f'{file} has done all {done[0]} of the training: nothing is left to train'] if done else []
+    return notes + ([] if STATE_KEY in checkpoint else [f'{file} was not written by this version: {INEXACT}'])
+
+
+def newest_sound(cfg: Config) -> tuple[Path | None, dict, list[str]]:
+    """Return the newest checkpoint of a run that is sound and complete, its content, and notes on those passed over.
+
+    Raises:
+        UserError: None is.
+    """
+    notes = []
+    for file in candidates(Path(cfg.work_dir), (cfg.get('default_hooks') or {}).get('checkpoint') or {}):
+        try:
+            return file, read_state(file), notes
+        except UserError as error:
+            notes.append(f'passed over: {error}')
+    if notes:
+        raise UserError(
+            f'No checkpoint in {cfg.work_dir} is sound, and a training that starts from the beginning would replace '
+            f'them. Give another --work-dir, or copy a sound one here. {" ".join(notes)}'
+        )
+    return None, {}, notes
+
+
+def latest_checkpoint(work_dir: Path) -> Path | None:
+    """Return the checkpoint that a run in this folder wrote last; None where there is none."""
+    return next(iter(candidates(work_dir)), None)
+
+
+def candidates(work_dir: Path, hook: Mapping = MappingProxyType({})) -> list[Path]:
+    """Return the checkpoints of a run: the one that MMEngine noted, wherever the folder is now, then the newest.
+
+    Args:
+        work_dir: Of the run.
+        hook: Config of its checkpoint hook, which may give other names or another place.
+    """
+    templates = dict.fromkeys(filter(None, (hook.get('filename_tmpl'), 'epoch_{}.pth', 'iter_{}.pth')))
+    folders = [work_dir] + ([Path(hook['out_dir'], work_dir.name)] if hook.get('out_dir') else [])
+    noted = noted_name(work_dir)
+    found = {}  # file -> what it is sorted by
+    for template in templates:
+        before, _, after = template.partition('{}')
+        pattern = re.compile(rf'{re.escape(before)}(\d+){re.escape(after)}')
+        files = [(file, pattern.fullmatch(file.name)) for folder in folders for file in folder.glob('*')]
+        files = {file: int(match[1]) for file, match in files if match and file.is_file()}
+        newest = max((file.stat().st_mtime for file in files), default=0)
+        found.update({file: (file.name == noted, newest, number) for file, number in files.items()})
+    return sorted(found, key=found.get, reverse=True)
+
+
+def noted_name(work_dir: Path) -> str:
+    """Return the name of the checkpoint that MMEngine noted last; empty where there is no readable note."""
+    try:
+        return Path((work_dir / 'last_checkpoint').read_text(encoding='utf-8').strip()).name
+    except (OSError, ValueError):
+        return ''
+
+
+def read_state(file: str | Path) -> dict:
+    """Return the content of a checkpoint from which a training can continue.
+
+    Raises:
+        UserError: It is damaged, lacks something, or has diverged.
+    """
+    checkpoint = read_checkpoint(file, map_location='cpu', mmap=True)
+    missing = [what for key, what in NEEDED.items() if not isinstance(checkpoint, Mapping) or key not in checkpoint]
+    if missing:
+        raise UserError(
+            f'{file} has no {", no ".join(missing)}: no training can continue from it. Resume from a checkpoint such '
+            f'as epoch_1.pth or iter_1000.pth, or start from its weights with --cfg-options load_from={file}.'
+        )
+    meta = checkpoint['meta']
+    if not all(isinstance(meta, Mapping) and is_count(meta.get(key)) for key in ('epoch', 'iter')):
+        raise UserError(f'{file} does not say how far its training was: meta.epoch and meta.iter must be counts.')
+    bad = [name for name, tensor in tensors_of(checkpoint['optimizer'], 'optimizer') if not is_finite(tensor)]
+    if bad:
+        raise UserError(
+            f'{file} holds NaN or infinity in the state of the optimizer: {shorten(bad)}. The training had diverged; '
+            'resume from an earlier checkpoint.'
+        )
+    return checkpoint
+
+
+def is_count(value: Any) -> bool:
+    """Tell whether a value is a whole number of 0 or more."""
+    return isinstance(value, int) and value >= 0
+
+
+def tensors_of(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors in nested containers with their places, such as ``optimizer.state.0.exp_avg``."""
+    if isinstance(tree, torch.Tensor):
+        yield name, tree
+    parts = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    for key, part in parts:
+        yield from tensors_of(part, f'{name}.{key}')
+
+
+def check_fits(checkpoint: Mapping, runner: Runner, file: str) -> None:
+    """Raise a :class:`UserError` where optimizer, schedules or log of a checkpoint have another shape than the run's.
+
+    MMEngine compares nothing: it would end in an error of Python's, or leave out schedules in silence.
+    """
+    wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers
+    problems = [log_problem(checkpoint['message_hub'])]
+    if isinstance(wrapper, OptimWrapper):
+        problems.append(optimizer_problem(checkpoint['optimizer'], wrapper.optimizer))
+    if isinstance(schedulers, list):
+        problems.append(schedules_problem(checkpoint['param_schedulers'], schedulers))
+    if found := list(filter(None, problems)):
+        raise UserError(
+            f'{file} does not fit this run: {"; ".join(found)}. Resume with the config of its training, of which a '
+            f'copy lies in its work dir, or start from its weights with --cfg-options load_from={file}.'
+        )
+
+
+def log_problem(hub: Any) -> str:
+    """Say what is wrong with the log of a checkpoint; empty if nothing is."""
+    parts = ('log_scalars', 'runtime_info', 'resumed_keys')
+    is_log = isinstance(hub, Mapping) and all(isinstance(hub.get(part), Mapping) for part in parts)
+    return '' if is_log else f'its message_hub must hold {", ".join(parts)}'
+
+
+def optimizer_problem(saved: Any, optimizer: torch.optim.Optimizer) -> str:
+    """Say in what the groups or the state of an optimizer differ from the saved ones; empty if in nothing."""
+    try:
+        numbers = [list(group['params']) for group in saved['param_groups']]
+        states = {number: saved['state'].get(number, {}) for group in numbers for number in group}
+        shapes = {number: {value.shape for _, value in tensors_of(state, '')} for number, state in states.items()}
+        options = [set(group) for group in saved['param_groups']]
+    except (KeyError, TypeError, AttributeError):
+        return 'its optimizer has no groups of parameters with their states'
+    sizes, built = [len(group) for group in numbers], [len(group['params']) for group in optimizer.param_groups]
+    if sizes != built:
+        return f'its optimizer has {sum(sizes)} parameters in groups of {sizes}, this run has {sum(built)} in {built}'
+    if any(set(optimizer.defaults) - group for group in options):
+        return 'its optimizer is of another type than that of this run'
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    for number, parameter in zip(itertools.chain(*numbers), parameters, strict=True):
+        if other := shapes[number] - {torch.Size(()), torch.Size((1,)), parameter.shape}:
+            return (
+                f'its optimizer knows a parameter of {tuple(min(other))}, which is {tuple(parameter.shape)} in this run'
+            )
+    return ''
+
+
+def schedules_problem(saved: Any, schedulers: list) -> str:
+    """Say in what schedules differ from the saved ones; empty if in nothing."""
+    try:
+        given = [set(state) for state in saved]
+    except TypeError:
+        return 'its schedules are no list of states'
+    built = [set(scheduler.state_dict()) for scheduler in schedulers]
+    if len(given) != len(built):
+        return f'it has {len(given)} schedules, this run has {len(built)}'
+    return '' if given == built else 'its schedules are of other types than those of this run'
+
+
+def training_state(runner: Runner) -> dict:
+    """Return what a checkpoint holds of a training besides MMEngine's entries; all processes call it together."""
+    state = dict(num_processes=get_world_size(), batches_per_epoch=len(runner.train_dataloader), gradients=None)
+    if getattr(runner.optim_wrapper, '_accumulative_counts', 1) > 1:
+        gradients = {name: parameter.grad.cpu() for name, parameter in parameters(runner) if parameter.grad is not None}
+        state['gradients'] = all_gather_object(gradients)
+    return state
+
+
+def restore(runner: Runner, state: Mapping | None) -> str:
+    """Give a run what :func:`training_state` returned; return why it cannot continue exactly, empty if it can."""
+    loop = runner.train_loop
+    if not isinstance(state, Mapping):
+        return ''  # of another version, as a note has said
+    batches = len(runner.train_dataloader)
+    if state.get('num_processes') != get_world_size():
+        return f'it ran on {state.get("num_processes")} processes, this run has {get_world_size()}'
+    if state.get('batches_per_epoch') != batches:
+        return f'an epoch had {state.get("batches_per_epoch")} batches, now it has {batches}'
+    seen = loop.iter - loop.epoch * batches
+    if hasattr(loop, 'num_seen') and 0 <= seen <= batches:
+        loop.num_seen = seen
+    gradients = (state.get('gradients') or [{}] * get_world_size())[get_rank()]
+    for name, parameter in parameters(runner):
+        if name in gradients:
+            parameter.grad = gradients[name].to(parameter)
+    return ''
+
+
+def parameters(runner: Runner) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Return the named parameters of a run's model."""
+    return (runner.model.module if is_model_wrapper(runner.model) else runner.model).named_parameters()

@@ -1,0 +1,115 @@
+"""MMEngine's runner with a quiet screen, whole checkpoints, and trainings that continue where they stopped."""
+
+import errno
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import master_only
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from mmengine.runner import BaseLoop, Runner
+from torch.utils.data import DataLoader
+
+from convnext_dense.compat.checkpoints import check_records, read_checkpoint
+from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.files import replaced
+from convnext_dense.train.resume import INEXACT, STATE_KEY, check_fits, restore, training_state
+from convnext_dense.train.saves import SafeCheckpointHook
+from convnext_dense.train.screen import tame_console
+from convnext_dense.train.steps import LOOPS_BY_STEPS, StepBatches, StepSeedHook, seed_batches
+
+
+@RUNNERS.register_module()
+class OneLineRunner(Runner):
+    """MMEngine's runner; its loops, its data and its checkpoint hook are exchanged for those of this package."""
+
+    _training_state: Mapping | None = None  # of the checkpoint that is being saved
+
+    def build_logger(self, *args, **kwargs):
+        """Build MMEngine's logger; its screen half shows single lines."""
+        logger = super().build_logger(*args, **kwargs)
+        tame_console(logger)
+        return logger
+
+    def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
+        """Register a hook; MMEngine's own for checkpoints becomes ours, with the same options."""
+        if isinstance(hook, dict) and hook.get('type') == 'CheckpointHook':
+            hook = {**hook, 'type': SafeCheckpointHook}
+        super().register_hook(hook, priority)
+
+    def register_hooks(self, *args, **kwargs) -> None:
+        """Register all hooks, and last the one that seeds each step."""
+        super().register_hooks(*args, **kwargs)
+        self.register_hook(StepSeedHook())
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the training loop; MMEngine's two become ours, with the same options."""
+        if isinstance(loop, Mapping):
+            options = dict(loop)
+            name = options.pop('type', None)
+            if name is None and 'by_epoch' in options:
+                name = 'EpochBasedTrainLoop' if options.pop('by_epoch') else 'IterBasedTrainLoop'
+            if name in LOOPS_BY_STEPS and 'by_epoch' not in options:
+                loop = {**options, 'type': LOOPS_BY_STEPS[name]}
+        return super().build_train_loop(loop)
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
+        """Build a data loader; that of a training seeds each batch."""
+        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        if isinstance(loader.batch_sampler, StepBatches):
+            seed_batches(loader.dataset)
+        return loader
+
+    @functools.cached_property
+    def first_step(self) -> int:
+        """The number of the step at which the training begins."""
+        if not (self._resume and self._load_from and Path(self._load_from).is_file()):
+            return 0
+        return read_checkpoint(self._load_from, map_location='cpu', mmap=True)['meta']['iter']
+
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        """Continue from a checkpoint, as MMEngine does, and exactly where it can be; tell where not.
+
+        Raises:
+            UserError: The checkpoint is of a training of another shape.
+        """
+        is_here = Path(filename).is_file()
+        checkpoint = read_checkpoint(filename, map_location='cpu', mmap=True) if is_here else {}
+        if is_here:
+            check_fits(checkpoint, self, filename)
+        super().resume(filename, *args, **kwargs)
+        if problem := restore(self, checkpoint.get(STATE_KEY)):
+            self.logger.warning(f'{INEXACT}: {problem}')
+
+    def save_checkpoint(self, *args, **kwargs) -> None:
+        """Save a checkpoint, with what an exact continuation needs; all processes call it together."""
+        is_whole = kwargs.get('save_optimizer', True)
+        self._training_state = training_state(self) if is_whole else None
+        self._save_checkpoint(*args, **kwargs)
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        """Call the hooks; a checkpoint gets the training's state first."""
+        if fn_name == 'before_save_checkpoint' and self._training_state:
+            kwargs['checkpoint'][STATE_KEY] = self._training_state
+        super().call_hook(fn_name, **kwargs)
+
+    @master_only
+    def _save_checkpoint(self, out_dir: str, filename: str, *args, backend_args: dict | None = None, **kwargs) -> None:
+        """Write a draft, read it back, flush it, and rename it: a full disk or a kill leaves the old file or the new.
+
+        Other places than the local disk get MMEngine's way of saving.
+        """
+        kwargs['backend_args'] = backend_args
+        if not isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend):
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        with replaced(Path(out_dir, filename)) as draft:
+            super().save_checkpoint(str(draft.parent), draft.name, *args, **kwargs)
+            try:
+                check_records(draft)
+            except UserError as error:
+                raise OSError(errno.EIO, 'the disk gives back other data than were written') from error
