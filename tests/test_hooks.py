@@ -39,6 +39,7 @@ def logger(tmp_path):
         ('Config:\nmodel = dict(\n', logging.INFO, False, False),
         ('Exp name: x', logging.INFO, False, False),
         ('two\nlines', logging.WARNING, False, True),
+        ('Advance dataloader 9 steps to skip data that has already been trained', logging.WARNING, False, False),
         ('a table\nof two lines', logging.INFO, True, True),
     ],
 )

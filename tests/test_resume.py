@@ -184,6 +184,15 @@ def test_the_newest_checkpoint_is_taken_whatever_the_note_says(run):
     assert found(run)[0] == 'epoch_4.pth'
 
 
+def test_the_latest_checkpoint_is_found_after_a_move(tmp_path):
+    assert resume.latest_checkpoint(tmp_path) is None
+    for name in ('epoch_9.pth', 'epoch_10.pth'):
+        (tmp_path / name).touch()
+    assert resume.latest_checkpoint(tmp_path) == tmp_path / 'epoch_10.pth'
+    (tmp_path / 'last_checkpoint').write_text('/where/it/was/epoch_9.pth')
+    assert resume.latest_checkpoint(tmp_path) == tmp_path / 'epoch_9.pth'
+
+
 def test_damaged_checkpoints_are_passed_over_and_named(run):
     flip_a_byte(run / 'epoch_4.pth')
     (run / 'epoch_3.pth').write_bytes((run / 'epoch_3.pth').read_bytes()[:5000])
@@ -317,7 +326,7 @@ _base_ = '{root}/configs/det/cascade_convnext_atto_shapes.py'
 data = dict(data_root='{shapes}', num_train=8, num_val=2, size=64)
 train_dataloader = dict(batch_size=2, num_workers=0, dataset=data)
 val_dataloader = val_cfg = val_evaluator = test_dataloader = test_cfg = test_evaluator = None
-train_cfg = dict(max_epochs=3)
+train_cfg = dict(max_epochs=2)
 model = dict(backbone=dict(drop_path_rate=0.3))
 default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=1), logger=dict(interval=1))
 custom_hooks = [dict(type='CheckWeightsHook')]
@@ -327,17 +336,17 @@ _base_ = '{root}/configs/seg/upernet_convnext_atto_shapes.py'
 data = dict(data_root='{shapes}', num_train=8, num_val=2, size=64)
 train_dataloader = dict(batch_size=2, num_workers=2, dataset=data)
 val_dataloader = val_cfg = val_evaluator = test_dataloader = test_cfg = test_evaluator = None
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=13)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8)
 optim_wrapper = dict(accumulative_counts=3)
 model = dict(backbone=dict(drop_path_rate=0.3))
 default_hooks = dict(checkpoint=dict(interval=2, max_keep_ckpts=1), logger=dict(interval=1))
 custom_hooks = [dict(type='CheckWeightsHook'), dict(type='EMAHook', momentum=0.1, update_buffers=True)]
 """
 LABELS_BY_EPOCH = SEGMENTOR.replace(
-    "type='IterBasedTrainLoop', max_iters=13", "type='EpochBasedTrainLoop', max_epochs=4"
+    "type='IterBasedTrainLoop', max_iters=8", "type='EpochBasedTrainLoop', max_epochs=4"
 )
 LABELS_BY_EPOCH = LABELS_BY_EPOCH.replace('num_workers=2', "num_workers=2, sampler=dict(type='DefaultSampler')")
-BOXES_BY_ITER = DETECTOR.replace('max_epochs=3', "_delete_=True, type='IterBasedTrainLoop', max_iters=12")
+BOXES_BY_ITER = DETECTOR.replace('max_epochs=2', "_delete_=True, type='IterBasedTrainLoop', max_iters=12")
 BOXES_BY_ITER = BOXES_BY_ITER.replace('interval=1, max', 'by_epoch=False, interval=2, max')
 
 
@@ -360,7 +369,7 @@ def train_killed(folder: Path, text: str, kills: list[tuple[int, float]], **step
 
 @pytest.mark.parametrize(('text', 'steps'), [(DETECTOR, 4), (SEGMENTOR, 3)], ids=['detector', 'segmentor'])
 def test_killed_by_the_system(text, steps, tmp_path):
-    train_killed(tmp_path, text, [(steps + 1, 0), (steps, 0.02)])
+    train_killed(tmp_path, text, [(steps + 1, 0.02)])
 
 
 @pytest.mark.slow

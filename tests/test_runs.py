@@ -1,6 +1,5 @@
 """Whole runs through the commands on drawn data, and every mistake of a user that a run answers."""
 
-import errno
 import itertools
 import json
 import signal
@@ -19,6 +18,7 @@ from convnext_dense.data import write_shapes
 from convnext_dense.train import config as run_config
 from convnext_dense.train import mistakes
 from convnext_dense.train import run as runs
+from convnext_dense.train.resume import resume_training
 from convnext_dense.train.stats import build, build_on_meta
 
 ROOT = Path(__file__).parent.parent
@@ -315,7 +315,7 @@ def test_nothing_to_resume_from(tmp_path):
     with pytest.raises(UserError, match=r'nothing/here\.pth does not exist, and neither does the folder nothing'):
         runs.train(CONFIG, str(tmp_path), resume='nothing/here.pth')
     cfg = Config(dict(work_dir=str(tmp_path), resume=True))
-    assert runs.resume_training(cfg, None) == [f'nothing to resume in {tmp_path}: training starts from the beginning']
+    assert resume_training(cfg, None) == [f'nothing to resume in {tmp_path}: training starts from the beginning']
     assert not cfg.resume
 
 
@@ -372,58 +372,10 @@ def test_other_errors_of_a_run_keep_their_traceback(error):
     assert raised.value is error
 
 
-class Saving(runs.OneLineRunner):
-    """A runner of which nothing is built."""
-
-    def __init__(self):
-        pass
-
-
-@pytest.mark.parametrize('failure', [OSError(errno.ENOSPC, 'No space left on device'), KeyboardInterrupt()])
-def test_a_save_that_fails_leaves_the_old_checkpoint(failure, tmp_path, monkeypatch):
-    def break_off(self, out_dir, filename, *args, **kwargs):
-        (Path(out_dir) / filename).write_bytes(b'half of a n')
-        raise failure
-
-    (tmp_path / 'best.pth').write_bytes(b'old')
-    monkeypatch.setattr(runs.Runner, 'save_checkpoint', break_off)
-    is_full = isinstance(failure, OSError)
-    answer = pytest.raises(UserError, match='disk of the work dir is full') if is_full else pytest.raises(type(failure))
-    with answer, mistakes.run_errors():
-        Saving().save_checkpoint(str(tmp_path), 'best.pth')
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {'best.pth': b'old'}
-
-
-def test_a_save_replaces_the_old_checkpoint_when_it_is_on_the_disk(tmp_path, monkeypatch):
-    flushed = []
-
-    def save(self, out_dir, filename, *args, **kwargs):
-        assert (tmp_path / 'best.pth').read_bytes() == b'old'
-        (Path(out_dir) / filename).write_bytes(b'new')
-
-    (tmp_path / 'best.pth').write_bytes(b'old')
-    monkeypatch.setattr(runs.Runner, 'save_checkpoint', save)
-    monkeypatch.setattr(runs.os, 'fsync', lambda _: flushed.append((tmp_path / 'best.pth').read_bytes()))
-    Saving().save_checkpoint(str(tmp_path), 'best.pth')
-    assert flushed == [b'old']
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {'best.pth': b'new'}
-
-
 def test_missing_library_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(configs.files.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r"needs MMDetection, .*pip install 'convnext-dense\[mm\]'"):
         runs.train(CONFIG, str(tmp_path))
-
-
-def test_latest_checkpoint_is_found_after_a_move(tmp_path):
-    assert runs.latest_checkpoint(tmp_path) is None
-    (tmp_path / 'epoch_1.pth').touch()
-    assert runs.latest_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
-    (tmp_path / 'epoch_2.pth').touch()
-    (tmp_path / 'last_checkpoint').write_text('/where/it/was/epoch_2.pth')
-    assert runs.latest_checkpoint(tmp_path) == tmp_path / 'epoch_2.pth'
-    (tmp_path / 'last_checkpoint').write_text('')
-    assert runs.latest_checkpoint(tmp_path) in {tmp_path / 'epoch_1.pth', tmp_path / 'epoch_2.pth'}
 
 
 def test_amp_option_and_a_cpu_which_has_neither_amp_nor_sync_bn():

@@ -135,11 +135,12 @@ class SafeCheckpointHook(CheckpointHook):
             raise UserError(f'The training has ended, but its last save failed. {self.failure}')
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        self.failure = None
         with self.whole_save(runner, self.filename_tmpl.format(step)):
             super()._save_checkpoint_with_step(runner, step, meta)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: Mapping[str, Any]) -> None:
-        with self.whole_save(runner, 'the best checkpoint'):
+        with self.whole_save(runner, 'The best checkpoint'):
             super()._save_best_checkpoint(runner, metrics)
 
     @contextlib.contextmanager
@@ -158,7 +159,6 @@ class SafeCheckpointHook(CheckpointHook):
             self.failure = self.explain(runner, name, error)
             runner.logger.warning(f'{self.failure} The run goes on to its next save.')
         else:
-            self.failure = None
             if isinstance(self.file_backend, OwnFiles) and is_main_process():
                 self.file_backend.remove_doomed(self.current_names())
 
@@ -171,7 +171,7 @@ class SafeCheckpointHook(CheckpointHook):
         """Say what was not saved, why, and what room it needs."""
         free = shutil.disk_usage(runner.work_dir).free
         return (
-            f'{Path(self.out_dir, name)} was not saved ({error.strerror or error}): it needs about '
+            f'{name} was not saved in {self.out_dir} ({error.strerror or error}): it needs about '
             f'{megabytes(checkpoint_bytes(runner))}, and {megabytes(free)} are free. The checkpoints before it are '
             'complete. Make room on the disk.'
         )

@@ -32,6 +32,8 @@ NOISE = (
     'per class results:',  # whose table has several lines
     'slot  tensors',  # the table of learning rates
 )
+# What MMEngine says of a training that continues, and this package does otherwise: gradients are kept, data skipped.
+UNTRUE = ('Resumed iteration number is not divisible by', 'Advance dataloader')
 # Modules that print what they do and a table of which MMDetection logs the values.
 PRINTERS = (
     'pycocotools.coco',
@@ -51,10 +53,10 @@ OURS = str(Path(__file__).parents[1])  # where the code lies whose records are s
 
 
 def is_for_the_screen(record: logging.LogRecord) -> bool:
-    """Tell whether a record is a warning, one of ours, or a single line that is no noise."""
-    if record.levelno >= logging.WARNING:
-        return True
+    """Tell whether a record is a true warning, one of ours, or a single line that is no noise."""
     message = record.getMessage()
+    if record.levelno >= logging.WARNING:
+        return not message.startswith(UNTRUE)
     is_short = record.pathname.startswith(OURS) or '\n' not in message.strip()
     return is_short and not message.startswith(NOISE)
 
