@@ -124,13 +124,22 @@ def test_segmentor_trains_alike(segmentors):
         assert first['rates'] == second['rates'] == pytest.approx(alone['rates'], rel=1e-12)
 
 
-@pytest.mark.parametrize('name', ['segmentor', 'resumed'])
+NAMES = ('segmentor', 'resumed')
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_processes_have_the_same_weights(segmentors, name):
     """The config gives each process a seed of its own: without synchronisation the weights would differ."""
     first, second = (recorded(segmentors[1] / f'{name}/record_{rank}.jsonl', 'weights') for rank in (0, 1))
     assert first == second
     before, after = first
     assert before != after
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_resumed_training_ends_with_the_same_weights(segmentors, rank):
+    whole, resumed = (recorded(segmentors[1] / f'{name}/record_{rank}.jsonl', 'weights')[-1] for name in NAMES)
+    assert whole == resumed
 
 
 def test_segmentor_is_tested_alike(segmentors):

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from convnext_dense.train import launch
 from convnext_dense.train import run as runs
 
 NUMBERS = itertools.count()
@@ -122,3 +124,19 @@ def train(
         return runs.train(config, str(folder / name), cfg_options=options, resume=resume, check=False)
     except Killed:
         return None
+
+
+if __name__ == '__main__':  # under torchrun: a training without a break, and one with two
+    torch.distributed.init_process_group('gloo')
+    launch.leave_group = torch.distributed.barrier  # torchrun's store serves one group: all trainings share it
+    options = {
+        'by_iter': True,
+        'default_hooks.checkpoint': dict(by_epoch=False, interval=3),
+        'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True),
+        'optim_wrapper.accumulative_counts': 5,
+    }
+    for name, steps in (('whole', [None]), ('killed', [7, 11, None])):
+        for step in steps:
+            train(Path(sys.argv[1]), name, kill=step, **options)
+            torch.distributed.barrier()  # the first process may still write
+    torch.distributed.destroy_process_group()
