@@ -110,6 +110,17 @@ def repack(file, out, **entry):
     return out
 
 
+def test_weights_that_are_there_twice_are_refused(weights, tmp_path):
+    """With and without ``module.``: MMEngine takes the later one in silence."""
+    name = next(iter(weights))
+    torch.save({'state_dict': {**weights, f'module.{name}': weights[name] + 1}}, tmp_path / 'twice.pth')
+    for door in (load, describe):
+        with pytest.raises(UserError, match=rf'twice\.pth holds 1 weights twice, .*: {name}'):
+            door(str(tmp_path / 'twice.pth'))
+    with pytest.raises(UserError, match='holds 1 weights twice'):
+        upstream.load_checkpoint(ConvNeXt(SMALL, out_norm=False), str(tmp_path / 'twice.pth'))
+
+
 def test_a_compressed_checkpoint_is_read_and_a_bomb_is_not(weights, tmp_path):
     file = save({'state_dict': weights}, tmp_path / 'plain.pth')
     model, _ = load(repack(file, tmp_path / 'packed.pth'))

@@ -1,6 +1,7 @@
 """Find the tensors in a checkpoint, and the ConvNeXts among them, under this package's names and in its shapes."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -71,11 +72,25 @@ def unwrap(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def find_tensors(checkpoint: Mapping) -> dict[str, Tensor]:
     """Return what :func:`unwrap` does, or nothing where there is none; only tensors that hold their numbers count."""
+    state_dict = find_state_dict(checkpoint)
+    check_single(
+        [str(key).removeprefix('module.') for key in state_dict], getattr(checkpoint, 'source', 'the checkpoint')
+    )
     return {
         key.removeprefix('module.'): value
-        for key, value in find_state_dict(checkpoint).items()
+        for key, value in state_dict.items()
         if isinstance(key, str) and isinstance(value, Tensor) and holds_its_numbers(value)
     }
+
+
+def check_single(names: list[str], source: str) -> None:
+    """Raise a :class:`UserError` where weights have the same name once a prefix is taken off."""
+    if len(set(names)) < len(names):
+        doubled = [name for name, count in Counter(names).items() if count > 1]
+        raise UserError(
+            f'{source} holds {len(doubled)} weights twice, with and without a prefix such as module.: '
+            f'{shorten(doubled)}. Take out those that are not meant, and save it again.'
+        )
 
 
 def holds_its_numbers(tensor: Tensor) -> bool:

@@ -22,7 +22,7 @@ from torch import nn
 from convnext_dense.compat import Patch, add_patch, replace_function
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.compat.versions import MMENGINE
-from convnext_dense.weights.identify import find_state_dict, other_weights
+from convnext_dense.weights.identify import check_single, find_state_dict, other_weights
 from convnext_dense.weights.load import find_places, fit, load_weights
 from convnext_dense.weights.meta import read_dataset
 from convnext_dense.weights.report import Report
@@ -212,6 +212,7 @@ def revise(checkpoint: Mapping, patterns: Sequence[tuple[str, str | Callable]]) 
     weights = Checkpoint(find_state_dict(checkpoint), checkpoint.source)  # a copy: the caller keeps the names
     for pattern, replacement in patterns:
         items = [(re.sub(pattern, replacement, str(key)), weights.pop(key)) for key in [*weights]]
+        check_single([key for key, _ in items], checkpoint.source)
         weights.update(items)
     return Checkpoint({**other_weights(checkpoint), 'state_dict': weights}, checkpoint.source, checkpoint.licence)
 
