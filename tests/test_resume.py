@@ -175,7 +175,7 @@ def run(trained, tmp_path):
 
 def found(run: Path, given: str | None = 'auto') -> tuple[str, list[str]]:
     """Return the name of the checkpoint from which a training continues, and the notes."""
-    cfg = Config(dict(work_dir=str(run)))
+    cfg = Config(dict(work_dir=str(run), param_scheduler=[dict(type='LinearLR')]))
     notes = resume.resume_training(cfg, given)
     return Path(cfg.load_from).name if cfg.resume else '', notes
 
@@ -277,12 +277,13 @@ def test_a_training_that_has_ended_is_told_and_does_nothing(run):
     assert (run / 'epoch_4.pth').read_bytes() == before
 
 
-def test_a_step_beyond_the_end_ends_at_once(tmp_path):
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_a_step_beyond_the_end_ends_at_once(num_workers, tmp_path):
     toy_runs.train(tmp_path, **ITERS)
     file = tmp_path / 'run/iter_16.pth'
     change(file, meta={**read_checkpoint(file)['meta'], 'iter': 10**15})
     begin = time.monotonic()
-    toy_runs.train(tmp_path, **ITERS)
+    toy_runs.train(tmp_path, **ITERS, **{'train_dataloader.num_workers': num_workers})
     assert time.monotonic() - begin < 20
 
 
@@ -308,6 +309,21 @@ def test_a_log_of_another_shape_is_refused(run):
     change(run / 'epoch_3.pth', message_hub=dict(log_scalars=3))
     with pytest.raises(UserError, match='its message_hub must hold log_scalars, runtime_info, resumed_keys'):
         toy_runs.train(run.parent, resume=str(run / 'epoch_3.pth'))
+
+
+def test_a_training_without_schedules_continues(tmp_path):
+    toy_runs.train(tmp_path, kill=9, param_scheduler=None)
+    assert 'param_schedulers' not in read_checkpoint(newest(tmp_path / 'run'))
+    assert toy_runs.train(tmp_path, param_scheduler=None).iter == 16
+
+
+def test_groups_of_an_older_pytorch_fit(run):
+    """Later versions have options that theirs lack."""
+    optimizer = read_checkpoint(run / 'epoch_3.pth')['optimizer']
+    for group in optimizer['param_groups']:
+        group.pop('decoupled_weight_decay', None)
+    change(run / 'epoch_3.pth', optimizer=optimizer)
+    assert toy_runs.train(run.parent, resume=str(run / 'epoch_3.pth')).iter == 16
 
 
 def test_checkpoints_of_earlier_versions_continue_with_a_note(run):

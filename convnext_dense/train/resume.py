@@ -16,7 +16,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from convnext_dense.compat import check_exists, read_checkpoint
@@ -29,8 +28,9 @@ NEEDED = {  # entry of a checkpoint -> what it is
     'meta': 'number of the step',
     'message_hub': 'log',
     'optimizer': 'state of the optimizer',
-    'param_schedulers': 'schedules',
+    'param_schedulers': 'schedules',  # where the config has some
 }
+KIND_OPTIONS = {'lr', 'weight_decay', 'betas', 'momentum'}  # by which kinds of optimizers differ in all versions
 INEXACT = 'the training continues, but not exactly as one without a break'
 
 
@@ -45,13 +45,16 @@ def resume_training(cfg: Config, resume: str | None) -> list[str]:
     cfg.resume = False
     if resume is None:
         return []
+    if '://' in str(resume):  # which MMEngine fetches
+        cfg.resume, cfg.load_from = True, resume
+        return []
     if resume == 'auto':
         file, checkpoint, notes = newest_sound(cfg)
         if file is None:
             return [f'nothing to resume in {cfg.work_dir}: training starts from the beginning']
     else:
         check_exists(Path(resume))
-        file, checkpoint, notes = resume, read_state(resume), []
+        file, checkpoint, notes = resume, read_state(resume, cfg), []
     cfg.resume, cfg.load_from = True, str(file)
     return notes + use_seed(cfg, checkpoint) + describe_place(cfg, checkpoint, file)
 
@@ -82,7 +85,7 @@ def newest_sound(cfg: Config) -> tuple[Path | None, dict, list[str]]:
     notes = []
     for file in candidates(Path(cfg.work_dir), (cfg.get('default_hooks') or {}).get('checkpoint') or {}):
         try:
-            return file, read_state(file), notes
+            return file, read_state(file, cfg), notes
         except UserError as error:
             notes.append(f'passed over: {error}')
     if notes:
@@ -127,14 +130,16 @@ def noted_name(work_dir: Path) -> str:
         return ''
 
 
-def read_state(file: str | Path) -> dict:
-    """Return the content of a checkpoint from which a training can continue.
+def read_state(file: str | Path, cfg: Config) -> dict:
+    """Return the content of a checkpoint from which a training with this config can continue.
 
     Raises:
         UserError: It is damaged, lacks something, or has diverged.
     """
     checkpoint = read_checkpoint(file, map_location='cpu', mmap=True)
-    missing = [what for key, what in NEEDED.items() if not isinstance(checkpoint, Mapping) or key not in checkpoint]
+    given = set(checkpoint) if isinstance(checkpoint, Mapping) else set()
+    given |= set() if cfg.get('param_scheduler') else {'param_schedulers'}
+    missing = [what for key, what in NEEDED.items() if key not in given]
     if missing:
         raise UserError(
             f'{file} has no {", no ".join(missing)}: no training can continue from it. Resume from a checkpoint such '
@@ -171,12 +176,12 @@ def check_fits(checkpoint: Mapping, runner: Runner, file: str) -> None:
 
     MMEngine compares nothing: it would end in an error of Python's, or leave out schedules in silence.
     """
-    wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers
-    problems = [log_problem(checkpoint['message_hub'])]
-    if isinstance(wrapper, OptimWrapper):
-        problems.append(optimizer_problem(checkpoint['optimizer'], wrapper.optimizer))
+    optimizer, schedulers = getattr(runner.optim_wrapper, 'optimizer', None), runner.param_schedulers
+    problems = [log_problem(checkpoint.get('message_hub'))]
+    if isinstance(optimizer, torch.optim.Optimizer):  # several optimizers are left to MMEngine
+        problems.append(optimizer_problem(checkpoint.get('optimizer'), optimizer))
     if isinstance(schedulers, list):
-        problems.append(schedules_problem(checkpoint['param_schedulers'], schedulers))
+        problems.append(schedules_problem(checkpoint.get('param_schedulers'), schedulers))
     if found := list(filter(None, problems)):
         raise UserError(
             f'{file} does not fit this run: {"; ".join(found)}. Resume with the config of its training, of which a '
@@ -203,7 +208,7 @@ def optimizer_problem(saved: Any, optimizer: torch.optim.Optimizer) -> str:
     sizes, built = [len(group) for group in numbers], [len(group['params']) for group in optimizer.param_groups]
     if sizes != built:
         return f'its optimizer has {sum(sizes)} parameters in groups of {sizes}, this run has {sum(built)} in {built}'
-    if any(set(optimizer.defaults) - group for group in options):
+    if any(KIND_OPTIONS & set(optimizer.defaults) - group for group in options):
         return 'its optimizer is of another type than that of this run'
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     for number, parameter in zip(itertools.chain(*numbers), parameters, strict=True):
@@ -223,12 +228,13 @@ def schedules_problem(saved: Any, schedulers: list) -> str:
     built = [set(scheduler.state_dict()) for scheduler in schedulers]
     if len(given) != len(built):
         return f'it has {len(given)} schedules, this run has {len(built)}'
-    return '' if given == built else 'its schedules are of other types than those of this run'
+    differ = any(one - other and other - one for one, other in zip(given, built, strict=True))  # versions add entries
+    return 'its schedules are of other types than those of this run' if differ else ''
 
 
 def training_state(runner: Runner) -> dict:
     """Return what a checkpoint holds of a training besides MMEngine's entries; all processes call it together."""
-    state = dict(num_processes=get_world_size(), batches_per_epoch=len(runner.train_dataloader), gradients=None)
+    state = dict(num_processes=get_world_size(), batches_per_epoch=num_batches(runner), gradients=None)
     if getattr(runner.optim_wrapper, '_accumulative_counts', 1) > 1:
         gradients = {name: parameter.grad.cpu() for name, parameter in parameters(runner) if parameter.grad is not None}
         state['gradients'] = all_gather_object(gradients)
@@ -240,19 +246,26 @@ def restore(runner: Runner, state: Mapping | None) -> str:
     loop = runner.train_loop
     if not isinstance(state, Mapping):
         return ''  # of another version, as a note has said
-    batches = len(runner.train_dataloader)
+    batches = num_batches(runner)
     if state.get('num_processes') != get_world_size():
         return f'it ran on {state.get("num_processes")} processes, this run has {get_world_size()}'
     if state.get('batches_per_epoch') != batches:
         return f'an epoch had {state.get("batches_per_epoch")} batches, now it has {batches}'
-    seen = loop.iter - loop.epoch * batches
-    if hasattr(loop, 'num_seen') and 0 <= seen <= batches:
-        loop.num_seen = seen
+    if hasattr(loop, 'num_seen'):
+        loop.num_seen = min(max(loop.iter - loop.epoch * batches, 0), batches)
     gradients = (state.get('gradients') or [{}] * get_world_size())[get_rank()]
     for name, parameter in parameters(runner):
         if name in gradients:
             parameter.grad = gradients[name].to(parameter)
     return ''
+
+
+def num_batches(runner: Runner) -> int | None:
+    """Return the batches of an epoch; None of a stream of data."""
+    try:
+        return len(runner.train_dataloader)
+    except TypeError:
+        return None
 
 
 def parameters(runner: Runner) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -122,12 +122,12 @@ def load_batch(dataset: Dataset, load: Callable | None, batch: list[int]) -> lis
     return load(batch) if load else [dataset[place] for place in batch]
 
 
-def by_steps(dataloader: Any, runner: Runner, endless: bool) -> Any:
+def by_steps(dataloader: Any, runner: Runner, step: int = 0, endless: bool = False) -> Any:
     """Return the config of a data loader whose batches are :class:`StepBatches`; a data loader stays as it is."""
     if not isinstance(dataloader, Mapping):
         return dataloader
     options, batches = dict(dataloader), dataloader.get('batch_sampler')
-    sampler = dict(type=StepBatches, batches=batches, seed=runner.seed, step=runner.first_step, endless=endless)
+    sampler = dict(type=StepBatches, batches=batches, seed=runner.seed, step=step, endless=endless)
     if batches is None:
         sampler['drop_last'] = options.pop('drop_last', False)
     return {**options, 'batch_sampler': sampler}
@@ -143,7 +143,7 @@ class EpochLoop(EpochBasedTrainLoop):
     num_seen = 0
 
     def __init__(self, runner: Runner, dataloader: Any, **options: Any) -> None:
-        super().__init__(runner, by_steps(dataloader, runner, endless=False), **options)
+        super().__init__(runner, by_steps(dataloader, runner), **options)
 
     def run_epoch(self) -> None:
         """Train on the batches of an epoch that were not seen."""
@@ -161,14 +161,17 @@ class EpochLoop(EpochBasedTrainLoop):
 class IterLoop(IterBasedTrainLoop):
     """MMEngine's loop over iterations; where it continues, the data that were seen are not loaded again."""
 
-    def __init__(self, runner: Runner, dataloader: Any, **options: Any) -> None:
-        super().__init__(runner, by_steps(dataloader, runner, endless=True), **options)
+    def __init__(self, runner: Runner, dataloader: Any, max_iters: int, **options: Any) -> None:
+        step = runner.first_step if runner.first_step < max_iters else 0  # workers load ahead from it
+        super().__init__(runner, by_steps(dataloader, runner, step, endless=True), max_iters, **options)
 
     def run(self) -> torch.nn.Module:
         """Train; MMEngine takes the batches that were seen from the iterator, and these come from nowhere."""
         self._iter = min(self._iter, self._max_iters)
         batches = self.dataloader.batch_sampler
         num_skipped = batches.skipped if isinstance(batches, StepBatches) else 0
+        if self._iter == self._max_iters:  # no data are needed
+            num_skipped = self._iter
         self.dataloader_iterator = itertools.chain(itertools.repeat(None, num_skipped), self.dataloader_iterator)
         return super().run()
 
