@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from convnext_dense.compat.files import write_text
 from convnext_dense.train import launch
 from convnext_dense.train import run as runs
 
@@ -108,9 +109,8 @@ def train(
 ):
     """Train 16 steps in ``folder/name`` and return the runner; with ``kill``, end before that step and return None."""
     config = folder / 'toy.py'
-    config.write_text(
-        CONFIG.replace('BY_EPOCH', 'False, max_iters=16, val_interval=3' if by_iter else 'True, max_epochs=4')
-    )
+    by = 'False, max_iters=16, val_interval=3' if by_iter else 'True, max_epochs=4'
+    write_text(CONFIG.replace('BY_EPOCH', by), config)  # in one step: the other process reads it
     number = next(NUMBERS)
     options = {'experiment_name': f'toy_{number}', 'visualizer.name': f'toy_{number}', 'randomness.seed': 5, **options}
     options['visualizer.type'] = 'Visualizer'
