@@ -5,6 +5,7 @@ A command parses its options and calls one function, which is imported only then
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from mmengine.config import DictAction
 
 from convnext_dense import __version__
 from convnext_dense.compat import silence, trust_checkpoints
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import RunStopped, UserError
 from convnext_dense.train.launch import is_in_group, is_lost_connection, say_once, was_said
 
 PROGRAM = 'convnext-dense'
@@ -92,6 +93,12 @@ SWITCHES = (  # of convnext_dense.train.switches
     switch('--balance', 'repeat images with rare classes'),
     option('--log', metavar='NAME', help='send metrics to tensorboard, wandb, mlflow or trackio as well'),
     switch('--profile', 'write a trace of the first steps'),
+    option(
+        '--timeout',
+        type=int,
+        metavar='SECONDS',
+        help='end the run where data or another process do not come for so long (default: 600)',
+    ),
 )
 SOURCE_HELP = 'checkpoint file, address, or convnext://, timm:// or hf:// name'
 AGAINST = option('--against', metavar='REPORT', help='report.json of another test, or its folder, to compare with')
@@ -368,9 +375,11 @@ def show_stats(**options) -> None:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a :class:`UserError` into one message on standard error and exit code 2; Ctrl-C into exit code 130.
+    """Turn what ends a command into one message on standard error and an exit code.
 
-    Of several processes on a machine, the one that finds the mistake first prints it.
+    Exit codes: 1 for an error with a traceback, 2 for a mistake of the user, 3 for a training whose numbers are not
+    finite, 75 for a training that SIGTERM or SIGUSR1 has ended, 130 for Ctrl-C. Of several processes on a machine, the
+    one that finds the mistake first prints it.
     """
     try:
         yield
@@ -379,18 +388,27 @@ def user_errors() -> Iterator[None]:
             raise
         hint = f'\n(set {TRACEBACK_VARIABLE}=1 for the traceback)' if error.__cause__ is not None else ''
         say_once(f'error: {error}{hint}')
-        leave(2)
+        leave(error.code)
+    except RunStopped as stopped:
+        say_once(str(stopped))
+        leave(stopped.code)
     except RuntimeError as error:
         if is_lost_connection(error) and was_said():
             leave(2)  # the process that failed has told why
         raise
     except KeyboardInterrupt:
-        say_once('interrupted; a training continues with --resume, and a prediction with the same command')
+        say_once('interrupted; a prediction continues with the same command')
         leave(130)
 
 
 def leave(code: int) -> NoReturn:
-    """Exit; out of a process group at once, because its destructors wait for the others or abort this process."""
+    """Exit; out of a process group at once, because its destructors wait for the others or abort this process.
+
+    Workers of a data loader are killed: Python would wait for one that hangs.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
     if is_in_group():
         sys.stdout.flush()
         sys.stderr.flush()

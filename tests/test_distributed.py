@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -444,10 +445,10 @@ def test_parameter_names_of_pytorchs_indices():
     error = RuntimeError('... Parameter indices which did not receive grad for rank 1: 0 3\n In addition ...')
     with (
         pytest.raises(UserError, match=r'2 parameters take no part in the loss \(1\.weight, 2\.bias\)'),
-        mistakes.run_errors(model),
+        mistakes.run_errors(SimpleNamespace(model=model)),
     ):
         raise error
-    with pytest.raises(RuntimeError, match='another'), mistakes.run_errors(model):
+    with pytest.raises(RuntimeError, match='another'), mistakes.run_errors(SimpleNamespace(model=model)):
         raise RuntimeError('another')
 
 

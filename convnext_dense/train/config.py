@@ -13,7 +13,10 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.configs import CLASS_AGNOSTIC, SPLITS, walk
 from convnext_dense.data import open_wrappers, read_classes
 
-RUN_HOOKS = ('CheckWeightsHook', 'ProgressBarHook', 'RunSummaryHook')  # of every run of the tools
+RUN_HOOKS = (  # of every run of the tools
+    'CheckWeightsHook', 'FiniteHook', 'DamageHook', 'ProgressBarHook', 'RunSummaryHook',
+)  # fmt: skip
+TIMEOUT = 600  # seconds
 ABSOLUTE_RATES = {'eta_min', 'eta_max'}  # of a schedule; all else in it is relative to the optimizer's lr
 TRAINING_KEYS = (
     'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'val_dataloader', 'val_cfg', 'val_evaluator',
@@ -28,8 +31,26 @@ def settle(cfg: Config) -> list[str]:
         cfg.custom_hooks = [*hooks, *(dict(type=name) for name in RUN_HOOKS if name not in present)]
         if processor.get('type') in (None, 'LogProcessor'):
             cfg.log_processor = {**processor, 'type': 'OneLineLogProcessor'}
+        for loader in [cfg[f'{split}_dataloader'] for split in SPLITS if cfg.get(f'{split}_dataloader')]:
+            if isinstance(loader, Mapping) and loader.get('num_workers'):
+                loader.setdefault('timeout', run_timeout(cfg))
+        guard_loggers(cfg)
     notes = fit_classes(cfg) + fit_bands(cfg)
     return notes if torch.cuda.is_available() else notes + fit_to_cpu(cfg)
+
+
+def run_timeout(cfg: Mapping) -> float:
+    """Return for how many seconds a process waits for another one, or for its data; MMEngine's key says it."""
+    return ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout') or TIMEOUT
+
+
+def guard_loggers(cfg: Config) -> None:
+    """Let no logger end a run but the one that writes the files of the run."""
+    visualizer = cfg.get('visualizer') or {}
+    backends = visualizer.get('vis_backends') or []
+    for i, backend in enumerate(backends):
+        if isinstance(backend, Mapping) and backend.get('type') not in ('LocalVisBackend', 'GuardedVisBackend'):
+            backends[i] = ConfigDict({**backend, 'type': 'GuardedVisBackend', 'backend': backend['type']})
 
 
 def enable_amp(cfg: Config) -> None:

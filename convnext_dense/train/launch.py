@@ -1,12 +1,14 @@
 """The processes of a run: who they are, what starts them, how they end, and which of them speaks."""
 
+import datetime
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.dist import is_distributed as is_in_group
 
 from convnext_dense.compat.errors import UserError
@@ -65,6 +67,54 @@ def is_lost_connection(error: BaseException) -> bool:
     """Tell whether an error means that another process of the run has gone; gloo's errors have no class."""
     known = getattr(torch.distributed, 'DistBackendError', ())  # some builds of PyTorch have no distributed package
     return isinstance(error, known) or 'gloo/transport' in str(error)
+
+
+TIMED_OUT = re.compile('timed out', re.IGNORECASE)  # as gloo says it
+ABSENT = re.compile(r'[Rr]anks? ([\d, ]+) failed to pass')  # as PyTorch says it
+
+
+class RollCall:
+    """What the processes of a run tell each other between steps, on the CPU, beside the group of the gradients.
+
+    Args:
+        timeout: Seconds for which a process waits for the others.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        num_groups = 2 if get_world_size() > 1 else 0  # one to count, and one to ask who is absent
+        span = datetime.timedelta(seconds=timeout)
+        self.groups = [torch.distributed.new_group(backend='gloo', timeout=span) for _ in range(num_groups)]
+
+    def total(self, *counts: int) -> list[int]:
+        """Return the sums of some counts over all processes, which call it together.
+
+        Raises:
+            UserError: A process did not come in time.
+        """
+        if not self.groups:
+            return list(counts)
+        numbers = torch.tensor(counts)
+        try:
+            torch.distributed.all_reduce(numbers, group=self.groups[0])
+        except RuntimeError as error:
+            if not TIMED_OUT.search(str(error)):
+                raise
+            raise UserError(
+                f'Process {self.absent()} of {get_world_size()} did not come to the next step within {self.timeout:g} '
+                's: it hangs, perhaps while it loads data. If steps do take so long, give a larger --timeout.'
+            ) from error
+        return numbers.tolist()
+
+    def absent(self) -> str:
+        """Return the ranks of the processes that do not answer."""
+        span = datetime.timedelta(seconds=min(self.timeout, 30))
+        try:
+            torch.distributed.monitored_barrier(self.groups[1], span, wait_all_ranks=True)
+        except RuntimeError as error:
+            found = ABSENT.search(str(error)) if get_rank() == 0 else None
+            return found[1] if found else '0' if get_rank() else '?'
+        return '?'
 
 
 def check_same_checkpoint(file: str | None) -> None:

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from mmengine.runner import Runner
 
 from convnext_dense.compat.checkpoints import CHECKPOINT_SUFFIXES
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.train.launch import is_lost_connection
+from convnext_dense.train.resume import how_to_continue
 
 BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError, OSError, RuntimeError)
-RESUME = 'A training continues from its latest checkpoint with --resume.'
 UNREADABLE = re.compile(r'\[Errno \d+\] (?P<reason>[^:]+): (?P<file>([\'"]).+\3)$')  # as Python's OSError says it
 NO_IMAGE = re.compile(r'failed to load image: (?P<file>.+)')  # as the loading of MMCV and MMDetection says it
+LATE_DATA = re.compile(r'DataLoader timed out after (?P<seconds>[\d.]+) seconds')  # as PyTorch says it
+LOST_WORKER = re.compile(r'DataLoader worker \(pid.*?\) (?P<end>is killed by signal: \w+|exited unexpectedly)')
 UNUSED = re.compile(r'did not receive grad for rank \d+: (?P<indices>[\d ]+)')  # as PyTorch says it
 # the functions of MMCV, MMDetection and MMSegmentation that read label maps, in a traceback
 READS_LABEL_MAPS = re.compile(r'in _load_(seg_map|masks_and_semantic_segs)\b')
@@ -59,7 +62,7 @@ def bad_file(error: BaseException) -> str | None:
     else:
         return None
     name, cure = file_kind(file, error)
-    return f'The {name} {file} {problem}. {cure} {RESUME}'
+    return f'The {name} {file} {problem}. {cure}'
 
 
 def unused_parameters(error: BaseException, model: torch.nn.Module | None) -> str | None:
@@ -76,20 +79,51 @@ def unused_parameters(error: BaseException, model: torch.nn.Module | None) -> st
     )
 
 
+def missing_data(error: BaseException, runner: Runner | None) -> str | None:
+    """Answer what PyTorch says of a worker of a data loader that does not answer or has gone."""
+    text = str(error)
+    if match := LATE_DATA.search(text):
+        return (
+            f'No data came within {match["seconds"]} s: a worker of the data loader hangs{awaited(runner)}. See '
+            'whether the disk answers, or give a larger --timeout; train_dataloader.num_workers=0 shows where it hangs.'
+        )
+    if match := LOST_WORKER.search(text):
+        return (
+            f'A worker of the data loader {match["end"]}{awaited(runner)}: most often the memory was full. Lower '
+            'train_dataloader.num_workers, train_dataloader.batch_size or the size of the images.'
+        )
+    return None
+
+
+def awaited(runner: Runner | None) -> str:
+    """Name the images of the step that waits for its data; empty where no training waits."""
+    loader = getattr(getattr(runner, '_train_loop', None), 'dataloader', None)
+    places = getattr(getattr(loader, 'batch_sampler', None), 'recent', {}).get(getattr(runner, 'iter', None), [])
+    files = [loader.dataset.get_data_info(place).get('img_path') for place in places]
+    return f' over the images {shorten(files)} of step {runner.iter + 1}' if all(files) and files else ''
+
+
 @contextlib.contextmanager
-def run_errors(model: torch.nn.Module | None = None) -> Iterator[None]:
-    """Turn known mistakes that show in the middle of a run into a :class:`UserError`; other exceptions pass."""
+def run_errors(runner: Runner | None = None) -> Iterator[None]:
+    """Turn known mistakes that show in the middle of a run into a :class:`UserError`; other exceptions pass.
+
+    Args:
+        runner: Of the run; a training that ends is told from which checkpoint it continues.
+    """
+    is_training = getattr(runner, '_train_loop', None) is not None
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        text = bad_file(error) or unused_parameters(error, model)
+        text = (
+            bad_file(error) or unused_parameters(error, getattr(runner, 'model', None)) or missing_data(error, runner)
+        )
         if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
-            text = f'The disk of the work dir is full. The checkpoints in it are complete; free some space. {RESUME}'
+            text = 'The disk of the work dir is full. The checkpoints in it are complete; free some space.'
         if text is None:
             raise
-        raise UserError(text) from error
+        raise UserError(f'{text} {how_to_continue(runner.work_dir)}' if is_training else text) from error
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ epoch, and gradients that were summed up for a step of the optimizer to come. Ra
 """
 
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ NEEDED = {  # entry of a checkpoint -> what it is
     'param_schedulers': 'schedules',  # where the config has some
 }
 KIND_OPTIONS = {'lr', 'weight_decay', 'betas', 'momentum'}  # by which kinds of optimizers differ in all versions
+RESTARTS = ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')  # above 0 where a launcher starts a run again
 INEXACT = 'the training continues, but not exactly as one without a break'
 
 
@@ -42,6 +44,8 @@ def resume_training(cfg: Config, resume: str | None) -> list[str]:
     """
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
+    if resume is None and any(int(os.environ.get(name, 0)) for name in RESTARTS):
+        resume = 'auto'
     cfg.resume = False
     if resume is None:
         return []
@@ -99,6 +103,12 @@ def newest_sound(cfg: Config) -> tuple[Path | None, dict, list[str]]:
 def latest_checkpoint(work_dir: Path) -> Path | None:
     """Return the checkpoint that a run in this folder wrote last; None where there is none."""
     return next(iter(candidates(work_dir)), None)
+
+
+def how_to_continue(work_dir: str | Path) -> str:
+    """Return a sentence on the checkpoint with which a training that has ended early goes on."""
+    file = latest_checkpoint(Path(work_dir))
+    return f'It continues from {file} with --resume.' if file else 'No checkpoint was written yet.'
 
 
 def candidates(work_dir: Path, hook: Mapping = MappingProxyType({})) -> list[Path]:

@@ -4,6 +4,7 @@ What a user can get wrong is looked at before the model is built, and answered w
 """
 
 import contextlib
+import datetime
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from convnext_dense.data import check_run
 from convnext_dense.lr_decay import LearningRateDecay
 from convnext_dense.train import config as run_config
 from convnext_dense.train import launch
+from convnext_dense.train.ends import caught_signals
 from convnext_dense.train.mistakes import build_errors, run_errors
 from convnext_dense.train.own_data import prepare_data
 from convnext_dense.train.resume import resume_training
@@ -81,7 +83,7 @@ def train(
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             if runner._val_loop is not None:
                 _ = runner.val_loop
-        with run_errors(runner.model), fast_coco_metric():
+        with caught_signals(runner), run_errors(runner), fast_coco_metric():
             runner.train()
     launch.leave_group()
     return runner
@@ -139,7 +141,7 @@ def test(
     with prints_in_log(runner.logger):
         with build_errors():
             _ = runner.test_loop
-        with run_errors(runner.model), fast_coco_metric():
+        with run_errors(runner), fast_coco_metric():
             metrics = runner.test()
     launch.leave_group()
     return metrics
@@ -213,7 +215,8 @@ def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...], check: 
         notes = [*notes, *check_run(cfg, splits, launch.num_processes(cfg.launcher))]
     tell(*notes)
     if cfg.launcher == 'pytorch' and launch.device_type() == 'cpu' and not launch.is_in_group():
-        torch.distributed.init_process_group('gloo')  # MMEngine, which joins the group otherwise, would ask for a GPU
+        span = datetime.timedelta(seconds=run_config.run_timeout(cfg))
+        torch.distributed.init_process_group('gloo', timeout=span)  # MMEngine, which else does it, asks for a GPU
     with build_errors():
         runner = RUNNERS.build(cfg)
     for note in notes:

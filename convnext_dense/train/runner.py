@@ -11,15 +11,20 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
 from convnext_dense.compat.checkpoints import check_records, read_checkpoint
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import replaced
+from convnext_dense.train.config import run_timeout
+from convnext_dense.train.ends import StopHook
+from convnext_dense.train.launch import RollCall
+from convnext_dense.train.numbers import check_finite, fetched
 from convnext_dense.train.resume import INEXACT, STATE_KEY, check_fits, restore, training_state
 from convnext_dense.train.saves import SafeCheckpointHook
 from convnext_dense.train.screen import tame_console
-from convnext_dense.train.steps import LOOPS_BY_STEPS, StepBatches, StepSeedHook, seed_batches
+from convnext_dense.train.steps import LOOPS_BY_STEPS, MissedValidationHook, StepBatches, StepSeedHook, seed_batches
 
 
 @RUNNERS.register_module()
@@ -27,6 +32,9 @@ class OneLineRunner(Runner):
     """MMEngine's runner; its loops, its data and its checkpoint hook are exchanged for those of this package."""
 
     _training_state: Mapping | None = None  # of the checkpoint that is being saved
+    signal: int | None = None  # that has come
+    roll_call: RollCall | None = None  # while the run trains
+    saved_step: int = -1  # the latest that can be resumed
 
     def build_logger(self, *args, **kwargs):
         """Build MMEngine's logger; its screen half shows single lines."""
@@ -41,9 +49,23 @@ class OneLineRunner(Runner):
         super().register_hook(hook, priority)
 
     def register_hooks(self, *args, **kwargs) -> None:
-        """Register all hooks, and last the one that seeds each step."""
+        """Register all hooks, then those of every training."""
         super().register_hooks(*args, **kwargs)
-        self.register_hook(StepSeedHook())
+        for hook in (StopHook(), MissedValidationHook(), StepSeedHook()):
+            self.register_hook(hook)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for which a process waits for another one, or for its data."""
+        return run_timeout(self.cfg)
+
+    def train(self) -> nn.Module:
+        """Train; signals and mistakes in the middle of it are those of all processes."""
+        self.roll_call = RollCall(self.timeout)
+        try:
+            return super().train()
+        finally:
+            self.roll_call = None
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the training loop; MMEngine's two become ours, with the same options."""
@@ -89,10 +111,16 @@ class OneLineRunner(Runner):
         """Save a checkpoint, with what an exact continuation needs; all processes call it together."""
         is_whole = kwargs.get('save_optimizer', True)
         self._training_state = training_state(self) if is_whole else None
+        check_finite(self)
         self._save_checkpoint(*args, **kwargs)
+        if is_whole:
+            place = kwargs.get('meta') or {}
+            self.saved_step = place.get('iter', self.iter + (not kwargs.get('by_epoch', True)))
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        """Call the hooks; a checkpoint gets the training's state first."""
+        """Call the hooks; a checkpoint gets the training's state first, and losses leave the GPU in one piece."""
+        if fn_name == 'after_train_iter':
+            kwargs['outputs'] = fetched(kwargs.get('outputs'))
         if fn_name == 'before_save_checkpoint' and self._training_state:
             kwargs['checkpoint'][STATE_KEY] = self._training_state
         super().call_hook(fn_name, **kwargs)

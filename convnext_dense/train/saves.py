@@ -23,6 +23,7 @@ from mmengine.runner import Runner
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import remove_drafts
 
+STOP_FILE = 'stop_checkpoint'  # in the log of a run: the name of the one that was saved for a signal
 MEMORY = ('keep_ckpt_ids', 'last_ckpt', 'best_ckpt_path', 'best_ckpt_path_dict')  # of the hook, on what it has saved
 
 
@@ -63,6 +64,11 @@ class OwnFiles(LocalBackend):
     def remove(self, filepath: str | Path) -> None:
         """Note a file that is to go."""
         self.doomed.append(self.folder / Path(filepath).name)
+
+    def remove_stopped(self, work_dir: Path, name: str) -> None:
+        """Note the checkpoint of a training that a signal has ended, which a newer one replaces."""
+        if own_names('iter_{}.pth').fullmatch(str(name)) and (work_dir / name).is_file():
+            self.doomed.append(work_dir / name)
 
     def remove_doomed(self, kept: set[str]) -> None:
         """Delete what was to go, but for some names."""
@@ -136,8 +142,11 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         self.failure = None
+        stopped = runner.message_hub.runtime_info.pop(STOP_FILE, None)
         with self.whole_save(runner, self.filename_tmpl.format(step)):
             super()._save_checkpoint_with_step(runner, step, meta)
+            if isinstance(self.file_backend, OwnFiles) and is_main_process() and stopped:
+                self.file_backend.remove_stopped(Path(runner.work_dir), stopped)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: Mapping[str, Any]) -> None:
         with self.whole_save(runner, 'The best checkpoint'):

@@ -7,7 +7,7 @@ what one without a break does, with any number of workers, and whatever was vali
 import functools
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,10 @@ from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
+from convnext_dense.train.damage import load_sample
+
 DATA, MODEL = range(2)  # who draws; each has numbers of its own
+RECENT = 1000  # batches of which the places are known; workers load fewer ahead
 
 
 def seed_all(*numbers: int) -> None:
@@ -37,6 +40,26 @@ class StepSeedHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the step."""
         seed_all(runner.seed, get_rank(), runner.iter, MODEL)
+
+
+class MissedValidationHook(Hook):
+    """Validate before the first step of a training that continues where a validation is due.
+
+    The training before it was ended in that validation, or after it; what it found is not in the checkpoint.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        """Validate."""
+        loop = runner.train_loop
+        if runner.val_loop is None or not loop.iter or getattr(loop, 'num_seen', 0):
+            return
+        loop._decide_current_val_interval()
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        count, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+        if loop.val_begin <= count <= end and (count % loop.val_interval == 0 or count == end):
+            runner.val_loop.run()
 
 
 class StepBatch(list):
@@ -74,6 +97,7 @@ class StepBatches:
     ) -> None:
         self.sampler, self.batch_size, self.seed, self.step, self.endless = sampler, batch_size, seed, step, endless
         self.skipped = step if endless else 0  # batches
+        self.recent: dict[int, list[int]] = {}  # step -> the places of its samples
         options = dict(sampler=sampler, batch_size=batch_size)
         if batches is None:
             self.batches = BatchSampler(**options, drop_last=drop_last)
@@ -90,6 +114,8 @@ class StepBatches:
         for step, places in enumerate(itertools.islice(batches, self.skipped, None), self.step):
             batch = StepBatch(places)
             batch.seed = (self.seed, get_rank(), step, DATA)
+            self.recent[step] = places
+            self.recent.pop(step - RECENT, None)
             yield batch
 
     def passes(self) -> Iterator[list[int]]:
@@ -105,21 +131,15 @@ class StepBatches:
 
 
 def seed_batches(dataset: Dataset) -> None:
-    """Let a dataset seed itself before it loads a :class:`StepBatch`, through the method that PyTorch asks for one."""
-    dataset.__getitems__ = functools.partial(load_batch, dataset, getattr(dataset, '__getitems__', None))
+    """Let a dataset load a :class:`StepBatch` by :func:`load_batch`, through the method that PyTorch asks for one."""
+    dataset.__getitems__ = functools.partial(load_batch, dataset)
 
 
-def load_batch(dataset: Dataset, load: Callable | None, batch: list[int]) -> list:
-    """Return the samples of a batch.
-
-    Args:
-        dataset: Where they are.
-        load: The dataset's own way to load several samples, if it has one.
-        batch: Their places.
-    """
+def load_batch(dataset: Dataset, batch: list[int]) -> list:
+    """Seed, and return the samples of a batch; sound ones stand in the place of damaged ones."""
     if isinstance(batch, StepBatch):
         seed_all(*batch.seed)
-    return load(batch) if load else [dataset[place] for place in batch]
+    return [load_sample(dataset, place) for place in batch]
 
 
 def by_steps(dataloader: Any, runner: Runner, step: int = 0, endless: bool = False) -> Any:

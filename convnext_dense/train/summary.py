@@ -13,6 +13,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from convnext_dense.train.damage import LEFT_OUT
+from convnext_dense.train.numbers import SKIPPED
 from convnext_dense.train.pictures import draw_batch, draw_predictions
 
 COCO_ROWS = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m', 'APl': 'mAP_l'}
@@ -85,7 +87,11 @@ class RunSummaryHook(Hook):
             rows = read_scalars(scalars if self.first_iter > 0 else scalars[-1:])  # a resumed run has those before
             written['curves'] = self.draw(runner, work_dir / 'curves.png', draw_curves, rows, CURVES)
         written['predictions'] = self.draw_samples(runner, work_dir)
-        self.show(runner, 'training finished', written, f'{runner.iter - self.first_iter} iterations in {duration}', '')
+        lines = [
+            f'{runner.iter - self.first_iter} iterations in {duration}',
+            *losses_of(runner.message_hub.runtime_info),
+        ]
+        self.show(runner, 'training finished', written, *lines, '')
 
     @master_only
     def after_test(self, runner: Runner) -> None:
@@ -113,6 +119,20 @@ class RunSummaryHook(Hook):
             runner.logger.warning(f'{file} could not be drawn: {error!r}')
             return None
         return file
+
+
+def losses_of(log: Mapping) -> list[str]:
+    """Return lines on the steps and the files that a training has left out.
+
+    >>> losses_of({'skipped_steps': 2})
+    ['2 steps were skipped, because they were not finite']
+    """
+    skipped, left_out = log.get(SKIPPED, 0), len(log.get(LEFT_OUT, ()))
+    lines = {
+        f'{skipped} steps were skipped, because they were not finite': skipped,
+        f'{left_out} damaged files were left out': left_out,
+    }
+    return [line for line, number in lines.items() if number]
 
 
 def metric_table(metrics: Mapping[str, float]) -> list[str]:

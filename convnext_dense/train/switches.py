@@ -251,6 +251,13 @@ def profile(cfg: Config, value: bool) -> str:
     return f'--profile: a trace of {PROFILED_STEPS} steps goes to {cfg.work_dir}/profile.json (chrome://tracing)'
 
 
+def set_timeout(cfg: Config, seconds: int) -> str:
+    """End the run where a process or a worker of a data loader has not answered for so many seconds."""
+    check_count('--timeout', seconds)
+    cfg.setdefault('env_cfg', ConfigDict()).setdefault('dist_cfg', ConfigDict(backend='nccl'))['timeout'] = seconds
+    return f'--timeout: the run ends where data or a process do not come for {seconds} s'
+
+
 def check_count(switch: str, value: int) -> None:
     """Raise a :class:`UserError` unless a value is 1 or more."""
     if value < 1:
@@ -284,6 +291,7 @@ SWITCHES: Mapping[str, Callable[[Config, Any], str]] = {
     'balance': balance,
     'log': log_to,
     'profile': profile,
+    'timeout': set_timeout,
 }
 
 
