@@ -1,7 +1,7 @@
 """From which checkpoint a training continues, and whether that holds all that a training needs.
 
 ``training_state`` is what a checkpoint holds besides MMEngine's entries: the number of processes, the batches of an
-epoch, and gradients that were summed up for a step of the optimizer to come. Random numbers need no state, because
+epoch, what some parts remember, and gradients that were summed up for a step of the optimizer to come. Random numbers need no state, because
 :mod:`.steps` makes them from the number of the step.
 """
 
@@ -32,6 +32,10 @@ NEEDED = {  # entry of a checkpoint -> what it is
     'param_schedulers': 'schedules',  # where the config has some
 }
 KIND_OPTIONS = {'lr', 'weight_decay', 'betas', 'momentum'}  # by which kinds of optimizers differ in all versions
+MEMORIES = {  # of the libraries' parts, which save none: type -> attributes
+    'EarlyStoppingHook': ('wait_count', 'best_score'),
+    'BatchSyncRandomResize': ('_input_size',),
+}
 RESTARTS = ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')  # above 0 where a launcher starts a run again
 INEXACT = 'the training continues, but not exactly as one without a break'
 
@@ -245,6 +249,7 @@ def schedules_problem(saved: Any, schedulers: list) -> str:
 def training_state(runner: Runner) -> dict:
     """Return what a checkpoint holds of a training besides MMEngine's entries; all processes call it together."""
     state = dict(num_processes=get_world_size(), batches_per_epoch=num_batches(runner), gradients=None)
+    state['memories'] = {name: {key: getattr(part, key) for key in MEMORIES[name]} for name, part in parts(runner)}
     if getattr(runner.optim_wrapper, '_accumulative_counts', 1) > 1:
         gradients = {name: parameter.grad.cpu() for name, parameter in parameters(runner) if parameter.grad is not None}
         state['gradients'] = all_gather_object(gradients)
@@ -263,11 +268,20 @@ def restore(runner: Runner, state: Mapping | None) -> str:
         return f'an epoch had {state.get("batches_per_epoch")} batches, now it has {batches}'
     if hasattr(loop, 'num_seen'):
         loop.num_seen = min(max(loop.iter - loop.epoch * batches, 0), batches)
+    for name, part in parts(runner):
+        vars(part).update(state.get('memories', {}).get(name, {}))
     gradients = (state.get('gradients') or [{}] * get_world_size())[get_rank()]
     for name, parameter in parameters(runner):
         if name in gradients:
             parameter.grad = gradients[name].to(parameter)
     return ''
+
+
+def parts(runner: Runner) -> Iterator[tuple[str, Any]]:
+    """Yield the hooks and modules that keep :data:`MEMORIES`, with the names of their types."""
+    for part in [*runner.hooks, *runner.model.modules()]:
+        if type(part).__name__ in MEMORIES:
+            yield type(part).__name__, part
 
 
 def num_batches(runner: Runner) -> int | None:

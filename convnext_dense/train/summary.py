@@ -87,11 +87,9 @@ class RunSummaryHook(Hook):
             rows = read_scalars(scalars if self.first_iter > 0 else scalars[-1:])  # a resumed run has those before
             written['curves'] = self.draw(runner, work_dir / 'curves.png', draw_curves, rows, CURVES)
         written['predictions'] = self.draw_samples(runner, work_dir)
-        lines = [
-            f'{runner.iter - self.first_iter} iterations in {duration}',
-            *losses_of(runner.message_hub.runtime_info),
-        ]
-        self.show(runner, 'training finished', written, *lines, '')
+        length = f'{runner.iter - self.first_iter} iterations in {duration}'
+        left_out = losses_of(runner.message_hub.runtime_info)
+        self.show(runner, 'training finished', written, length, *left_out, '')
 
     @master_only
     def after_test(self, runner: Runner) -> None:
