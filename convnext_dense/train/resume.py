@@ -1,8 +1,8 @@
 """From which checkpoint a training continues, and whether that holds all that a training needs.
 
 ``training_state`` is what a checkpoint holds besides MMEngine's entries: the number of processes, the batches of an
-epoch, what some parts remember, and gradients that were summed up for a step of the optimizer to come. Random numbers need no state, because
-:mod:`.steps` makes them from the number of the step.
+epoch, what some parts remember, and gradients that were summed up for a step of the optimizer to come. Random numbers
+need no state, because :mod:`.steps` makes them from the number of the step.
 """
 
 import itertools
