@@ -97,7 +97,7 @@ def test_a_training_that_was_killed_ends_like_one_that_was_not(name, tmp_path):
 def test_two_processes_that_were_killed_end_like_two_that_were_not(tmp_path):
     """With saves inside of a sum of gradients, which each process has for itself."""
     command = [sys.executable, ROOT / 'tools/torchrun.py', '--standalone', '--nproc-per-node', '2']
-    command += [ROOT / 'tests/toy_runs.py', tmp_path]
+    command += [ROOT / 'tests/toy_runs.py', tmp_path, 'train_in_pieces']
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'resumed epoch: 0, iter: 9' in done.stdout

@@ -1,8 +1,11 @@
 """A training of a few numbers in milliseconds, with everything random that a real one has."""
 
+import contextlib
 import itertools
+import os
 import random
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from convnext_dense import cli
+from convnext_dense.compat.errors import RunStopped
 from convnext_dense.compat.files import write_text
 from convnext_dense.train import launch
 from convnext_dense.train import run as runs
@@ -53,10 +58,11 @@ class ToyModel(BaseModel):
 
     def __init__(self, width=8, data_preprocessor=None):
         super().__init__(data_preprocessor)
+        self.factor = 1.0  # of the losses
         self.layers = nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Dropout(0.5), nn.Linear(width, 1))
 
     def forward(self, inputs, mode='tensor'):
-        output = self.layers(torch.stack(list(inputs)))
+        output = self.layers(torch.stack(list(inputs)) * self.factor)  # NaN reaches running statistics too
         return (
             dict(loss=output.square().mean() + random.random() * output.mean())
             if mode == 'loss'
@@ -79,6 +85,63 @@ class ToyMetric:
 
 
 SCORES = iter(itertools.count())
+
+
+@HOOKS.register_module()
+class SignalHook(Hook):
+    """Sends a signal to its own process in a step, or in a validation, on one process of the run; once in a life.
+
+    Args:
+        number: Of the signal.
+        step: In which it is sent.
+        place: Method of a hook.
+        rank: Process that gets it.
+        repeated: Send it again so many seconds later.
+    """
+
+    done = False
+
+    def __init__(self, number, step, place='after_train_iter', rank=0, repeated=None):
+        self.number, self.step, self.rank, self.repeated = number, step, rank, repeated
+        setattr(self, place, self.send)
+
+    def send(self, runner, *args, **kwargs):
+        if runner.iter != self.step or launch.process_rank() != self.rank or SignalHook.done:
+            return
+        SignalHook.done = True
+        os.kill(os.getpid(), self.number)
+        if self.repeated is not None:
+            time.sleep(self.repeated)
+            os.kill(os.getpid(), self.number)
+
+
+@HOOKS.register_module()
+class SpoilHook(Hook):
+    """Makes losses NaN or infinite in some steps, on one process of the run."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, steps, value=float('nan'), rank=0):
+        self.steps, self.value, self.rank = steps, value, rank
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        model = getattr(runner.model, 'module', runner.model)
+        is_spoilt = runner.iter in self.steps and launch.process_rank() == self.rank
+        model.factor = self.value if is_spoilt else 1.0
+
+
+@HOOKS.register_module()
+class HangHook(Hook):
+    """Lets the second process wait before a step."""
+
+    priority = 0  # before any other
+
+    def __init__(self, step):
+        self.step = step
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.step and launch.process_rank() == 1:
+            time.sleep(60)
 
 
 class Killed(BaseException):
@@ -115,28 +178,57 @@ def train(
     options = {'experiment_name': f'toy_{number}', 'visualizer.name': f'toy_{number}', 'randomness.seed': 5, **options}
     options['visualizer.type'] = 'Visualizer'
     if kill is not None:
-        options['custom_hooks'] = [
-            *options.get('custom_hooks', []),
-            dict(type='RunSummaryHook', num_pictures=0),
-            dict(type='KillHook', step=kill),
-        ]
+        options['custom_hooks'] = [*options.get('custom_hooks', []), dict(type='KillHook', step=kill)]
+    if 'custom_hooks' in options:
+        options['custom_hooks'] = [*options['custom_hooks'], dict(type='RunSummaryHook', num_pictures=0)]
     try:
         return runs.train(config, str(folder / name), cfg_options=options, resume=resume, check=False)
     except Killed:
         return None
 
 
-if __name__ == '__main__':  # under torchrun: a training without a break, and one with two
-    torch.distributed.init_process_group('gloo')
-    launch.leave_group = torch.distributed.barrier  # torchrun's store serves one group: all trainings share it
-    options = {
-        'by_iter': True,
-        'default_hooks.checkpoint': dict(by_epoch=False, interval=3),
-        'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True),
-        'optim_wrapper.accumulative_counts': 5,
-    }
+def train_in_pieces(folder: Path) -> None:
+    """Train without a break, and with two inside of a sum of gradients."""
     for name, steps in (('whole', [None]), ('killed', [7, 11, None])):
         for step in steps:
-            train(Path(sys.argv[1]), name, kill=step, **options)
+            train(folder, name, kill=step, **ENDLESS)
             torch.distributed.barrier()  # the first process may still write
+
+
+def train_with_signals(folder: Path) -> None:
+    """Train with a signal to the second process, and go on; one process has a loss that is not finite."""
+    spoilt = dict(type='SpoilHook', steps=[2], rank=1)
+    told = dict(type='SignalHook', number=10, step=6, rank=1)
+    with contextlib.suppress(RunStopped):
+        train(folder, 'stopped', custom_hooks=[spoilt, told], **ENDLESS)
+    torch.distributed.barrier()
+    train(folder, 'stopped', custom_hooks=[spoilt], **ENDLESS)
+    torch.distributed.barrier()
+    train(folder, 'spoilt', custom_hooks=[spoilt], **ENDLESS)
+
+
+def train_and_die(folder: Path) -> None:
+    """Train with a kill of the second process, in its first life."""
+    is_first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'
+    hooks = [dict(type='SignalHook', number=9, step=8, rank=1)] if is_first else []
+    train(folder, 'restarted', resume=None, custom_hooks=hooks, **ENDLESS)
+
+
+def hang(folder: Path) -> None:
+    """Train with a second process that hangs while it loads data."""
+    train(folder, custom_hooks=[dict(type='HangHook', step=5)], **{**ENDLESS, 'env_cfg.dist_cfg.timeout': 4})
+
+
+ENDLESS = {
+    'by_iter': True,
+    'default_hooks.checkpoint': dict(by_epoch=False, interval=3),
+    'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True),
+    'optim_wrapper.accumulative_counts': 5,
+}
+
+if __name__ == '__main__':  # under torchrun: the folder, and the name of a function
+    torch.distributed.init_process_group('gloo')
+    launch.leave_group = torch.distributed.barrier  # torchrun's store serves one group: all trainings share it
+    with cli.user_errors():
+        globals()[sys.argv[2]](Path(sys.argv[1]))
     torch.distributed.destroy_process_group()

@@ -13,6 +13,7 @@ NNODES           machines (1)
 NODE_RANK        number of this machine, from 0
 MASTER_ADDR      address of machine 0
 PORT             port of machine 0 (one machine: a free one; several: 29500)
+MAX_RESTARTS     how often processes are started again after one has failed (0); they resume
 PYTHON           interpreter (.venv/bin/python where there is one, else python)
 OMP_NUM_THREADS  CPU threads of a process (1)'
 source "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"

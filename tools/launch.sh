@@ -51,28 +51,43 @@ run_torchrun() {
     else
         rendezvous=(--standalone) # on a free port, so that several runs share a machine
     fi
+    if [[ -n ${MAX_RESTARTS:-} ]]; then
+        require_number MAX_RESTARTS "$MAX_RESTARTS" 0
+        rendezvous+=(--max-restarts "$MAX_RESTARTS")
+    fi
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's default, without its warning
     export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS} # MMEngine's, likewise
     exec "$python" "$tools/torchrun.py" "${rendezvous[@]}" --nproc-per-node "$gpus" \
         "$tools/$script" "$@" --launcher pytorch
 }
 
-# run_srun PARTITION JOB_NAME SCRIPT ARGUMENT...
-run_srun() {
-    local partition=$1 job_name=$2 script=$3 gpus=${GPUS:-8} gpus_per_node cpus_per_task=${CPUS_PER_TASK:-5} words
-    shift 3
+# The options of a Slurm job, in the array $job, for PARTITION JOB_NAME and what the environment says.
+describe_job() {
+    local gpus=${GPUS:-8} gpus_per_node cpus_per_task=${CPUS_PER_TASK:-5} words
     require_number GPUS "$gpus" 1
     gpus_per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
     require_number GPUS_PER_NODE "$gpus_per_node" 1
     require_number CPUS_PER_TASK "$cpus_per_task" 1
+    read -ra words <<<"${SRUN_ARGS:-}"
+    job=(--partition "$1" --job-name "$2" --gres "gpu:$gpus_per_node" --ntasks "$gpus" --ntasks-per-node "$gpus_per_node"
+        --cpus-per-task "$cpus_per_task" ${words[@]+"${words[@]}"})
+}
+
+# require_slurm PROGRAM
+require_slurm() {
+    command -v "$1" >/dev/null ||
+        fail "there is no $1 here. Without Slurm use tools/dist_train.sh and tools/dist_test.sh."
+}
+
+# run_srun PARTITION JOB_NAME SCRIPT ARGUMENT...: returns the exit code
+run_srun() {
+    local script=$3
+    describe_job "$1" "$2"
     if [[ -n ${PORT:-} ]]; then
         require_number PORT "$PORT" 1 65535
         export MASTER_PORT=$PORT # which MMEngine reads, in the environment that srun hands on
     fi
-    command -v srun >/dev/null || fail 'there is no srun here. Without Slurm use tools/dist_train.sh and tools/dist_test.sh.'
-    read -ra words <<<"${SRUN_ARGS:-}"
+    require_slurm srun
     # one failed process ends the others, which would wait for it
-    exec srun --partition "$partition" --job-name "$job_name" --gres "gpu:$gpus_per_node" --ntasks "$gpus" \
-        --ntasks-per-node "$gpus_per_node" --cpus-per-task "$cpus_per_task" --kill-on-bad-exit=1 \
-        ${words[@]+"${words[@]}"} "$python" -u "$tools/$script" "$@" --launcher slurm
+    srun "${job[@]}" --kill-on-bad-exit=1 "$python" -u "$tools/$script" "${@:4}" --launcher slurm
 }

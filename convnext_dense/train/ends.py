@@ -107,6 +107,7 @@ class StopHook(Hook):
         for number, count in zip(SIGNALS, counts, strict=True):
             if count:
                 save_here(runner)
+                runner.roll_call.total()  # the first process that ends lets its launcher kill the others
                 end(runner, number)
 
 

@@ -115,14 +115,13 @@ class FiniteHook(Hook):
         return file
 
 
-def check_finite(runner: Runner) -> None:
+def check_finite(checkpoint: Mapping, work_dir: str) -> None:
     """Raise a :class:`NotFiniteError` where weights are NaN or infinite: such a checkpoint replaces no sound one."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    bad = [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]
+    bad = [name for name, tensor in checkpoint['state_dict'].items() if not is_finite(tensor)]
     if bad:
         raise NotFiniteError(
-            f'Weights are NaN or infinite after step {runner.iter}, and were not saved: {shorten(bad)}. '
-            f'{how_to_continue(runner.work_dir)} {CURE}'
+            f'Weights are NaN or infinite after step {checkpoint["meta"]["iter"]}, and were not saved: {shorten(bad)}. '
+            f'{how_to_continue(work_dir)} {CURE}'
         )
 
 

@@ -111,19 +111,20 @@ class OneLineRunner(Runner):
         """Save a checkpoint, with what an exact continuation needs; all processes call it together."""
         is_whole = kwargs.get('save_optimizer', True)
         self._training_state = training_state(self) if is_whole else None
-        check_finite(self)
         self._save_checkpoint(*args, **kwargs)
         if is_whole:
             place = kwargs.get('meta') or {}
             self.saved_step = place.get('iter', self.iter + (not kwargs.get('by_epoch', True)))
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        """Call the hooks; a checkpoint gets the training's state first, and losses leave the GPU in one piece."""
+        """Call the hooks; losses leave the GPU in one piece first, and a checkpoint is looked at and completed."""
         if fn_name == 'after_train_iter':
             kwargs['outputs'] = fetched(kwargs.get('outputs'))
-        if fn_name == 'before_save_checkpoint' and self._training_state:
-            kwargs['checkpoint'][STATE_KEY] = self._training_state
         super().call_hook(fn_name, **kwargs)
+        if fn_name == 'before_save_checkpoint':
+            check_finite(kwargs['checkpoint'], self.work_dir)
+            if self._training_state:
+                kwargs['checkpoint'][STATE_KEY] = self._training_state
 
     @master_only
     def _save_checkpoint(self, out_dir: str, filename: str, *args, backend_args: dict | None = None, **kwargs) -> None:
