@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 
 from convnext_dense import UserError, cli
@@ -175,7 +176,7 @@ def test_notes_of_two_processes(segmentors):
 
 
 READ = ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'PORT', 'OMP_NUM_THREADS', 'GPUS', 'GPUS_PER_NODE',
-        'CPUS_PER_TASK', 'SRUN_ARGS')  # fmt: skip
+        'CPUS_PER_TASK', 'SRUN_ARGS', 'SUBMIT', 'WARN', 'MAX_RESTARTS')  # fmt: skip
 
 
 def run_script(script: str, *arguments, cwd: Path, **variables) -> subprocess.CompletedProcess:
@@ -213,6 +214,7 @@ ONE_MACHINE = '--standalone --nproc-per-node 2'
             {'NNODES': '2', 'NODE_RANK': '0', 'MASTER_ADDR': 'node-0', 'PORT': '1234'},
             '--nnodes 2 --node-rank 0 --master-addr node-0 --master-port 1234 --nproc-per-node 2',
         ),
+        ({'MAX_RESTARTS': '3'}, '--standalone --max-restarts 3 --nproc-per-node 2'),
     ],
 )
 @pytest.mark.parametrize(
@@ -240,19 +242,75 @@ MANY = {'GPUS': '16', 'GPUS_PER_NODE': '4', 'CPUS_PER_TASK': '12', 'SRUN_ARGS': 
     ],
 )
 @pytest.mark.parametrize(
-    ('script', 'tool', 'rest'),
-    [('slurm_train.sh', 'train.py', ['my config.py']), ('slurm_test.sh', 'test.py', ['my config.py', 'a.pth'])],
+    ('script', 'tool', 'rest', 'told'),
+    [
+        ('slurm_train.sh', 'train.py', ['my config.py'], ['--signal', 'USR1@120']),
+        ('slurm_test.sh', 'test.py', ['my config.py', 'a.pth'], []),
+    ],
 )
-def test_what_slurm_scripts_start(echo, tmp_path, script, tool, rest, variables, gpus, per_node, cpus, words, port):
+def test_what_slurm_scripts_start(
+    echo, tmp_path, script, tool, rest, told, variables, gpus, per_node, cpus, words, port
+):
     variables = {'PATH': f'{echo.parent}:{os.environ["PATH"]}', **variables}
     result = run_script(script, 'long queue', 'job', *rest, '--work-dir', 'x y', cwd=tmp_path, **variables)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         '--partition', 'long queue', '--job-name', 'job', '--gres', f'gpu:{per_node}', '--ntasks', gpus,
-        '--ntasks-per-node', per_node, '--cpus-per-task', cpus, '--kill-on-bad-exit=1', *words,
+        '--ntasks-per-node', per_node, '--cpus-per-task', cpus, *words, *told, '--kill-on-bad-exit=1',
         sys.executable, '-u', str(ROOT / 'tools' / tool), *rest, '--work-dir', 'x y', '--launcher', 'slurm',
         f'port={port} threads=',
     ]  # fmt: skip
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    """Write a program of Slurm's that notes how it was called."""
+    file = folder / name
+    file.write_text(f'#!/bin/bash\nprintf "%s\\n" {name} "$@" >> "{folder}/calls"\n{text}\n')
+    file.chmod(0o755)
+
+
+@pytest.mark.parametrize('code', [0, 1, 75])
+def test_a_batch_job_queues_again_after_a_signal(code, tmp_path):
+    """Slurm's programs are played: sbatch runs what it gets, srun ends with the code of a training."""
+    programs = tmp_path / 'programs'
+    programs.mkdir()
+    program(programs, 'sbatch', 'export SLURM_JOB_ID=42; eval "${@: -1}"')
+    program(programs, 'srun', f'exit {code}')
+    program(programs, 'scontrol', '')
+    variables = {'PATH': f'{programs}:{os.environ["PATH"]}', 'SUBMIT': '1', 'WARN': '60', 'SRUN_ARGS': '--time 4:00:00'}
+    result = run_script('slurm_train.sh', 'p', 'j', 'my config.py', '--work-dir', 'x y', cwd=tmp_path, **variables)
+    assert result.returncode == (0 if code == 75 else code), result.stderr
+    calls = (programs / 'calls').read_text().splitlines()
+    assert calls[0] == 'sbatch'
+    assert ' '.join(calls[1:19]).endswith('--time 4:00:00 --requeue --open-mode append --signal USR1@60')
+    start = calls.index('srun')
+    assert calls[calls.index(str(ROOT / 'tools/train.py')) :][:4] == [
+        str(ROOT / 'tools/train.py'), 'my config.py', '--work-dir', 'x y',
+    ]  # fmt: skip
+    assert '--signal' in calls[start:]
+    assert calls[-3:] == ['scontrol', 'requeue', '42'] if code == 75 else 'scontrol' not in calls
+
+
+CLUSTERS = (ROOT / 'docs/clusters.md').read_text()
+
+
+@pytest.mark.parametrize('text', re.findall(r'```sh\n(.*?)```', CLUSTERS, re.DOTALL))
+def test_shell_examples_are_shell(text):
+    assert subprocess.run(['bash', '-n'], input=text, text=True, check=False).returncode == 0
+
+
+def test_manifests_are_manifests():
+    kubernetes, skypilot = re.findall(r'```yaml\n(.*?)```', CLUSTERS, re.DOTALL)
+    service, job = yaml.safe_load_all(kubernetes)
+    assert [part['kind'] for part in (service, job)] == ['Service', 'Job']
+    spec, (container,) = job['spec'], job['spec']['template']['spec']['containers']
+    assert spec['podFailurePolicy']['rules'][0]['onExitCodes']['values'] == [2, 3]
+    mounts, volumes = container['volumeMounts'], job['spec']['template']['spec']['volumes']
+    assert {mount['name'] for mount in mounts} == {volume['name'] for volume in volumes}
+    assert service['metadata']['name'] == job['spec']['template']['spec']['subdomain']
+    for command in (container['args'][0], yaml.safe_load(skypilot)['run']):
+        assert 'tools/dist_train.sh det/cascade_convnext_t_coco 8 --work-dir /runs/t --resume' in command
+        assert subprocess.run(['bash', '-n'], input=command, text=True, check=False).returncode == 0
 
 
 WITHOUT_SRUN = ':'.join(place for place in os.environ['PATH'].split(':') if not (Path(place) / 'srun').exists())
@@ -271,6 +329,9 @@ ON_TWO = {'NNODES': '2', 'MASTER_ADDR': 'a'}
         ('dist_train.sh', 'c.py 2 x', {}, "options start with a dash; got 'x'"),
         ('slurm_train.sh', 'p j c.py work_dirs/x', {}, "options start with a dash; got 'work_dirs/x'"),
         ('slurm_train.sh', 'p j c.py', {'GPUS': 'all'}, "GPUS must .* got 'all'"),
+        ('slurm_train.sh', 'p j c.py', {'WARN': 'soon'}, "WARN must .* got 'soon'"),
+        ('slurm_train.sh', 'p j c.py', {'SUBMIT': '1', 'PATH': WITHOUT_SRUN}, 'there is no sbatch here'),
+        ('dist_train.sh', 'c.py 2', {'MAX_RESTARTS': '-1'}, "MAX_RESTARTS must .* got '-1'"),
         ('slurm_test.sh', 'p j c f', {'PORT': '99999'}, "PORT must .* 1 to 65535; got '99999'"),
         ('dist_train.sh', 'c.py 2', {'PORT': '65536'}, "PORT must .* 1 to 65535; got '65536'"),
         ('dist_train.sh', 'c.py 2', {'NNODES': 'two'}, "NNODES must .* got 'two'"),
