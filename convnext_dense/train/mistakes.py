@@ -138,4 +138,5 @@ def build_errors() -> Iterator[None]:
         if is_lost_connection(error):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise UserError(f'The config cannot be built: {text}') from error
+        where = traceback.extract_tb(error.__traceback__)[-1]  # of an assertion, which often says nothing
+        raise UserError(f'The config cannot be built: {text if str(text) else f"{where.line} ({where.name})"}') from error

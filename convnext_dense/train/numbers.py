@@ -78,7 +78,7 @@ class FiniteHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping | None = None
     ) -> None:
         """Report a step that was not finite."""
-        losses = {name: float(value) for name, value in (outputs or {}).items()}
+        losses = {name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items()}
         is_done = all(map(math.isfinite, self.norms)) and not self.was_skipped_by_scaler()
         if is_done and all(map(math.isfinite, losses.values())):
             self.num_in_row = 0
