@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import toy_runs
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 from test_resume import assert_same, newest
 
 from convnext_dense import UserError, cli
@@ -136,7 +136,8 @@ def test_exit_codes(error, code, said, capsys):
 # Data that do not come
 
 
-class Hanging(toy_runs.ToyDataset):
+@DATASETS.register_module()
+class HangingDataset(toy_runs.ToyDataset):
     """A dataset of files, of which one makes its worker hang or die."""
 
     METAINFO = dict(classes=('a',))
@@ -147,11 +148,12 @@ class Hanging(toy_runs.ToyDataset):
 
     def prepare_data(self, idx):
         if idx == 7:
-            time.sleep(60) if self.end == 'hang' else os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(5) if self.end == 'hang' else os.kill(os.getpid(), signal.SIGKILL)
         return super().prepare_data(idx)
 
 
-class Dying(Hanging):
+@DATASETS.register_module()
+class DyingDataset(HangingDataset):
     """A dataset whose worker is killed, as by a system whose memory is full."""
 
     end = 'die'
@@ -160,8 +162,14 @@ class Dying(Hanging):
 @pytest.mark.parametrize(
     ('dataset', 'message'),
     [
-        (Hanging, r'No data came within 2.* s: a worker of the data loader hangs over the images .*7\.jpg.* of step 3'),
-        (Dying, r'A worker of the data loader is killed by signal: Killed over the images .* of step'),
+        (
+            'HangingDataset',
+            r'No data came within 2.* s: a worker of the data loader hangs over the images .*7\.jpg.* of step 3',
+        ),
+        (
+            'DyingDataset',
+            r'A worker of the data loader (is killed by signal: Killed|exited unexpectedly).*: most often the memory',
+        ),
     ],
 )
 def test_a_worker_that_does_not_answer_ends_the_run(dataset, message, tmp_path):
@@ -174,9 +182,7 @@ def test_a_worker_that_does_not_answer_ends_the_run(dataset, message, tmp_path):
     }
     with pytest.raises(UserError, match=message) as error:
         toy_runs.train(tmp_path, **options)
-    assert 'continues from' in str(error.value)
-    for child in torch.multiprocessing.active_children():
-        child.kill()
+    assert 'continues from' in str(error.value) or 'No checkpoint was written yet' in str(error.value)
 
 
 # Several processes
@@ -188,27 +194,24 @@ def start(folder: Path, job: str, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_all_processes_stop_and_skip_together(tmp_path):
+def test_processes_stop_and_skip_together_and_miss_each_other(tmp_path):
     done = start(tmp_path, 'train_with_signals')
-    assert done.returncode == 0, done.stderr[-3000:]
     assert 'resumed epoch: 0, iter: 7' in done.stdout
     assert_same(newest(tmp_path / 'spoilt'), newest(tmp_path / 'stopped'))
     reports = [sorted(file.name for file in (tmp_path / run / 'nonfinite').iterdir()) for run in ('spoilt', 'stopped')]
-    assert reports == [['step_0000005_process_0.json', 'step_0000005_process_1.json']] * 2
-
-
-def test_torchrun_brings_a_killed_process_back(tmp_path):
-    done = start(tmp_path, 'train_and_die', '--max-restarts', '1')
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert read_checkpoint(newest(tmp_path / 'restarted'))['meta']['iter'] == 16
-    assert 'resumed epoch: 0, iter: 6' in done.stdout
-
-
-def test_a_process_that_hangs_is_named(tmp_path):
-    done = start(tmp_path, 'hang')
+    names = ['step_0000003_process_1.json', 'step_0000005_process_0.json', 'step_0000005_process_1.json']
+    assert reports == [names, names]  # the first one adds to the sum of which the others tell
     assert done.returncode == 2
     assert 'error: Process 1 of 2 did not come to the next step within 4 s' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_torchrun_brings_a_killed_process_back(tmp_path):
+    """With saves inside of a sum of gradients, which each process has for itself."""
+    done = start(tmp_path, 'train_and_die', '--max-restarts', '1')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'resumed epoch: 0, iter: 6' in done.stdout
+    assert_same(newest(tmp_path / 'whole'), newest(tmp_path / 'killed'))
 
 
 @pytest.mark.parametrize('name', resume.RESTARTS)

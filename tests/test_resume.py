@@ -94,16 +94,6 @@ def test_a_training_that_was_killed_ends_like_one_that_was_not(name, tmp_path):
     assert_same(newest(tmp_path / 'whole'), newest(tmp_path / 'killed'))
 
 
-def test_two_processes_that_were_killed_end_like_two_that_were_not(tmp_path):
-    """With saves inside of a sum of gradients, which each process has for itself."""
-    command = [sys.executable, ROOT / 'tools/torchrun.py', '--standalone', '--nproc-per-node', '2']
-    command += [ROOT / 'tests/toy_runs.py', tmp_path, 'train_in_pieces']
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert 'resumed epoch: 0, iter: 9' in done.stdout
-    assert_same(newest(tmp_path / 'whole'), newest(tmp_path / 'killed'))
-
-
 def test_the_seed_of_the_first_run_is_taken_where_the_config_has_none(tmp_path):
     toy_runs.train(tmp_path, 'killed', kill=9, **{'randomness.seed': None})
     seed = read_checkpoint(newest(tmp_path / 'killed'))['meta']['seed']

@@ -141,7 +141,7 @@ class HangHook(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == self.step and launch.process_rank() == 1:
-            time.sleep(60)
+            time.sleep(15)
 
 
 class Killed(BaseException):
@@ -187,16 +187,11 @@ def train(
         return None
 
 
-def train_in_pieces(folder: Path) -> None:
-    """Train without a break, and with two inside of a sum of gradients."""
-    for name, steps in (('whole', [None]), ('killed', [7, 11, None])):
-        for step in steps:
-            train(folder, name, kill=step, **ENDLESS)
-            torch.distributed.barrier()  # the first process may still write
-
-
 def train_with_signals(folder: Path) -> None:
-    """Train with a signal to the second process, and go on; one process has a loss that is not finite."""
+    """Train with a signal to the second process and go on, without it, and with a second process that hangs.
+
+    The second process has a loss that is not finite.
+    """
     spoilt = dict(type='SpoilHook', steps=[2], rank=1)
     told = dict(type='SignalHook', number=10, step=6, rank=1)
     with contextlib.suppress(RunStopped):
@@ -205,18 +200,18 @@ def train_with_signals(folder: Path) -> None:
     train(folder, 'stopped', custom_hooks=[spoilt], **ENDLESS)
     torch.distributed.barrier()
     train(folder, 'spoilt', custom_hooks=[spoilt], **ENDLESS)
+    torch.distributed.barrier()
+    train(folder, 'hung', custom_hooks=[dict(type='HangHook', step=5)], **{**ENDLESS, 'env_cfg.dist_cfg.timeout': 4})
 
 
 def train_and_die(folder: Path) -> None:
-    """Train with a kill of the second process, in its first life."""
+    """Train without a break, and with a kill of the second process inside of a sum of gradients, in the first life."""
     is_first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'
-    hooks = [dict(type='SignalHook', number=9, step=8, rank=1)] if is_first else []
-    train(folder, 'restarted', resume=None, custom_hooks=hooks, **ENDLESS)
-
-
-def hang(folder: Path) -> None:
-    """Train with a second process that hangs while it loads data."""
-    train(folder, custom_hooks=[dict(type='HangHook', step=5)], **{**ENDLESS, 'env_cfg.dist_cfg.timeout': 4})
+    if is_first:
+        train(folder, 'whole', **ENDLESS)
+        torch.distributed.barrier()  # the first process may still write
+    hooks = [dict(type='SignalHook', number=9, step=7, rank=1)] if is_first else []
+    train(folder, 'killed', resume=None, custom_hooks=hooks, **ENDLESS)
 
 
 ENDLESS = {
@@ -227,7 +222,7 @@ ENDLESS = {
 }
 
 if __name__ == '__main__':  # under torchrun: the folder, and the name of a function
-    torch.distributed.init_process_group('gloo')
+    launch.join_group(60)
     launch.leave_group = torch.distributed.barrier  # torchrun's store serves one group: all trainings share it
     with cli.user_errors():
         globals()[sys.argv[2]](Path(sys.argv[1]))

@@ -56,6 +56,27 @@ def check_launcher(launcher: str) -> str:
     return launcher
 
 
+def join_group(timeout: float) -> None:
+    """Let the processes that torchrun has started meet where MMEngine, which does it otherwise, cannot.
+
+    MMEngine asks for a GPU. After a restart, PyTorch 2.14 hands out addresses of processes that have gone, so that each
+    start gets names of its own.
+
+    Args:
+        timeout: Seconds for which a process waits for the others.
+    """
+    restarts, is_cuda = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)), device_type() == 'cuda'
+    if is_in_group() or (is_cuda and not restarts):
+        return
+    if is_cuda:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    store, rank, size = next(torch.distributed.rendezvous('env://'))
+    torch.distributed.init_process_group(
+        'nccl' if is_cuda else 'gloo', store=torch.distributed.PrefixStore(f'start {restarts}', store), rank=rank,
+        world_size=size, timeout=datetime.timedelta(seconds=timeout),
+    )  # fmt: skip
+
+
 def leave_group() -> None:
     """End a distributed run on all processes together, because one that leaves early can abort the others."""
     if is_in_group():

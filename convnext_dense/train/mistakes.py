@@ -80,8 +80,13 @@ def unused_parameters(error: BaseException, model: torch.nn.Module | None) -> st
 
 
 def missing_data(error: BaseException, runner: Runner | None) -> str | None:
-    """Answer what PyTorch says of a worker of a data loader that does not answer or has gone."""
+    """Answer what PyTorch says of a worker of a data loader that does not answer or has gone.
+
+    It says the latter wherever the run is, also to a library that makes another exception of it.
+    """
     text = str(error)
+    if error.__context__ is not None:
+        text += f'\n{error.__context__}'
     if match := LATE_DATA.search(text):
         return (
             f'No data came within {match["seconds"]} s: a worker of the data loader hangs{awaited(runner)}. See '
@@ -89,7 +94,7 @@ def missing_data(error: BaseException, runner: Runner | None) -> str | None:
         )
     if match := LOST_WORKER.search(text):
         return (
-            f'A worker of the data loader {match["end"]}{awaited(runner)}: most often the memory was full. Lower '
+            f'A worker of the data loader {match["end"]}: most often the memory was full. Lower '
             'train_dataloader.num_workers, train_dataloader.batch_size or the size of the images.'
         )
     return None
@@ -139,4 +144,6 @@ def build_errors() -> Iterator[None]:
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         where = traceback.extract_tb(error.__traceback__)[-1]  # of an assertion, which often says nothing
-        raise UserError(f'The config cannot be built: {text if str(text) else f"{where.line} ({where.name})"}') from error
+        raise UserError(
+            f'The config cannot be built: {text if str(text) else f"{where.line} ({where.name})"}'
+        ) from error

@@ -79,17 +79,21 @@ class FiniteHook(Hook):
     ) -> None:
         """Report a step that was not finite."""
         losses = {name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items()}
-        is_done = all(map(math.isfinite, self.norms)) and not self.was_skipped_by_scaler()
-        if is_done and all(map(math.isfinite, losses.values())):
-            self.num_in_row = 0
+        is_lost = self.was_skipped_by_scaler()
+        if all(map(math.isfinite, [*self.norms, *losses.values()])) and not is_lost:
+            self.num_in_row = 0 if self.norms else self.num_in_row
             return
         if self.buffers:
             torch._foreach_copy_(self.buffers, self.copies)
+        file = self.report(runner, losses, data_batch)
+        if self.norms or is_lost:  # else the sum of gradients, to which this step adds, will tell
+            self.count(runner, f'step {runner.iter + 1}: {describe(losses, self.norms)}', file)
+
+    def count(self, runner: Runner, text: str, file: Path) -> None:
+        """Count a step of the optimizer that was not finite, and end the training where there are too many."""
         self.num_in_row += 1
         total = runner.message_hub.runtime_info.get(SKIPPED, 0) + 1
         runner.message_hub.update_info(SKIPPED, total)
-        file = self.report(runner, losses, data_batch)
-        text = f'step {runner.iter + 1}: {describe(losses, self.norms)}'
         runner.logger.warning(f'{text}; it is skipped, the {self.num_in_row}. in a row and the {total}. in all: {file}')
         if self.num_in_row > self.max_skipped or total > max(self.max_skipped, self.max_share * runner.max_iters):
             raise NotFiniteError(

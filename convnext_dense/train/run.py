@@ -4,7 +4,6 @@ What a user can get wrong is looked at before the model is built, and answered w
 """
 
 import contextlib
-import datetime
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
@@ -214,9 +213,8 @@ def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...], check: 
     if check and launch.process_rank() == 0:
         notes = [*notes, *check_run(cfg, splits, launch.num_processes(cfg.launcher))]
     tell(*notes)
-    if cfg.launcher == 'pytorch' and launch.device_type() == 'cpu' and not launch.is_in_group():
-        span = datetime.timedelta(seconds=run_config.run_timeout(cfg))
-        torch.distributed.init_process_group('gloo', timeout=span)  # MMEngine, which else does it, asks for a GPU
+    if cfg.launcher == 'pytorch':
+        launch.join_group(run_config.run_timeout(cfg))
     with build_errors():
         runner = RUNNERS.build(cfg)
     for note in notes:
