@@ -282,7 +282,7 @@ def test_a_batch_job_queues_again_after_a_signal(code, tmp_path):
     assert result.returncode == (0 if code == 75 else code), result.stderr
     calls = (programs / 'calls').read_text().splitlines()
     assert calls[0] == 'sbatch'
-    assert ' '.join(calls[1:19]).endswith('--time 4:00:00 --requeue --open-mode append --signal USR1@60')
+    assert ' '.join(calls[1:20]).endswith('--time 4:00:00 --requeue --open-mode append --signal USR1@60')
     start = calls.index('srun')
     assert calls[calls.index(str(ROOT / 'tools/train.py')) :][:4] == [
         str(ROOT / 'tools/train.py'), 'my config.py', '--work-dir', 'x y',

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,7 +194,7 @@ def test_segmentor_trains_and_tests_with_the_same_commands(drawn, tmp_path, run_
     assert not Path('drawn').exists()
 
 
-RUN_HOOKS = ['CheckWeightsHook', 'ProgressBarHook', 'RunSummaryHook']
+RUN_HOOKS = ['CheckWeightsHook', 'FiniteHook', 'DamageHook', 'ProgressBarHook', 'RunSummaryHook']
 OURS = dict(type='OneLineLogProcessor')
 
 
@@ -206,7 +207,7 @@ OURS = dict(type='OneLineLogProcessor')
                 custom_hooks=[dict(type='EMAHook', momentum=0.1), dict(type='RunSummaryHook')],
                 log_processor=dict(type='LogProcessor', window_size=5, _scope_='mmdet'),
             ),
-            ['EMAHook', 'RunSummaryHook', 'CheckWeightsHook', 'ProgressBarHook'],
+            ['EMAHook', 'RunSummaryHook', 'CheckWeightsHook', 'FiniteHook', 'DamageHook', 'ProgressBarHook'],
             dict(OURS, window_size=5, _scope_='mmdet'),
         ),
         (dict(custom_hooks=None, log_processor=dict(type='Theirs')), RUN_HOOKS, dict(type='Theirs')),
@@ -346,9 +347,23 @@ def test_file_that_cannot_be_read_in_the_middle_of_a_run(name, content, message,
         transform = LoadAnnotations(with_bbox=False, with_label=False, with_seg=True)
     samples = [dict(img_path=str(file), seg_map_path=str(file))]
     loader = torch.utils.data.DataLoader(samples, None, collate_fn=transform, num_workers=num_workers)
-    with pytest.raises(UserError, match=message) as error, mistakes.run_errors():
+    with pytest.raises(UserError, match=message), mistakes.run_errors():
         next(iter(loader))
-    assert '--resume' in str(error.value)
+
+
+def test_an_error_in_a_training_says_from_where_it_continues(tmp_path):
+    training = SimpleNamespace(_train_loop=object(), work_dir=str(tmp_path), model=None)
+    testing = SimpleNamespace(_train_loop=None, work_dir=str(tmp_path), model=None)
+    full = OSError(28, 'No space left on device')
+    first = r'disk .* is full\. .* free some space\. No checkpoint was written yet\.$'
+    with pytest.raises(UserError, match=first), mistakes.run_errors(training):
+        raise full
+    (tmp_path / 'epoch_3.pth').touch()
+    then = r'It continues from .*epoch_3\.pth with --resume\.$'
+    with pytest.raises(UserError, match=then), mistakes.run_errors(training):
+        raise full
+    with pytest.raises(UserError, match=r'free some space\.$'), mistakes.run_errors(testing):
+        raise full
 
 
 CAUGHT = """Caught FileNotFoundError in DataLoader worker process 0.

@@ -19,7 +19,6 @@ from torch import nn
 
 from convnext_dense import cli
 from convnext_dense.compat.errors import RunStopped
-from convnext_dense.compat.files import write_text
 from convnext_dense.train import launch
 from convnext_dense.train import run as runs
 
@@ -173,7 +172,9 @@ def train(
     """Train 16 steps in ``folder/name`` and return the runner; with ``kill``, end before that step and return None."""
     config = folder / 'toy.py'
     by = 'False, max_iters=16, val_interval=3' if by_iter else 'True, max_epochs=4'
-    write_text(CONFIG.replace('BY_EPOCH', by), config)  # in one step: the other process reads it
+    draft = folder / f'{os.getpid()}.py'
+    draft.write_text(CONFIG.replace('BY_EPOCH', by))
+    draft.replace(config)  # in one step: the other process reads it
     number = next(NUMBERS)
     options = {'experiment_name': f'toy_{number}', 'visualizer.name': f'toy_{number}', 'randomness.seed': 5, **options}
     options['visualizer.type'] = 'Visualizer'
