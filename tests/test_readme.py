@@ -80,3 +80,10 @@ def test_commands_exist(page):
 def test_pages_of_the_site_exist():
     for page in re.findall(r'(\w+\.md)$', (ROOT / 'mkdocs.yml').read_text().partition('nav:')[2], re.MULTILINE):
         assert (ROOT / 'docs' / page).is_file(), page
+
+
+def test_the_tests_that_stand_for_a_promise_exist():
+    named = re.findall(r'`(test_\w+)[.`]', (ROOT / 'docs/reliability.md').read_text())
+    written = ''.join(file.read_text() for file in (ROOT / 'tests').glob('test_*.py'))
+    assert len(named) > 30
+    assert [name for name in named if f'def {name}' not in written] == []
