@@ -151,7 +151,7 @@ def shared_run(tmp_path, monkeypatch):
     [
         (('train', CONFIG, '--nonsense'), 2, 'error: '),
         (('inspect', 'nowhere.pth'), 2, 'error: '),
-        (('show-lr', 'interrupted'), 130, '--resume'),
+        (('show-lr', 'interrupted'), 130, 'interrupted; '),
     ],
 )
 @pytest.mark.usefixtures('shared_run')
