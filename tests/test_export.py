@@ -81,8 +81,6 @@ def small_config(name, folder, arch='atto'):
             step.size = (160, 160)
     if 'decode_head' in cfg.model:
         cfg.model.test_cfg = dict(cfg.model.test_cfg, mode='whole')
-    if 'teacher_ckpt' in cfg.model:
-        cfg.model.teacher_ckpt = None
     return cfg
 
 

@@ -234,6 +234,8 @@ def drop_initial_weights(model_cfg: Mapping) -> None:
         init_cfg = node.get('init_cfg')
         if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
             node['init_cfg'] = None
+        if 'teacher_ckpt' in node:  # of a distilled detector, whose own weights predict
+            node['teacher_ckpt'] = None
 
 
 def fit_bands(cfg: Config) -> list[str]:
