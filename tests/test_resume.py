@@ -389,10 +389,8 @@ def train_killed(folder: Path, text: str, kills: list[tuple[int, float]], **step
     assert not list((folder / 'killed').glob('.*'))
 
 
-@pytest.mark.parametrize(
-    ('text', 'steps'),
-    [pytest.param(DETECTOR, 4, marks=pytest.mark.slow, id='detector'), pytest.param(SEGMENTOR, 3, id='segmentor')],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(('text', 'steps'), [(DETECTOR, 4), (SEGMENTOR, 3)], ids=['detector', 'segmentor'])
 def test_killed_by_the_system(text, steps, tmp_path):
     train_killed(tmp_path, text, [(steps + 1, 0.02)])
 

@@ -8,7 +8,6 @@ import torch
 from mmengine.config import Config
 
 from convnext_dense import UserError, cli, train
-from convnext_dense.compat import read_checkpoint
 from convnext_dense.configs import load_config, walk
 from convnext_dense.data import write_shapes
 from convnext_dense.train.switches import (
@@ -133,20 +132,6 @@ def test_a_run_with_all_of_them(tmp_path):
     frozen = [name for name, p in runner.model.backbone.named_parameters() if not p.requires_grad]
     assert {name.split('.')[0] for name in frozen} == {'downsample_layers', 'stages'}
     assert any(type(hook).__name__ == 'EMAHook' for hook in runner.hooks)
-
-
-@pytest.mark.filterwarnings('ignore::UserWarning')
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')
-def test_the_average_goes_on_where_a_run_is_resumed(tmp_path):
-    options = drawn_data(tmp_path, num_train=4)
-    options |= {'train_cfg.val_interval': 9, 'train_dataloader.batch_size': 2, 'default_hooks.checkpoint.interval': 2}
-    for end, resume in ((2, None), (4, 'auto')):
-        more = {'train_cfg.max_iters': end, 'visualizer.name': f'average {end}'}
-        train.train(SEG, str(tmp_path / 'w'), cfg_options={**options, **more}, ema=True, resume=resume)
-        saved = read_checkpoint(tmp_path / f'w/iter_{end}.pth')
-        assert int(saved['ema_state_dict']['steps']) == end  # MMEngine saves the average as the weights
-    weight = 'backbone.stages.0.0.dwconv.weight'
-    assert not torch.equal(saved['state_dict'][weight], saved['ema_state_dict'][f'module.{weight}'])
 
 
 @pytest.mark.parametrize(('room', 'expected'), [(1, 1), (2, 2), (3, 3), (5, 4), (13, 12), (10**6, 256)])

@@ -27,7 +27,7 @@ CONFIG = """
 default_scope = 'mmengine'
 runner_type = 'OneLineRunner'
 model = dict(type='ToyModel')
-loader = dict(batch_size=3, num_workers=0, dataset=dict(type='ToyDataset'))
+loader = dict(batch_size=3, num_workers=0, dataset=dict(type='ToyDataset', serialize_data=False))  # for speed
 train_dataloader = dict(**loader, sampler=dict(type='DefaultSampler', shuffle=True))
 val_dataloader = dict(**loader, sampler=dict(type='DefaultSampler', shuffle=False))
 val_evaluator, val_cfg = dict(type='ToyMetric'), dict()
