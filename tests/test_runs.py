@@ -352,8 +352,9 @@ def test_file_that_cannot_be_read_in_the_middle_of_a_run(name, content, message,
 
 
 def test_an_error_in_a_training_says_from_where_it_continues(tmp_path):
-    training = SimpleNamespace(_train_loop=object(), work_dir=str(tmp_path), model=None)
-    testing = SimpleNamespace(_train_loop=None, work_dir=str(tmp_path), model=None)
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    training = SimpleNamespace(_train_loop=object(), cfg=cfg, model=None)
+    testing = SimpleNamespace(_train_loop=None, cfg=cfg, model=None)
     full = OSError(28, 'No space left on device')
     first = r'disk .* is full\. .* free some space\. No checkpoint was written yet\.$'
     with pytest.raises(UserError, match=first), mistakes.run_errors(training):

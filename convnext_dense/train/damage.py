@@ -148,5 +148,5 @@ class DamageHook(Hook):
         if len(known) > most:
             raise UserError(
                 f'{len(known)} files are damaged, more than {most:g}: {describe(known)}. Replace them or take them out '
-                f'of the data; `convnext-dense check-data` finds them all. {how_to_continue(runner.work_dir)}'
+                f'of the data; `convnext-dense check-data` finds them all. {how_to_continue(runner.cfg)}'
             )

@@ -37,7 +37,7 @@ def caught_signals(runner: Runner) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        text = f'The training was interrupted in step {runner.iter + 1}. {how_to_continue(runner.work_dir)}'
+        text = f'The training was interrupted in step {runner.iter + 1}. {how_to_continue(runner.cfg)}'
         raise RunStopped(INTERRUPTED, text) from error
     finally:
         for number, earlier in before.items():
@@ -129,4 +129,4 @@ def save_here(runner: Runner) -> None:
 def end(runner: Runner, number: int) -> NoReturn:
     """Leave a training with the exit code of a signal."""
     text = f'{signal.Signals(number).name}: the training stopped after {runner.iter} steps.'
-    raise RunStopped(SIGNALS[number], f'{text} {how_to_continue(runner.work_dir)}')
+    raise RunStopped(SIGNALS[number], f'{text} {how_to_continue(runner.cfg)}')

@@ -128,7 +128,7 @@ def run_errors(runner: Runner | None = None) -> Iterator[None]:
             text = 'The disk of the work dir is full. The checkpoints in it are complete; free some space.'
         if text is None:
             raise
-        raise UserError(f'{text} {how_to_continue(runner.work_dir)}' if is_training else text) from error
+        raise UserError(f'{text} {how_to_continue(runner.cfg)}' if is_training else text) from error
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -98,7 +99,7 @@ class FiniteHook(Hook):
         if self.num_in_row > self.max_skipped or total > max(self.max_skipped, self.max_share * runner.max_iters):
             raise NotFiniteError(
                 f'{self.num_in_row} steps in a row and {total} of {runner.iter + 1} were not finite; the last was '
-                f'{text}. Their images and losses lie in {file.parent}. {how_to_continue(runner.work_dir)} {CURE}'
+                f'{text}. Their images and losses lie in {file.parent}. {how_to_continue(runner.cfg)} {CURE}'
             )
 
     def was_skipped_by_scaler(self) -> bool:
@@ -119,13 +120,13 @@ class FiniteHook(Hook):
         return file
 
 
-def check_finite(checkpoint: Mapping, work_dir: str) -> None:
+def check_finite(checkpoint: Mapping, cfg: Config) -> None:
     """Raise a :class:`NotFiniteError` where weights are NaN or infinite: such a checkpoint replaces no sound one."""
     bad = [name for name, tensor in checkpoint['state_dict'].items() if not is_finite(tensor)]
     if bad:
         raise NotFiniteError(
             f'Weights are NaN or infinite after step {checkpoint["meta"]["iter"]}, and were not saved: {shorten(bad)}. '
-            f'{how_to_continue(work_dir)} {CURE}'
+            f'{how_to_continue(cfg)} {CURE}'
         )
 
 

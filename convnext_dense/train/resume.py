@@ -91,7 +91,7 @@ def newest_sound(cfg: Config) -> tuple[Path | None, dict, list[str]]:
         UserError: None is.
     """
     notes = []
-    for file in candidates(Path(cfg.work_dir), (cfg.get('default_hooks') or {}).get('checkpoint') or {}):
+    for file in checkpoints_of(cfg):
         try:
             return file, read_state(file, cfg), notes
         except UserError as error:
@@ -109,10 +109,15 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
     return next(iter(candidates(work_dir)), None)
 
 
-def how_to_continue(work_dir: str | Path) -> str:
+def how_to_continue(cfg: Config) -> str:
     """Return a sentence on the checkpoint with which a training that has ended early goes on."""
-    file = latest_checkpoint(Path(work_dir))
+    file = next(iter(checkpoints_of(cfg)), None)
     return f'It continues from {file} with --resume.' if file else 'No checkpoint was written yet.'
+
+
+def checkpoints_of(cfg: Config) -> list[Path]:
+    """Return the checkpoints of the run of a config, as :func:`candidates` does."""
+    return candidates(Path(cfg.work_dir), (cfg.get('default_hooks') or {}).get('checkpoint') or {})
 
 
 def candidates(work_dir: Path, hook: Mapping = MappingProxyType({})) -> list[Path]:

@@ -122,7 +122,7 @@ class OneLineRunner(Runner):
             kwargs['outputs'] = fetched(kwargs.get('outputs'))
         super().call_hook(fn_name, **kwargs)
         if fn_name == 'before_save_checkpoint':
-            check_finite(kwargs['checkpoint'], self.work_dir)
+            check_finite(kwargs['checkpoint'], self.cfg)
             if self._training_state:
                 kwargs['checkpoint'][STATE_KEY] = self._training_state
 
