@@ -5,7 +5,6 @@ A safetensors file holds nothing but tensors and text. It is known by its first 
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -20,7 +19,8 @@ from urllib.parse import urlparse
 
 from packaging.version import Version
 
-from .errors import UserError, printable
+from .checksums import check_records, is_safetensors
+from .errors import UserError
 from .module_view import ModuleView
 from .unpickling import TRUST_ADVICE, allowed_types, checkpoints_are_trusted, explained_errors, first_line, refuse_tar
 
@@ -60,10 +60,10 @@ def read_checkpoint(
 
     if isinstance(file, str | os.PathLike):
         check_exists(Path(file))
-        if is_safetensors(file):
-            return read_safetensors(file, map_location)
         mmap = can_be_mapped(file) and mmap
         check_records(file)
+        if is_safetensors(file):
+            return read_safetensors(file, map_location)
     torch_options['weights_only'] = not checkpoints_are_trusted()
     if torch_options['weights_only']:
         refuse_tar(file)
@@ -101,12 +101,6 @@ def check_exists(path: Path) -> None:
     names = sorted(file.name for file in folder.iterdir() if file.suffix in CHECKPOINT_SUFFIXES)
     shown = ', '.join(names[:10]) + (f' and {len(names) - 10} more' if len(names) > 10 else '')
     raise UserError(f'Checkpoint {path} {problem}. The checkpoints in {folder} are: {shown or "none"}.')
-
-
-def is_safetensors(file: str | os.PathLike) -> bool:
-    """Tell whether a file begins like a safetensors file: the length of a JSON header, then the header."""
-    with open(file, 'rb') as opened:
-        return opened.read(9)[6:] == b'\0\0{'
 
 
 def read_safetensors(file: str | os.PathLike, map_location: Any = None) -> dict:
@@ -156,34 +150,6 @@ def can_be_mapped(file: str | os.PathLike) -> bool:
     if not checkpoints_are_trusted():
         refuse_excess(file, parts, is_plain)
     return is_plain
-
-
-def check_records(file: str | os.PathLike) -> None:
-    """Compare the records of an archive with the checksums in it, once for each state of the file.
-
-    Nothing is compared where there is no archive, or none with checksums (``torch.serialization.set_crc32_options``).
-
-    Raises:
-        UserError: A record is not what was written.
-    """
-    if zipfile.is_zipfile(file):
-        state = os.stat(file)
-        _check_records(os.path.abspath(file), (state.st_ino, state.st_size, state.st_mtime_ns))
-
-
-@functools.lru_cache(maxsize=64)
-def _check_records(file: str, state: tuple[int, ...]) -> None:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            has_checksums = any(part.CRC for part in archive.infolist())
-            problem = archive.testzip() if has_checksums else None
-    except Exception as error:  # zipfile and zlib fail in many ways
-        problem = first_line(error)
-    if problem:
-        raise UserError(
-            f'The checkpoint {file} is damaged: {printable(problem)} is not what was written. Copy or download it '
-            'again, or take an earlier checkpoint.'
-        )
 
 
 def refuse_excess(file: str | os.PathLike, parts: list[zipfile.ZipInfo], is_plain: bool) -> None:

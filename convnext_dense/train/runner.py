@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
@@ -14,7 +15,8 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from convnext_dense.compat.checkpoints import check_records, read_checkpoint
+from convnext_dense.compat.checkpoints import read_checkpoint
+from convnext_dense.compat.checksums import check_records, seal_archive
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import replaced
 from convnext_dense.train.config import run_timeout
@@ -139,6 +141,7 @@ class OneLineRunner(Runner):
         with replaced(Path(out_dir, filename)) as draft:
             super().save_checkpoint(str(draft.parent), draft.name, *args, **kwargs)
             try:
+                seal_archive(draft)
                 check_records(draft)
-            except UserError as error:
+            except (UserError, BadZipFile) as error:
                 raise OSError(errno.EIO, 'the disk gives back other data than were written') from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convnext_dense.compat.checkpoints import is_safetensors
+from convnext_dense.compat.checksums import is_safetensors
 from convnext_dense.compat.errors import printable, shorten
 from convnext_dense.weights.identify import (
     Part,

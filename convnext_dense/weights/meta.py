@@ -40,8 +40,9 @@ def read_meta(checkpoint: Mapping) -> dict[str, Any]:
     return meta
 
 
-def read_dataset(meta: Mapping) -> dict[str, Any]:
+def read_dataset(meta: Any) -> dict[str, Any]:
     """Return ``classes`` and ``palette`` of a checkpoint's ``meta``; nothing where it has no classes."""
+    meta = meta if isinstance(meta, Mapping) else {}
     dataset = meta.get('dataset_meta')
     dataset = dataset if isinstance(dataset, Mapping) else meta
     dataset = {str(key).lower(): value for key, value in dataset.items()}  # mmcv wrote CLASSES and PALETTE

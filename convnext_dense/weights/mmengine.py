@@ -161,7 +161,7 @@ def check_classes(checkpoint: Mapping, runner: Runner, is_new: bool = False) -> 
     A class is its number in the model; labels would be exchanged in silence. A training that starts from the weights
     may be on other classes, but not on the same in another order.
     """
-    trained = read_dataset(checkpoint.get('meta') or {}).get('classes')
+    trained = read_dataset(checkpoint.get('meta')).get('classes')
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
         dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
         own = (getattr(dataset, 'metainfo', None) or {}).get('classes')

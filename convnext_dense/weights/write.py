@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convnext_dense.compat.checkpoints import META_KEY, sha256
+from convnext_dense.compat.checksums import DIGEST_KEY, NO_DIGEST, seal_archive, seal_safetensors
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import explained, replaced
 from convnext_dense.weights.report import dtype_name
@@ -22,7 +23,7 @@ SUFFIXES = ('.safetensors', '.pth')
 def write_weights(
     tensors: Mapping[str, Tensor], file: Path, wrapper: str = '', meta: Mapping[str, Any] | None = None
 ) -> str:
-    """Write a file of weights in one step and return its SHA-256; the same weights give the same bytes.
+    """Write a file of weights with its digest in one step; return its SHA-256; the same weights give the same bytes.
 
     Args:
         tensors: Name -> tensor.
@@ -37,17 +38,18 @@ def write_weights(
     tensors = separate(tensors)
     odd = {dtype_name(tensor) for tensor in tensors.values() if tensor.dtype.is_complex}
     if odd and file.suffix != '.pth':
-        raise UserError(f'A .safetensors file cannot hold tensors of type {odd.pop()}. Write a .pth file.')
+        raise UserError(f'{file} cannot hold tensors of type {odd.pop()}: a .safetensors file has none. Write a .pth file.')
     with explained(file), replaced(file) as draft:
         try:
             if file.suffix == '.pth':
                 content = {wrapper: tensors} if wrapper else tensors
                 with draft.open('wb') as stream:  # into a path PyTorch would write the path's name too
                     torch.save(content if meta is None else {'meta': dict(meta), **content}, stream)
+                seal_archive(draft)
             else:
-                # One entry: the package writes several in a random order, and the hash would change.
                 header = {'format': 'pt'} if meta is None else {META_KEY: json.dumps(meta, sort_keys=True)}
-                save_file(dict(tensors), draft, header)
+                save_file(dict(tensors), draft, {DIGEST_KEY: NO_DIGEST, **header})
+                seal_safetensors(draft)
         except (RuntimeError, SafetensorError) as error:  # theirs, over that of the disk
             raise OSError(getattr(error.__context__, 'strerror', None) or str(error)) from error
         return sha256(draft)

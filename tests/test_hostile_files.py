@@ -1,0 +1,282 @@
+"""Checkpoints that were changed: each gives what the sound one gives, bit for bit, or one message that names the file.
+
+HOSTILE_EXAMPLES is the number of files of each kind. A failure names the call that makes its file again.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+import tempfile
+import warnings
+from collections import Counter
+
+import mutated_files
+import pytest
+import torch
+import toy_runs
+from mmengine.runner import Runner
+from mutated_files import ARCHIVES, BYTES, CODE, CONTENTS, HEADERS, STATES, mutated
+from safetensors.torch import save_file
+from small_models import SMALL, Detector, randomize
+
+from convnext_dense import ConvNeXt, UserError
+from convnext_dense.compat import read_checkpoint, trust_checkpoints
+from convnext_dense.compat.checksums import seal_archive
+from convnext_dense.weights import load_weights
+from convnext_dense.weights.convert import convert
+from convnext_dense.weights.inspect import inspect
+
+EXAMPLES = int(os.environ.get('HOSTILE_EXAMPLES', 1))  # of each kind; more where time allows
+MOST_SECONDS = 30
+# MMEngine warns of the second runner in one process, which only tests have
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning'),
+    pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning'),
+    pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step:UserWarning'),
+]
+COUNTS = Counter()  # (what, outcome) -> number
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _counts():
+    """Print what came out, for docs/reliability.md."""
+    yield
+    for names, number in sorted(COUNTS.items()):
+        print(f'{number:6} {", ".join(names)}')
+
+
+def build_model(name):
+    return ConvNeXt(SMALL, out_norm=False) if name.startswith('backbone') else Detector(out_norm=False)
+
+
+def training(model):
+    """Return a checkpoint of a training."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    sum(parameter.square().sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    meta = dict(epoch=3, iter=12, seed=5, cfg='a = 1', experiment_name='a', dataset_meta=dict(classes=('a', 'b', 'c')))
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    return dict(meta=meta, state_dict=model.state_dict(), optimizer=optimizer.state_dict(), message_hub=hub)
+
+
+@pytest.fixture(scope='module')
+def sound(tmp_path_factory):
+    """Sound files: those of this package have a digest, those of others have PyTorch's checksums or none."""
+    folder = tmp_path_factory.mktemp('sound')
+    torch.manual_seed(0)
+    weights, checkpoint = randomize(build_model('backbone')).state_dict(), training(randomize(build_model('detector')))
+    torch.save(weights, folder / 'backbone_of_others.pth')
+    torch.save(weights, folder / 'backbone_of_old.pth', _use_new_zipfile_serialization=False)
+    save_file(weights, folder / 'backbone_of_others.safetensors')
+    torch.save(checkpoint, folder / 'detector_of_training.pth')
+    for suffix in ('.pth', '.safetensors'):
+        convert(folder / 'backbone_of_others.pth', folder / f'backbone{suffix}', 'fb')
+        convert(folder / 'detector_of_training.pth', folder / f'detector{suffix}', 'fb')
+    seal_archive(folder / 'detector_of_training.pth')
+    return folder
+
+
+# Entry points: what each gives for a file
+
+
+def load(file, name):
+    model = build_model(name)
+    load_weights(model, file, need='backbone' if name.startswith('backbone') else 'all')
+    return dict(model.state_dict())
+
+
+def convert_backbone(file, name):
+    out = file.with_name(f'{file.name}.safetensors')
+    return dict(convert(file, out, 'timm', backbone_only=True, force=True).tensors)
+
+
+def look_at(file, name):
+    found = inspect(file, keys=True)
+    json.dumps(found)
+    return {key: value for key, value in found.items() if key not in ('source', 'megabytes', 'container')}
+
+
+def load_to_test(file, name):
+    """As ``test`` does."""
+    runner = runner_for(name.partition('_')[0].partition('.')[0])
+    randomize(runner.model)
+    runner.load_checkpoint(str(file))
+    return dict(runner.model.state_dict())
+
+
+@functools.cache
+def runner_for(kind):
+    model = build_model(kind)
+    options = dict(custom_hooks=[dict(type='CheckWeightsHook')], default_scope='mmengine', log_level='ERROR')
+    return Runner(model, tempfile.mkdtemp(prefix='hostile_'), experiment_name=f'hostile_{kind}', **options)
+
+
+ENTRIES = dict(load=load, convert=convert_backbone, inspect=look_at, test=load_to_test)
+
+
+@contextlib.contextmanager
+def time_limit():
+    """Raise after :data:`MOST_SECONDS`, where the system can."""
+
+    def stop(*_):
+        raise TimeoutError(f'it takes more than {MOST_SECONDS} s')
+
+    before = signal.signal(signal.SIGALRM, stop) if hasattr(signal, 'SIGALRM') else None
+    if before is not None:
+        signal.alarm(MOST_SECONDS)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def is_equal(one, other):
+    """Compare nested containers, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(is_equal(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(is_equal, one, other))
+    return one == other
+
+
+def outcome(call, expected, file):
+    """Return 'refused', 'same' or 'other', as what the call gives is; everything else is a failure."""
+    result = refusal = None
+    try:
+        with time_limit(), warnings.catch_warnings(action='ignore'):
+            result = call()
+    except UserError as error:
+        refusal = str(error)
+    assert not (file.parent / mutated_files.MARKER).exists(), 'code was run'
+    assert refusal is None or file.name in refusal, f'it does not name the file: {refusal}'
+    return 'refused' if refusal else 'same' if is_equal(result, expected) else 'other'
+
+
+def may_differ(name, kind, entry):
+    """Tell whether nothing in a changed file can show the change: no checksum, or one that was made anew."""
+    is_ours = name in OURS
+    if kind in CONTENTS:  # a file that a program could save
+        return entry in ('inspect', 'convert')
+    if kind in STATES:
+        return True
+    has_checksums = is_ours or name == 'backbone_of_others.pth'
+    return not (has_checksums if kind in BYTES else is_ours)
+
+
+def kinds_for(name):
+    is_pickle = name.endswith('.pth')
+    is_archive = is_pickle and not name.endswith('of_old.pth')
+    return [
+        *BYTES,
+        *(ARCHIVES if is_archive else ()),
+        *(CONTENTS if is_pickle else HEADERS),
+        *(STATES if 'training' in name else ()),
+        *(CODE if is_archive else ()),
+    ]
+
+
+OURS = ('backbone.pth', 'backbone.safetensors', 'detector.pth', 'detector.safetensors', 'detector_of_training.pth')
+FILES = {  # -> which of the kinds are among the fast tests
+    'backbone.pth': 1,
+    'backbone.safetensors': 1,
+    'detector.pth': 3,
+    'detector.safetensors': 3,
+    'detector_of_training.pth': 2,
+    'backbone_of_others.pth': 2,
+    'backbone_of_others.safetensors': 3,
+    'backbone_of_old.pth': 2,
+}
+CASES = [
+    (name, kind)
+    for name, every in FILES.items()
+    for number, kind in enumerate(kinds_for(name))
+    if EXAMPLES > 1 or number % every == 0
+]
+
+
+@pytest.fixture(scope='module')
+def expected(sound):
+    """What each entry point gives for each sound file."""
+    return {(name, entry): call(sound / name, name) for name in FILES for entry, call in ENTRIES.items()}
+
+
+@pytest.mark.parametrize(('name', 'kind'), CASES)
+def test_a_changed_checkpoint(name, kind, sound, expected, tmp_path):
+    for seed in range(EXAMPLES):
+        file = mutated(sound / name, kind, seed, tmp_path / f'changed_{name}')
+        for entry, call in ENTRIES.items():
+            try:
+                found = outcome(functools.partial(call, file, name), expected[name, entry], file)
+                assert found != 'other' or may_differ(name, kind, entry), 'it differs in silence'
+            except Exception as error:
+                raise AssertionError(f'{entry} of mutated(sound / {name!r}, {kind!r}, {seed}): {error!r}') from error
+            COUNTS['checkpoints', group_of(kind), entry, found] += 1
+
+
+def group_of(kind):
+    groups = dict(bytes=BYTES, archives=ARCHIVES, headers=HEADERS, contents=CONTENTS, states=STATES, code=CODE)
+    return next(name for name, kinds in groups.items() if kind in kinds)
+
+
+@pytest.mark.parametrize('kind', list(CODE))
+def test_the_traps_are_real(kind, sound, tmp_path):
+    for seed in range(4):
+        file = mutated(sound / 'backbone.pth', kind, seed, tmp_path / 'trap.pth')
+        with trust_checkpoints(), contextlib.suppress(Exception):
+            torch.load(file, weights_only=False)
+    assert (tmp_path / mutated_files.MARKER).exists()
+
+
+# Training states
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A run with all its checkpoints."""
+    folder = tmp_path_factory.mktemp('trained')
+    toy_runs.train(folder, **KEEP_ALL)
+    return folder / 'run'
+
+
+KEEP_ALL = {'default_hooks.checkpoint.max_keep_ckpts': -1}
+COMPARED = ('state_dict', 'optimizer', 'param_schedulers')
+
+
+def end_of(run):
+    """Return what a run has come to."""
+    checkpoint = read_checkpoint(run / 'epoch_4.pth')
+    return {key: checkpoint[key] for key in COMPARED}
+
+
+@pytest.mark.parametrize('resume', ['file', 'auto'])
+@pytest.mark.parametrize('kind', [*BYTES, *ARCHIVES, *CODE, *STATES])
+def test_a_changed_training_state(kind, resume, trained, tmp_path):
+    """Where the newest checkpoint is changed, the training continues from the one before."""
+    if resume == 'auto' and (kind in STATES or (EXAMPLES == 1 and kind not in ARCHIVES)):
+        return
+    expected = end_of(trained)
+    for seed in range(EXAMPLES):
+        folder = tmp_path / str(seed)
+        (folder / 'run').mkdir(parents=True)
+        file = mutated(trained / 'epoch_3.pth', kind, seed, folder / 'run/epoch_3.pth')
+        if resume == 'auto':
+            shutil.copy(trained / 'epoch_2.pth', folder / 'run/epoch_2.pth')
+
+        def call(folder=folder, file=file):
+            toy_runs.train(folder, resume='auto' if resume == 'auto' else str(file), **KEEP_ALL)
+            return end_of(folder / 'run')
+
+        try:
+            found = outcome(call, expected, file)
+            assert found != 'other' or kind in STATES, 'it differs in silence'
+            assert found == 'same' or resume == 'file', 'the sound checkpoint was not taken'
+        except Exception as error:
+            raise AssertionError(f"mutated(trained / 'epoch_3.pth', {kind!r}, {seed}): {error!r}") from error
+        COUNTS['states', group_of(kind), resume, found] += 1
