@@ -83,8 +83,13 @@ def infer_without_running_configs(module: ModuleType) -> None:
 
 def find_config(checkpoint: dict) -> str | None:
     """Return the text of a checkpoint's config from the two places where MMEngine saves it; None if there is none."""
-    messages = checkpoint.get('message_hub', {}).get('runtime_info', {})
-    return messages.get('cfg') or checkpoint.get('meta', {}).get('cfg')
+    for place in (('message_hub', 'runtime_info', 'cfg'), ('meta', 'cfg')):
+        found: Any = checkpoint
+        for key in place:
+            found = found.get(key) if isinstance(found, dict) else None
+        if found and isinstance(found, str):
+            return found
+    return None
 
 
 def resume_without_running_configs(module: ModuleType) -> None:

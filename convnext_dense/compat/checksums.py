@@ -52,8 +52,8 @@ def _check_records(file: str, state: tuple[int, ...]) -> None:
         problem = first_line(error)
     if problem:
         raise UserError(
-            f'The checkpoint {file} is damaged: {printable(problem)} is not what was written. Copy or download it '
-            'again, or take an earlier checkpoint.'
+            f'The checkpoint {file} is damaged: {printable(problem)}. Copy or download it again, or take an earlier '
+            'checkpoint.'
         )
 
 
@@ -65,10 +65,11 @@ def archive_problem(file: str | os.PathLike) -> str:
     with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         if len({part.filename.lower() for part in parts}) < len(parts):  # PyTorch would read either
-            return 'a list of records with the same name twice'
+            return 'two of its records have the same name'
         if archive.comment.startswith(DIGEST_KEY.encode()) and archive.comment != list_digest(archive):
-            return 'the list of its records'
-        return (archive.testzip() or '') if any(part.CRC for part in parts) else ''
+            return 'the list of its records is not what was written'
+        changed = archive.testzip() if any(part.CRC for part in parts) else None
+        return f'its record {changed} is not what was written' if changed else ''
 
 
 def list_digest(archive: zipfile.ZipFile) -> bytes:
@@ -100,7 +101,7 @@ def safetensors_problem(file: str | os.PathLike) -> str:
         digest = hashlib.sha256(header[: noted.start(1)] + NO_DIGEST.encode() + header[noted.end(1) :])
         while chunk := stream.read(2**20):
             digest.update(chunk)
-    return '' if digest.hexdigest().encode() == noted[1] else 'its content'
+    return '' if digest.hexdigest().encode() == noted[1] else 'its content is not what was written'
 
 
 def seal_safetensors(file: Path) -> None:

@@ -213,7 +213,7 @@ def find_own_config(
 
 def find_classes(cfg: Config, content: Mapping) -> dict[str, Any]:
     """Return the classes and colours of a model: those of the checkpoint, of the config, or of the dataset's type."""
-    dataset = read_dataset(content.get('meta') or {})
+    dataset = read_dataset(content.get('meta'))
     loader = next(
         (cfg[f'{split}_dataloader'] for split in ('test', 'val', 'train') if cfg.get(f'{split}_dataloader')), {}
     )

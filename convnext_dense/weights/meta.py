@@ -29,9 +29,9 @@ def read_meta(checkpoint: Mapping) -> dict[str, Any]:
     texts = ['time', *(key for key in given if isinstance(key, str) and key.endswith('_version'))]
     meta.update({key: COMMIT.sub('', given[key]) for key in texts if isinstance(given.get(key), str)})
     for key, older in (('experiment_name', 'exp_name'), ('cfg', 'config')):
-        text = given.get(key) or given.get(older)
-        if isinstance(text, str):
-            meta[key] = text
+        texts = [text for text in (given.get(key), given.get(older)) if isinstance(text, str) and text]
+        if texts:
+            meta[key] = texts[0]
     if dataset := read_dataset(given):
         meta['dataset_meta'] = dataset
     if isinstance(given.get('metrics'), Mapping):

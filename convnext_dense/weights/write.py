@@ -38,7 +38,7 @@ def write_weights(
     tensors = separate(tensors)
     odd = {dtype_name(tensor) for tensor in tensors.values() if tensor.dtype.is_complex}
     if odd and file.suffix != '.pth':
-        raise UserError(f'{file} cannot hold tensors of type {odd.pop()}: a .safetensors file has none. Write a .pth file.')
+        raise UserError(f'{file} cannot hold tensors of type {odd.pop()}. Give it the suffix .pth.')
     with explained(file), replaced(file) as draft:
         try:
             if file.suffix == '.pth':
