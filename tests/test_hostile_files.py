@@ -143,7 +143,7 @@ def is_equal(one, other):
     if isinstance(one, dict):
         return isinstance(other, dict) and one.keys() == other.keys() and all(is_equal(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(is_equal, one, other))
+        return isinstance(other, list | tuple) and len(one) == len(other) and all(map(is_equal, one, other))
     return one == other
 
 

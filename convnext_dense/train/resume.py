@@ -5,7 +5,6 @@ epoch, what some parts remember, and gradients that were summed up for a step of
 need no state, because :mod:`.steps` makes them from the number of the step.
 """
 
-import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from mmengine.runner import Runner
 
 from convnext_dense.compat import check_exists, read_checkpoint
 from convnext_dense.compat.errors import UserError, shorten
+from convnext_dense.weights.identify import holds_its_numbers
 from convnext_dense.weights.load import is_finite
 
 STATE_KEY = 'training_state'
@@ -31,7 +31,6 @@ NEEDED = {  # entry of a checkpoint -> what it is
     'optimizer': 'state of the optimizer',
     'param_schedulers': 'schedules',  # where the config has some
 }
-KIND_OPTIONS = {'lr', 'weight_decay', 'betas', 'momentum'}  # by which kinds of optimizers differ in all versions
 MEMORIES = {  # of the libraries' parts, which save none: type -> attributes
     'EarlyStoppingHook': ('wait_count', 'best_score'),
     'BatchSyncRandomResize': ('_input_size',),
@@ -167,8 +166,12 @@ def read_state(file: str | Path, cfg: Config) -> dict:
     meta = checkpoint['meta']
     if not all(isinstance(meta, Mapping) and is_count(meta.get(key)) for key in ('epoch', 'iter')):
         raise UserError(f'{file} does not say how far its training was: meta.epoch and meta.iter must be counts.')
-    bad = [name for name, tensor in tensors_of(checkpoint['optimizer'], 'optimizer') if not is_finite(tensor)]
-    if bad:
+    if not (meta.get('seed') is None or (is_count(meta['seed']) and meta['seed'] < 2**32)):
+        raise UserError(f'{file} has a meta.seed that is no seed: it must be a whole number from 0 to 2**32 - 1.')
+    tensors = dict(tensors_of(checkpoint['optimizer'], 'optimizer'))
+    if odd := [name for name, tensor in tensors.items() if not holds_its_numbers(tensor)]:
+        raise UserError(f'{file} has tensors without plain numbers in the state of the optimizer: {shorten(odd)}.')
+    if bad := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
         raise UserError(
             f'{file} holds NaN or infinity in the state of the optimizer: {shorten(bad)}. The training had diverged; '
             'resume from an earlier checkpoint.'
@@ -190,75 +193,19 @@ def tensors_of(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         yield from tensors_of(part, f'{name}.{key}')
 
 
-def check_fits(checkpoint: Mapping, runner: Runner, file: str) -> None:
-    """Raise a :class:`UserError` where optimizer, schedules or log of a checkpoint have another shape than the run's.
-
-    MMEngine compares nothing: it would end in an error of Python's, or leave out schedules in silence.
-    """
-    optimizer, schedulers = getattr(runner.optim_wrapper, 'optimizer', None), runner.param_schedulers
-    problems = [log_problem(checkpoint.get('message_hub'))]
-    if isinstance(optimizer, torch.optim.Optimizer):  # several optimizers are left to MMEngine
-        problems.append(optimizer_problem(checkpoint.get('optimizer'), optimizer))
-    if isinstance(schedulers, list):
-        problems.append(schedules_problem(checkpoint.get('param_schedulers'), schedulers))
-    if found := list(filter(None, problems)):
-        raise UserError(
-            f'{file} does not fit this run: {"; ".join(found)}. Resume with the config of its training, of which a '
-            f'copy lies in its work dir, or start from its weights with --cfg-options load_from={file}.'
-        )
-
-
-def log_problem(hub: Any) -> str:
-    """Say what is wrong with the log of a checkpoint; empty if nothing is."""
-    parts = ('log_scalars', 'runtime_info', 'resumed_keys')
-    is_log = isinstance(hub, Mapping) and all(isinstance(hub.get(part), Mapping) for part in parts)
-    return '' if is_log else f'its message_hub must hold {", ".join(parts)}'
-
-
-def optimizer_problem(saved: Any, optimizer: torch.optim.Optimizer) -> str:
-    """Say in what the groups or the state of an optimizer differ from the saved ones; empty if in nothing."""
-    try:
-        numbers = [list(group['params']) for group in saved['param_groups']]
-        states = {number: saved['state'].get(number, {}) for group in numbers for number in group}
-        shapes = {number: {value.shape for _, value in tensors_of(state, '')} for number, state in states.items()}
-        options = [set(group) for group in saved['param_groups']]
-    except (KeyError, TypeError, AttributeError):
-        return 'its optimizer has no groups of parameters with their states'
-    sizes, built = [len(group) for group in numbers], [len(group['params']) for group in optimizer.param_groups]
-    if sizes != built:
-        return f'its optimizer has {sum(sizes)} parameters in groups of {sizes}, this run has {sum(built)} in {built}'
-    if any(KIND_OPTIONS & set(optimizer.defaults) - group for group in options):
-        return 'its optimizer is of another type than that of this run'
-    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    for number, parameter in zip(itertools.chain(*numbers), parameters, strict=True):
-        if other := shapes[number] - {torch.Size(()), torch.Size((1,)), parameter.shape}:
-            return (
-                f'its optimizer knows a parameter of {tuple(min(other))}, which is {tuple(parameter.shape)} in this run'
-            )
-    return ''
-
-
-def schedules_problem(saved: Any, schedulers: list) -> str:
-    """Say in what schedules differ from the saved ones; empty if in nothing."""
-    try:
-        given = [set(state) for state in saved]
-    except TypeError:
-        return 'its schedules are no list of states'
-    built = [set(scheduler.state_dict()) for scheduler in schedulers]
-    if len(given) != len(built):
-        return f'it has {len(given)} schedules, this run has {len(built)}'
-    differ = any(one - other and other - one for one, other in zip(given, built, strict=True))  # versions add entries
-    return 'its schedules are of other types than those of this run' if differ else ''
-
-
 def training_state(runner: Runner) -> dict:
     """Return what a checkpoint holds of a training besides MMEngine's entries; all processes call it together."""
     state = dict(num_processes=get_world_size(), batches_per_epoch=num_batches(runner), gradients=None)
-    state['memories'] = {name: {key: getattr(part, key) for key in MEMORIES[name]} for name, part in parts(runner)}
+    state['memories'] = training_memories(runner)
     if getattr(runner.optim_wrapper, '_accumulative_counts', 1) > 1:
         gradients = {name: parameter.grad.cpu() for name, parameter in parameters(runner) if parameter.grad is not None}
         state['gradients'] = all_gather_object(gradients)
     return state
+
+
+def training_memories(runner: Runner) -> dict[str, dict[str, Any]]:
+    """Return what the parts of a run remember, by the names of their types."""
+    return {name: {key: getattr(part, key) for key in MEMORIES[name]} for name, part in parts(runner)}
 
 
 def restore(runner: Runner, state: Mapping | None) -> str:

@@ -21,9 +21,10 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import replaced
 from convnext_dense.train.config import run_timeout
 from convnext_dense.train.ends import StopHook
+from convnext_dense.train.fits import check_fits
 from convnext_dense.train.launch import RollCall
 from convnext_dense.train.numbers import check_finite, fetched
-from convnext_dense.train.resume import INEXACT, STATE_KEY, check_fits, restore, training_state
+from convnext_dense.train.resume import INEXACT, STATE_KEY, restore, training_state
 from convnext_dense.train.saves import SafeCheckpointHook
 from convnext_dense.train.screen import tame_console
 from convnext_dense.train.steps import LOOPS_BY_STEPS, MissedValidationHook, StepBatches, StepSeedHook, seed_batches
