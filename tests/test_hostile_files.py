@@ -45,6 +45,7 @@ COUNTS = Counter()  # (what, outcome) -> number
 def _counts():
     """Print what came out, for docs/reliability.md."""
     yield
+    print()
     for names, number in sorted(COUNTS.items()):
         print(f'{number:6} {", ".join(names)}')
 
@@ -216,7 +217,7 @@ def test_a_changed_checkpoint(name, kind, sound, expected, tmp_path):
         file = mutated(sound / name, kind, seed, tmp_path / f'changed_{name}')
         for entry, call in ENTRIES.items():
             found = outcome(functools.partial(call, file, name), expected[name, entry], file)
-            COUNTS['checkpoints', group_of(kind), entry, found[:7]] += 1
+            COUNTS['checkpoints', group_of(kind), 'ours' if name in OURS else 'of others', entry, found[:7]] += 1
             if found.startswith('failure') or (found == 'other' and not may_differ(name, kind, entry)):
                 failures.append(f'{entry} of mutated(sound / {name!r}, {kind!r}, {seed}, FILE): {found}')
     assert not failures, '\n'.join(failures)
@@ -268,7 +269,7 @@ def test_a_changed_training_state(kind, trained, tmp_path):
     for seed in range(EXAMPLES):
         file = mutated(trained / 'epoch_3.pth', kind, seed, tmp_path / 'changed.pth')
         found = outcome(functools.partial(end_of_training, tmp_path / str(seed), file), expected, file)
-        COUNTS['states', group_of(kind), found[:7]] += 1
+        COUNTS['states', group_of(kind), 'file', found[:7]] += 1
         if found.startswith('failure') or (found == 'other' and kind not in STATES):
             failures.append(f"mutated(trained / 'epoch_3.pth', {kind!r}, {seed}, FILE): {found}")
     assert not failures, '\n'.join(failures)

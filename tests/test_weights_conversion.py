@@ -366,7 +366,7 @@ def test_what_is_written_comes_back_and_gives_the_same_bytes(suffix, tmp_path):
 
 
 def test_a_type_that_safetensors_lacks(tmp_path):
-    with pytest.raises(UserError, match=r'complex128\. Write a \.pth'):
+    with pytest.raises(UserError, match=r'complex128\. Give it the suffix \.pth'):
         write_weights({'odd': torch.ones(2, dtype=torch.complex128)}, tmp_path / 'file.safetensors')
     assert list(tmp_path.iterdir()) == []
 

@@ -12,6 +12,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from typing import IO
 
 from .errors import UserError, printable
 from .unpickling import first_line
@@ -93,15 +94,19 @@ def seal_archive(file: Path) -> None:
 def safetensors_problem(file: str | os.PathLike) -> str:
     """Return what is damaged in a safetensors file; empty if nothing is known to be."""
     with open(file, 'rb') as stream:
-        length = stream.read(8)
-        header = length + stream.read(min(int.from_bytes(length, 'little'), MOST_HEADER_BYTES))
+        size = stream.read(8)
+        header = size + stream.read(min(int.from_bytes(size, 'little'), MOST_HEADER_BYTES))
         noted = NOTED.search(header)
-        if not noted:
-            return ''
-        digest = hashlib.sha256(header[: noted.start(1)] + NO_DIGEST.encode() + header[noted.end(1) :])
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-    return '' if digest.hexdigest().encode() == noted[1] else 'its content is not what was written'
+        is_changed = noted and noted[1] != content_digest(header, noted, stream)
+    return 'its content is not what was written' if is_changed else ''
+
+
+def content_digest(header: bytes, noted: re.Match, rest: IO[bytes]) -> bytes:
+    """Return the digest of a file of which the header is read, with :data:`NO_DIGEST` where one is noted."""
+    digest = hashlib.sha256(header[: noted.start(1)] + NO_DIGEST.encode() + header[noted.end(1) :])
+    while chunk := rest.read(2**20):
+        digest.update(chunk)
+    return digest.hexdigest().encode()
 
 
 def seal_safetensors(file: Path) -> None:
@@ -110,13 +115,13 @@ def seal_safetensors(file: Path) -> None:
     The package writes them in a random order.
     """
     with file.open('rb+') as stream:
-        size = int.from_bytes(stream.read(8), 'little')
-        header = json.loads(stream.read(size))
-        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
-        content = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode().ljust(size)
-        assert len(content) == size
-        digest = hashlib.sha256(size.to_bytes(8, 'little') + content)
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-        stream.seek(8)
-        stream.write(content.replace(NO_DIGEST.encode(), digest.hexdigest().encode(), 1))
+        size = stream.read(8)
+        text = stream.read(int.from_bytes(size, 'little'))
+        entries = json.loads(text)
+        entries['__metadata__'] = dict(sorted(entries['__metadata__'].items()))
+        header = size + json.dumps(entries, ensure_ascii=False, separators=(',', ':')).encode().ljust(len(text))
+        assert len(header) == 8 + len(text)
+        noted = NOTED.search(header)
+        digest = content_digest(header, noted, stream)
+        stream.seek(0)
+        stream.write(header[: noted.start(1)] + digest + header[noted.end(1) :])
