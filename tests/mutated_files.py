@@ -417,7 +417,13 @@ def exchange_parts(draw, content):
     one[a], other[b] = other[b], one[a]
 
 
+def odd_history(draw, content):
+    history = draw.choice(list(content['message_hub']['log_scalars'].values()))
+    setattr(history, draw.choice(['_log_history', '_count_history', 'max_length']), draw.choice(ODD))
+
+
 STATES = {
+    'an odd history': of_content(odd_history),
     'something odd anywhere': of_content(put_odd),
     'something odd': of_content(put_odd_near_top),
     'a part left out': of_content(take_out),

@@ -18,6 +18,7 @@ import mutated_files
 import pytest
 import torch
 import toy_runs
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from mutated_files import ARCHIVES, BYTES, CODE, CONTENTS, HEADERS, STATES, mutated
 from safetensors.torch import save_file
@@ -60,7 +61,7 @@ def training(model):
     sum(parameter.square().sum() for parameter in model.parameters()).backward()
     optimizer.step()
     meta = dict(epoch=3, iter=12, seed=5, cfg='a = 1', experiment_name='a', dataset_meta=dict(classes=('a', 'b', 'c')))
-    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    hub = dict(log_scalars={'train/loss': HistoryBuffer([0.5], [1])}, runtime_info={}, resumed_keys={})
     return dict(meta=meta, state_dict=model.state_dict(), optimizer=optimizer.state_dict(), message_hub=hub)
 
 
@@ -221,6 +222,14 @@ def test_a_changed_checkpoint(name, kind, sound, expected, tmp_path):
             if found.startswith('failure') or (found == 'other' and not may_differ(name, kind, entry)):
                 failures.append(f'{entry} of mutated(sound / {name!r}, {kind!r}, {seed}, FILE): {found}')
     assert not failures, '\n'.join(failures)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_checkpoint_that_is_cut_at_any_page(name, sound, expected, tmp_path):
+    file, content = tmp_path / name, (sound / name).read_bytes()
+    for size in range(0, len(content), mutated_files.PAGE):
+        file.write_bytes(content[:size])
+        assert outcome(functools.partial(load, file, name), expected[name, 'load'], file) == 'refused'
 
 
 def group_of(kind):

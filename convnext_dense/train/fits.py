@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
@@ -68,8 +70,19 @@ def log_problem(hub: Any, own: Mapping[str, Any]) -> str:
         return 'its message_hub has names that are no text'
     odd = [name for name in resumed if not isinstance(resumed[name], bool)]
     odd += [name for name in (*scalars, *infos) if resumed.get(name) is not True]
+    odd += [name for name in scalars if not is_history(scalars[name])]
     odd += misfits(infos, NOTED | dict(own))
     return f'its message_hub has something else than a run notes for {shorten(dict.fromkeys(odd))}' if odd else ''
+
+
+def is_history(value: Any) -> bool:
+    """Tell whether a log has numbers with as many counts; what is no history at all is left to MMEngine."""
+    if not isinstance(value, HistoryBuffer):
+        return True
+    parts = [getattr(value, name, None) for name in ('_log_history', '_count_history')]
+    if not all(isinstance(part, np.ndarray) and part.ndim == 1 and part.dtype.kind in 'fiu' for part in parts):
+        return False
+    return len(parts[0]) == len(parts[1]) and is_count(getattr(value, 'max_length', None))
 
 
 def optimizer_problem(saved: Any, optimizer: torch.optim.Optimizer) -> str:
