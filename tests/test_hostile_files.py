@@ -190,12 +190,12 @@ OURS = ('backbone.pth', 'backbone.safetensors', 'detector.pth', 'detector.safete
 FILES = {  # -> which of the kinds are among the fast tests
     'backbone.pth': 1,
     'backbone.safetensors': 1,
-    'detector.pth': 3,
-    'detector.safetensors': 3,
-    'detector_of_training.pth': 2,
-    'backbone_of_others.pth': 2,
-    'backbone_of_others.safetensors': 3,
-    'backbone_of_old.pth': 2,
+    'detector.pth': 4,
+    'detector.safetensors': 5,
+    'detector_of_training.pth': 3,
+    'backbone_of_others.pth': 3,
+    'backbone_of_others.safetensors': 5,
+    'backbone_of_old.pth': 3,
 }
 CASES = [
     (name, kind)
