@@ -268,6 +268,7 @@ def end_of(run):
 
 
 def end_of_training(folder, resume):
+    folder.mkdir(exist_ok=True)
     toy_runs.train(folder, resume=str(resume), **KEEP_ALL)
     return end_of(folder / 'run')
 
