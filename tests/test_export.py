@@ -64,8 +64,9 @@ ROWS = list(csv.DictReader(Path(__file__).with_name('swap_configs.csv').read_tex
 SMALL = dict(num_queries=40, num_layers=1, max_per_img=20, max_per_image=20)
 
 
-def small_config(name, folder, arch='atto'):
+def small_config(name, folder, arch='atto', size=None):
     """Return a config with a backbone, and images of 160 pixels; with the smallest backbone, few queries and layers."""
+    size = size or ((160, 128) if arch == 'atto' else (480, 384))
     if name.endswith('.py'):  # of MMDetection or MMSegmentation
         file = folder / 'config.py'
         file.write_text(swap_backbone(name, arch, weights='').text(folder))
@@ -76,9 +77,9 @@ def small_config(name, folder, arch='atto'):
         node.update({key: value for key, value in SMALL.items() if key in node})
     for step in walk(cfg.test_dataloader.dataset.pipeline):
         if step.get('type', '').split('.')[-1] == 'Resize' and step.get('keep_ratio'):
-            step.scale = (160, 128) if arch == 'atto' else (480, 384)
+            step.scale = size
         if step.get('type') == 'Pad' and 'size' in step:
-            step.size = (160, 160)
+            step.size = (max(size), max(size))
     if 'decode_head' in cfg.model:
         cfg.model.test_cfg = dict(cfg.model.test_cfg, mode='whole')
     return cfg
@@ -161,7 +162,7 @@ PUBLISHED = {
 def test_full_sizes(name, tmp_path):
     checkpoint = write_checkpoint(small_config(name, tmp_path, 't'), tmp_path / 'full.pth')
     is_sensitive = 'dino' in name or 'mask2former' in name  # to rounding, with random weights
-    export(checkpoint, out=tmp_path / 'model.onnx', tolerance=1000 if is_sensitive else 1)
+    export(checkpoint, out=tmp_path / 'model.onnx', tolerance=2000 if is_sensitive else 1)
     report = json.loads((tmp_path / 'model.parity.json').read_text())
     assert report['parity']['missing'] == 0
     assert report['parity']['objects'] >= 4
@@ -227,8 +228,8 @@ def test_other_formats(to, detector, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [SEGMENTORS['upernet'], DETECTORS['retinanet'], DETECTORS['faster']])
 def test_programs_of_pytorch(name, tmp_path):
-    checkpoint = write_checkpoint(small_config(name, tmp_path), tmp_path / 'model.pth')
-    export(checkpoint, 'torch', tmp_path / 'model.pt2')
+    cfg = small_config(name, tmp_path, size=(400, 320))  # the smallest map of RetinaNet has two rows and more
+    export(write_checkpoint(cfg, tmp_path / 'model.pth'), 'torch', tmp_path / 'model.pt2')
     report = json.loads((tmp_path / 'model.parity.json').read_text())
     assert report['parity']['objects'] > 5
 
