@@ -226,7 +226,9 @@ def test_other_formats(to, detector, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [SEGMENTORS['upernet'], DETECTORS['retinanet'], DETECTORS['faster']])
+@pytest.mark.parametrize(
+    'name', [SEGMENTORS['upernet'], DETECTORS['retinanet'], DETECTORS['faster'], PUBLISHED['cascade']]
+)
 def test_programs_of_pytorch(name, tmp_path):
     cfg = small_config(name, tmp_path, size=(400, 320))  # the smallest map of RetinaNet has two rows and more
     export(write_checkpoint(cfg, tmp_path / 'model.pth'), 'torch', tmp_path / 'model.pt2')

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -78,12 +79,19 @@ def record_torch(graph: Graph, arguments: Arguments) -> Save:
     if any(type(module).__name__ == 'MultiScaleDeformableAttention' for module in graph.modules()):
         raise UserError("PyTorch's exporter does not follow deformable attention. Export the model with --to onnx.")
     sizes = dict.fromkeys(range(3) if len(graph.outputs) == 1 else (1, 2), torch.export.Dim.DYNAMIC)
-    program = torch.export.export(graph, arguments, dynamic_shapes=(sizes, None), strict=False)
+    with mock.patch.object(torch.nn.functional, 'batch_norm', fixed_norm):
+        program = torch.export.export(graph, arguments, dynamic_shapes=(sizes, None), strict=False)
 
     def save(file: Path, text: str) -> None:
         torch.export.save(program, file, extra_files={KEY: text})
 
     return save
+
+
+def fixed_norm(maps: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, *settings: Any) -> Tensor:
+    """Normalise as ``F.batch_norm`` does in a test; that one asks whether there are any maps, which no graph knows."""
+    _, momentum, eps = settings
+    return torch._native_batch_norm_legit_no_training(maps, weight, bias, mean, var, momentum, eps)[0]
 
 
 class Target(NamedTuple):
