@@ -2,11 +2,13 @@
 # make test    the fast tests, WORKERS=2 at a time;  make test-slow  all of them
 # make lint    style and the borders between the rooms;  make docs  the site, in site/
 # make matrix  nox: the fast tests on other versions of Python and of the packages; docs/versions.md
+# make bench-parity ARGS='det --seeds 12'   our backbone beside mmpretrain's, trained in pairs; docs/parity.md
 #
 # The first use makes .venv and installs the pinned set of constraints.txt. To use an environment of your own:
 #   pip install -e '.[mm,dev,docs]'   and then   make train PYTHON=python
 
 VENV := .venv
+PEERS := .peers
 WORKERS := 2
 PYTHON := $(VENV)/bin/python
 # the newest Python >= 3.10 on the path
@@ -17,7 +19,7 @@ ifeq ($(PYTHON),$(VENV)/bin/python)
 INSTALLED := $(VENV)/installed
 endif
 
-.PHONY: train test test-slow matrix lint docs
+.PHONY: train test test-slow matrix lint docs bench-parity
 train: $(INSTALLED)
 	$(PYTHON) tools/train.py configs/det/cascade_convnext_atto_shapes.py
 
@@ -38,6 +40,16 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(PYTHON) -m mkdocs build --strict --quiet
+
+bench-parity: $(INSTALLED) $(PEERS)/installed
+	PYTHONPATH=$(CURDIR)/$(PEERS):$$PYTHONPATH OMP_NUM_THREADS=1 $(PYTHON) benchmarks/parity.py $(ARGS)
+
+# beside the environment, not in it: mmdet imports mmpretrain wherever it finds it
+$(PEERS)/installed:
+	$(PYTHON) -m pip install --disable-pip-version-check --quiet --no-deps --target $(PEERS) \
+		mmpretrain==1.2.0 model-index==0.1.11 einops==0.8.2 importlib_metadata==6.8.0 zipp==4.1.2 ordered-set==4.1.0 \
+		markdown==3.11.3
+	@touch $@
 
 $(VENV)/installed: setup.py constraints.txt
 	@test -n "$(BASE_PYTHON)" || { echo "error: no Python >= 3.10 with venv and pip found (Debian: apt install python3-venv); or set PYTHON=" >&2; exit 2; }
