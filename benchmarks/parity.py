@@ -9,6 +9,9 @@ order; the same random numbers in each step. With drop path the two draw differe
 the constructor of the optimizer differ, and the latter must give each parameter the same rates. The runs take turns;
 one that was interrupted goes on, and one that is there is not repeated. ``parity.json``, ``parity.md`` and
 ``parity.png`` are written after each.
+
+Rounding alone drives two trainings apart within some steps, and how far they end apart is chance. ``--double`` trains
+in double precision, where they stay together if they compute the same.
 """
 
 import argparse
@@ -24,9 +27,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS
-from mmengine.runner import set_random_seed
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import Runner, set_random_seed
 from scipy.stats import t as student
 
 from convnext_dense.cli import Options
@@ -50,6 +54,7 @@ on_import('mmpretrain.utils.dependency', lambda module: setattr(module, 'WITH_MU
 
 SIDES = ('ours', 'stock')
 CONFIDENCE, POWER = 0.95, 0.8
+APART = 0.01  # relative difference of their losses at which two runs have parted
 FIRST, LAST_SHARE = 'loss of the first step', 0.1  # losses at the end are means over this share of the steps
 COLUMNS = {  # column of the table -> format
     'measure': '', 'ours': '.3f', 'ours SD': '.3f', 'stock': '.3f', 'stock SD': '.3f', 'difference': '+.3f',
@@ -94,6 +99,15 @@ class Run(NamedTuple):
     losses: dict[str, list[float]]
 
 
+@HOOKS.register_module()
+class DoubleHook(Hook):
+    """Train in double precision; the weights of a checkpoint are loaded into it."""
+
+    def before_run(self, runner: Runner) -> None:
+        """Convert the model."""
+        runner.model.double()
+
+
 def main() -> None:
     """Run what is missing, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,6 +117,7 @@ def main() -> None:
     parser.add_argument('--size', type=int, help='longest side of the images in pixels')
     parser.add_argument('--batch', help='images of a step')
     parser.add_argument('--weights', help='checkpoint with the backbone from which all begin (default: random)')
+    parser.add_argument('--double', action='store_true', help='train in double precision')
     parser.add_argument('--seeds', type=int, default=12)
     parser.add_argument('--sides', nargs='+', choices=SIDES, default=SIDES)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/parity'))
@@ -162,6 +177,8 @@ def base_config(options: argparse.Namespace) -> Config:
     cfg.train_cfg.val_interval = last_step(cfg)
     cfg.default_hooks.logger.interval, cfg.log_processor.window_size = 1, 1
     cfg.default_hooks.checkpoint.max_keep_ckpts = 1
+    if options.double:
+        cfg.custom_hooks = [*cfg.custom_hooks, dict(type='DoubleHook')]
     if cfg.val_evaluator.type == 'CocoMetric':
         cfg.val_evaluator.update(classwise=True)
         if 'segm' in cfg.val_evaluator.metric:
@@ -308,6 +325,9 @@ def report(folder: Path, recipe: Recipe, sides: Sequence[str] = SIDES) -> str:
         return ''
     rows = tabulate({side: [runs[side][seed].measures for seed in common] for side in sides})
     table = f'{len(common)} seeds: {", ".join(map(str, common))}\n\n{format_markdown(rows, COLUMNS)}'
+    if len(sides) > 1:
+        steps = (part([runs[side][seed].losses['loss'] for side in sides]) or 'never' for seed in common)
+        table += f'\nThe losses of a pair differ by {APART:.0%} from step: {", ".join(map(str, steps))}\n'
     measures = {side: {seed: each.measures for seed, each in found.items()} for side, found in runs.items()}
     (folder / 'parity.json').write_text(json.dumps(dict(rows=rows, runs=measures), indent=1))
     (folder / 'parity.md').write_text(table)
@@ -344,6 +364,13 @@ def paired(differences: np.ndarray) -> dict[str, float]:
     reach, more = student.ppf([(1 + CONFIDENCE) / 2, POWER], num - 1) * error
     names = ('difference', 'low', 'high', 'detectable')
     return dict(zip(names, map(float, (mean, mean - reach, mean + reach, reach + more)), strict=True))
+
+
+def part(losses: Sequence[Sequence[float]]) -> int | None:
+    """Return the first step, from 1, in which two runs have parted; None where they never do."""
+    ours, stock = np.array(losses)
+    apart = np.flatnonzero(abs(ours - stock) > APART * abs(stock))
+    return int(apart[0]) + 1 if len(apart) else None
 
 
 def draw(runs: Mapping[str, Sequence[Run]], recipe: Recipe, file: Path) -> None:

@@ -20,7 +20,7 @@ spec.loader.exec_module(parity)
 
 
 def options(tmp_path, **changes):
-    given = dict(recipe='det', data=None, keep_schedule=False, size=None, batch=None, cfg_options={})
+    given = dict(recipe='det', data=None, keep_schedule=False, size=None, batch=None, double=False, cfg_options={})
     return argparse.Namespace(out=tmp_path, **(given | changes))
 
 
@@ -67,12 +67,18 @@ def test_table_and_picture_of_the_pairs_that_are_complete(tmp_path):
     row = next(line for line in table.splitlines() if 'bbox_mAP' in line)
     assert row.startswith('| bbox_mAP | 28.000 | 7.211 | 29.667 | 4.933 | -1.667 |')
     assert 'bbox_mAP_s' not in table
+    assert table.endswith('from step: never, never, never\n')
     assert '| loss_rpn_cls | 0.500 | 0.000 | 0.500 | 0.000 | +0.000 |' in table
     assert (tmp_path / 'parity.png').read_bytes().startswith(b'\x89PNG')
     assert json.loads((tmp_path / 'parity.json').read_text())['runs']['ours']['3']['bbox_mAP'] == 50
     alone = parity.report(tmp_path, parity.RECIPES['det'], ['ours'])
     assert alone.startswith('4 seeds: ')
     assert 'difference' not in alone
+
+
+def test_the_step_in_which_runs_part():
+    assert parity.part([[4.0, 3.0, 2.0], [4.0, 3.02, 2.1]]) == 3
+    assert parity.part([[4.0, 3.0], [4.0, 3.02]]) is None
 
 
 def test_a_run_that_has_not_ended_says_nothing(tmp_path):
