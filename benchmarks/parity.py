@@ -101,11 +101,15 @@ class Run(NamedTuple):
 
 @HOOKS.register_module()
 class DoubleHook(Hook):
-    """Train in double precision; the weights of a checkpoint are loaded into it."""
+    """Train in double precision; the evaluation, at the end, is in single precision as ever."""
 
     def before_run(self, runner: Runner) -> None:
-        """Convert the model."""
+        """Convert the model before weights are loaded into it."""
         runner.model.double()
+
+    def before_val(self, runner: Runner) -> None:
+        """Convert the model back: masks are pasted in single precision."""
+        runner.model.float()
 
 
 def main() -> None:
