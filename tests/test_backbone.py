@@ -52,6 +52,23 @@ def test_outputs_and_gradients_equal_timm(pair, from_timm, size, is_training):
         assert (gradient - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
 
 
+@pytest.mark.parametrize('pair', [('convnext_atto', False), ('convnextv2_atto', True)], ids=['V1', 'V2'], indirect=True)
+def test_a_training_in_double_precision_equals_timm(pair, from_timm):
+    ours, theirs = (model.double().train() for model in pair)
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05) for model in (ours, theirs)]
+    for step in range(5):
+        x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+        x[..., 48:] = 0  # the padding of a batch, where the first norm gets a map without variance
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            torch.manual_seed(step)  # the same blocks are dropped
+            optimizer.zero_grad()
+            sum(m.square().mean() for m in model(x)).backward()
+            optimizer.step()
+    expected = from_timm(theirs.state_dict())
+    for name, tensor in ours.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
 def test_output_norm_is_a_layer_norm_over_channels():
     model = ConvNeXt(SMALL, out_indices=(2,))
     nn.init.normal_(model.norm2.weight)
