@@ -15,6 +15,7 @@ in double precision, where they stay together if they compute the same.
 """
 
 import argparse
+import contextlib
 import copy
 import functools
 import json
@@ -232,7 +233,7 @@ def check_rates(folder: Path) -> None:
 def read_rates(config: Path) -> dict[str, tuple[float, float]]:
     """Return the learning rate and the weight decay of each parameter."""
     cfg = load_config(config)
-    with model_scope(cfg), quiet():
+    with model_scope(cfg), quiet(), contextlib.redirect_stdout(None):  # MMSegmentation's prints all groups
         model = MODELS.build(cfg.model)
         groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     names = {id(param): name for name, param in model.named_parameters()}
