@@ -331,8 +331,8 @@ def report(folder: Path, recipe: Recipe, sides: Sequence[str] = SIDES) -> str:
     rows = tabulate({side: [runs[side][seed].measures for seed in common] for side in sides})
     table = f'{len(common)} seeds: {", ".join(map(str, common))}\n\n{format_markdown(rows, COLUMNS)}'
     if len(sides) > 1:
-        steps = (part([runs[side][seed].losses['loss'] for side in sides]) or 'never' for seed in common)
-        table += f'\nThe losses of a pair differ by {APART:.0%} from step: {", ".join(map(str, steps))}\n'
+        pairs = (apart(*(runs[side][seed].losses['loss'] for side in sides)) for seed in common)
+        table += f'\nHow far the losses of a pair are apart: {"; ".join(pairs)}\n'
     measures = {side: {seed: each.measures for seed, each in found.items()} for side, found in runs.items()}
     (folder / 'parity.json').write_text(json.dumps(dict(rows=rows, runs=measures), indent=1))
     (folder / 'parity.md').write_text(table)
@@ -371,11 +371,15 @@ def paired(differences: np.ndarray) -> dict[str, float]:
     return dict(zip(names, map(float, (mean, mean - reach, mean + reach, reach + more)), strict=True))
 
 
-def part(losses: Sequence[Sequence[float]]) -> int | None:
-    """Return the first step, from 1, in which two runs have parted; None where they never do."""
-    ours, stock = np.array(losses)
-    apart = np.flatnonzero(abs(ours - stock) > APART * abs(stock))
-    return int(apart[0]) + 1 if len(apart) else None
+def apart(ours: Sequence[float], stock: Sequence[float]) -> str:
+    """Say by how much the losses of two runs differ at most, and from which step on they have parted.
+
+    >>> apart([4.0, 3.0, 2.0], [4.0, 3.0, 2.5])
+    'up to 2e-01, 1% from step 3'
+    """
+    differences = abs(np.subtract(ours, stock) / stock)
+    steps = np.flatnonzero(differences > APART)
+    return f'up to {differences.max():.0e}' + (f', {APART:.0%} from step {steps[0] + 1}' if len(steps) else '')
 
 
 def draw(runs: Mapping[str, Sequence[Run]], recipe: Recipe, file: Path) -> None:

@@ -67,7 +67,7 @@ def test_table_and_picture_of_the_pairs_that_are_complete(tmp_path):
     row = next(line for line in table.splitlines() if 'bbox_mAP' in line)
     assert row.startswith('| bbox_mAP | 28.000 | 7.211 | 29.667 | 4.933 | -1.667 |')
     assert 'bbox_mAP_s' not in table
-    assert table.endswith('from step: never, never, never\n')
+    assert table.endswith('apart: up to 0e+00; up to 0e+00; up to 0e+00\n')
     assert '| loss_rpn_cls | 0.500 | 0.000 | 0.500 | 0.000 | +0.000 |' in table
     assert (tmp_path / 'parity.png').read_bytes().startswith(b'\x89PNG')
     assert json.loads((tmp_path / 'parity.json').read_text())['runs']['ours']['3']['bbox_mAP'] == 50
@@ -76,9 +76,9 @@ def test_table_and_picture_of_the_pairs_that_are_complete(tmp_path):
     assert 'difference' not in alone
 
 
-def test_the_step_in_which_runs_part():
-    assert parity.part([[4.0, 3.0, 2.0], [4.0, 3.02, 2.1]]) == 3
-    assert parity.part([[4.0, 3.0], [4.0, 3.02]]) is None
+def test_how_far_runs_are_apart():
+    assert parity.apart([4.0, 3.0, 2.0], [4.0, 3.02, 2.1]) == 'up to 5e-02, 1% from step 3'
+    assert parity.apart([4.0, 3.0], [4.0, 3.000003]) == 'up to 1e-06'
 
 
 def test_a_run_that_has_not_ended_says_nothing(tmp_path):
