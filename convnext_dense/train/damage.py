@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,12 +17,12 @@ from torch.utils.data import Dataset
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.compat.unpickling import first_line
 from convnext_dense.data.checks.files import find_defect
+from convnext_dense.data.checks.segmentation import IGNORED
+from convnext_dense.train.mistakes import NO_IMAGE
 from convnext_dense.train.resume import how_to_continue
 
 LEFT_OUT = 'left_out'  # what was, in the metadata of a sample and in the log of a run
-IGNORED = 255  # in label maps
 MOST_TRIES = 20  # samples that a batch may pass over for one that is sound
-NO_IMAGE = re.compile(r'failed to load image: ')  # as the loading of MMCV and MMDetection says it
 
 
 def load_sample(dataset: Dataset, place: int) -> Any:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.train.resume import STATE_KEY, is_count, parameters, tensors_of, training_memories
+from convnext_dense.weights.load import unwrap_model
 from convnext_dense.weights.mmengine import has_our_backbone
 
 KIND_OPTIONS = {'lr', 'weight_decay', 'betas', 'momentum'}  # by which kinds of optimizers differ in all versions
@@ -54,7 +54,7 @@ def weights_problem(saved: Any, model: torch.nn.Module) -> str:
         return 'its state_dict must hold weights by their names'
     if has_our_backbone(model):
         return ''
-    own = (model.module if is_model_wrapper(model) else model).state_dict()
+    own = unwrap_model(model).state_dict()
     shapes = {name.removeprefix('module.'): getattr(value, 'shape', None) for name, value in saved.items()}
     odd = [name for name, value in own.items() if shapes.get(name) != value.shape]
     return f'its weights lack {shorten(odd)}, or have another shape there' if odd else ''

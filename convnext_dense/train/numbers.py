@@ -10,16 +10,15 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement
 
 from convnext_dense.compat.errors import NotFiniteError, shorten
 from convnext_dense.compat.files import write_text
+from convnext_dense.train.damage import elements
 from convnext_dense.train.resume import how_to_continue
-from convnext_dense.weights.load import is_finite
+from convnext_dense.weights.load import is_finite, unwrap_model
 
 FOLDER = 'nonfinite'  # of the reports, in the work dir
 SKIPPED = 'skipped_steps'  # how many there were, in the log of a run
@@ -58,7 +57,7 @@ class FiniteHook(Hook):
             wrapper.optimizer.register_step_pre_hook(lambda *_, wrapper=wrapper: self.check(wrapper))
             for wrapper in self.wrappers
         ]
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap_model(runner.model)
         self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # such as running means
         self.copies = [buffer.clone() for buffer in self.buffers]
 
@@ -112,8 +111,9 @@ class FiniteHook(Hook):
         """Write what is known of the step; each process reports its own images."""
         file = Path(runner.work_dir, FOLDER, f'step_{runner.iter + 1:07d}_process_{get_rank()}.json')
         scalers = [wrapper.loss_scaler.state_dict() for wrapper in self.wrappers if hasattr(wrapper, 'loss_scaler')]
+        images = [str(element.get('img_path', '?')) for element in elements(data_batch)]
         facts = dict(
-            step=runner.iter + 1, images=list(image_paths(data_batch)), losses=losses, gradient_norms=self.norms,
+            step=runner.iter + 1, images=images, losses=losses, gradient_norms=self.norms,
             lr=[group['lr'] for wrapper in self.wrappers for group in wrapper.param_groups], loss_scalers=scalers,
         )  # fmt: skip
         write_text(json.dumps(facts, indent=1, default=str), file)
@@ -165,15 +165,3 @@ def describe(losses: Mapping[str, float], norms: Iterable[float]) -> str:
     numbers = [*losses.items(), *(('gradient norm', norm) for norm in norms)]
     bad = [f'{name} {value}' for name, value in numbers if not math.isfinite(value)]
     return ', '.join(bad) or 'the gradients overflow in mixed precision at every scale'
-
-
-def image_paths(tree: Any) -> Iterable[str]:
-    """Yield the image files of a batch, in whatever nesting its samples are."""
-    if isinstance(tree, BaseDataElement):
-        yield str(tree.get('img_path', '?'))
-    elif isinstance(tree, Mapping):
-        for part in tree.values():
-            yield from image_paths(part)
-    elif isinstance(tree, (list, tuple)):
-        for part in tree:
-            yield from image_paths(part)

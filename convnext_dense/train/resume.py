@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from convnext_dense.compat import check_exists, read_checkpoint
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.weights.identify import holds_its_numbers
-from convnext_dense.weights.load import is_finite
+from convnext_dense.weights.load import is_finite, unwrap_model
 
 STATE_KEY = 'training_state'
 NEEDED = {  # entry of a checkpoint -> what it is
@@ -246,4 +245,4 @@ def num_batches(runner: Runner) -> int | None:
 
 def parameters(runner: Runner) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Return the named parameters of a run's model."""
-    return (runner.model.module if is_model_wrapper(runner.model) else runner.model).named_parameters()
+    return unwrap_model(runner.model).named_parameters()

@@ -12,16 +12,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import remove_drafts
+from convnext_dense.train.resume import tensors_of
+from convnext_dense.weights.load import unwrap_model
 
 STOP_FILE = 'stop_checkpoint'  # in the log of a run: the name of the one that was saved for a signal
 MEMORY = ('keep_ckpt_ids', 'last_ckpt', 'best_ckpt_path', 'best_ckpt_path_dict')  # of the hook, on what it has saved
@@ -188,7 +188,7 @@ class SafeCheckpointHook(CheckpointHook):
 
 def checkpoint_bytes(runner: Runner) -> int:
     """Return about how large a checkpoint is: the model, its averages, and what the optimizer knows or will know."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap_model(runner.model)
     averages = [hook.ema_model.state_dict() for hook in runner.hooks if hasattr(hook, 'ema_model')]
     state = tensor_bytes(runner.optim_wrapper.state_dict().get('state'))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]  # AdamW knows two numbers each
@@ -197,10 +197,7 @@ def checkpoint_bytes(runner: Runner) -> int:
 
 def tensor_bytes(tree: Any) -> int:
     """Return the bytes of all tensors in nested containers."""
-    if isinstance(tree, torch.Tensor):
-        return tree.numel() * tree.element_size()
-    parts = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (list, tuple)) else ()
-    return sum(map(tensor_bytes, parts))
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in tensors_of(tree, ''))
 
 
 def megabytes(size: float) -> str:
