@@ -19,6 +19,7 @@ from convnext_dense.compat import check_exists
 from convnext_dense.compat.errors import UserError
 from convnext_dense.data import check_run
 from convnext_dense.lr_decay import LearningRateDecay
+from convnext_dense.speed import keep_memory
 from convnext_dense.train import config as run_config
 from convnext_dense.train import launch
 from convnext_dense.train.ends import caught_signals
@@ -215,6 +216,7 @@ def build_runner(cfg: Config, notes: list[str], splits: tuple[str, ...], check: 
     tell(*notes)
     if cfg.launcher == 'pytorch':
         launch.join_group(run_config.run_timeout(cfg))
+    keep_memory()
     with build_errors():
         runner = RUNNERS.build(cfg)
     for note in notes:

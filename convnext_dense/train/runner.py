@@ -19,6 +19,7 @@ from convnext_dense.compat.checkpoints import read_checkpoint
 from convnext_dense.compat.checksums import check_records, seal_archive
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import replaced
+from convnext_dense.speed import speed_up
 from convnext_dense.train.config import run_timeout
 from convnext_dense.train.ends import StopHook
 from convnext_dense.train.fits import check_fits
@@ -38,6 +39,11 @@ class OneLineRunner(Runner):
     signal: int | None = None  # that has come
     roll_call: RollCall | None = None  # while the run trains
     saved_step: int = -1  # the latest that can be resumed
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """Build the model; with our backbone it gets faster layers, unless the config has ``speed_up = False``."""
+        built = super().build_model(model)
+        return speed_up(built) if self.cfg.get('speed_up', True) else built
 
     def build_logger(self, *args, **kwargs):
         """Build MMEngine's logger; its screen half shows single lines."""

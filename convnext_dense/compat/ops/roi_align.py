@@ -1,6 +1,7 @@
 """RoIAlign (https://arxiv.org/abs/1703.06870) with the arguments and the values of mmcv's compiled ops.
 
-The kernels are torchvision's on every device. They average. For the maximum, each sample gets a cell of its own.
+The kernels are torchvision's on every device. They average. For the maximum, each sample gets a cell of its own. On the
+CPU, ``roi_samples`` averages maps of more than a few channels faster.
 """
 
 import math
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .arguments import as_computable, check_choice
+from .roi_samples import RoIs, add_gradient, pays, pool
 from .rois import check_pooling, check_rois, count_samples, group_by_samples
 
 OP = 'roi_align'
@@ -45,16 +47,18 @@ def roi_align_forward(
     cells = (aligned_height, aligned_width)
     scale = check_pooling(OP, features, rois, cells, spatial_scale, output=output)
     if rois.is_cpu or pool_mode == MAXIMUM:
-        check_rois(OP, rois, len(features), ordered=aligned)
-        counts = count_samples(OP, rois, cells, scale, sampling_ratio, MOST_SAMPLES, aligned)
+        sampled = check_samples(rois, len(features), cells, scale, sampling_ratio, aligned)
     rois, lost = _without_lost(rois, len(features))
     if output.numel() == 0:
+        return
+    if pool_mode == AVERAGE and rois.is_cpu and pays(sampled, features.shape[1]):
+        pool(sampled, features.permute(0, 2, 3, 1), output.permute(0, 2, 3, 1))
         return
     if pool_mode == AVERAGE:
         pooled = torch.ops.torchvision.roi_align(features, rois, scale, *cells, sampling_ratio, aligned)
         output.copy_(pooled.masked_fill_(lost[:, None, None, None], math.nan))
         return
-    for some, _, (count_y, count_x) in group_by_samples(rois, counts, output[0].numel()):
+    for some, _, (count_y, count_x) in group_by_samples(rois, sampled.counts, output[0].numel()):
         size = (cells[0] * count_y, cells[1] * count_x)
         samples = torch.ops.torchvision.roi_align(features, rois[some], scale, *size, 1, aligned)
         largest, place = F.max_pool2d(samples, (count_y, count_x), return_indices=True)
@@ -79,22 +83,33 @@ def roi_align_backward(
     gradient, rois = as_computable(OP, grad_output=grad_output, rois=rois)
     cells = (aligned_height, aligned_width)
     scale = check_pooling(OP, grad_input, rois, cells, spatial_scale, grad_output=gradient)
-    if rois.is_cpu:
-        check_rois(OP, rois, len(grad_input))
+    if rois.is_cpu or pool_mode == MAXIMUM:
+        sampled = check_samples(rois, len(grad_input), cells, scale, sampling_ratio, aligned)
     rois, _ = _without_lost(rois, len(grad_input))
     if gradient.numel() == 0:
+        return
+    if pool_mode == AVERAGE and rois.is_cpu and pays(sampled, gradient.shape[1]):
+        add_gradient(sampled, gradient.permute(0, 2, 3, 1), grad_input.permute(0, 2, 3, 1))
         return
     if pool_mode == AVERAGE:
         grad_input += _average_gradient(gradient, rois, grad_input.shape, scale, sampling_ratio, aligned)
         return
-    counts = count_samples(OP, rois, cells, scale, sampling_ratio, MOST_SAMPLES, aligned)
-    for some, _, (count_y, count_x) in group_by_samples(rois, counts, gradient[0].numel()):
+    for some, _, (count_y, count_x) in group_by_samples(rois, sampled.counts, gradient[0].numel()):
         size = (cells[0] * count_y, cells[1] * count_x)
         by_sample = gradient.new_zeros(len(some), gradient.shape[1], size[0] * size[1])
         place = argmax_y[some].long() * size[1] + argmax_x[some].long()
         place.clamp_(max=by_sample.shape[2] - 1)  # half precision may have rounded it up
         by_sample.scatter_(2, place.flatten(2), gradient[some].flatten(2))
         grad_input += _average_gradient(by_sample.unflatten(2, size), rois[some], grad_input.shape, scale, 1, aligned)
+
+
+def check_samples(
+    rois: Tensor, num_images: int, cells: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
+) -> RoIs:
+    """Return the RoIs with how they are sampled, or refuse what compiled ops refuse."""
+    check_rois(OP, rois, num_images, ordered=aligned)
+    counts = count_samples(OP, rois, cells, scale, sampling_ratio, MOST_SAMPLES, aligned)
+    return RoIs(rois, counts, cells, scale, sampling_ratio <= 0, aligned)
 
 
 def _without_lost(rois: Tensor, num_images: int) -> tuple[Tensor, Tensor]:

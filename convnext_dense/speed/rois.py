@@ -1,0 +1,93 @@
+"""Features of regions of interest (RoIs) from maps whose channels are last in memory."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from mmcv.ops import RoIAlign
+from mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor import SingleRoIExtractor
+from torch import Tensor, nn
+
+from convnext_dense.compat.ops.arguments import as_computable
+from convnext_dense.compat.ops.roi_align import OP, check_samples
+from convnext_dense.compat.ops.roi_samples import RoIs, pays, sampled
+from convnext_dense.compat.ops.rois import check_pooling
+from convnext_dense.cpu_kernels import is_traced
+
+
+class ChannelsLastExtractor(SingleRoIExtractor):
+    """MMDetection's extractor, which on the CPU reads and writes features with their channels last in memory.
+
+    In mixed precision RoIs stay in fp32; MMDetection rounds their corners to bf16, by up to 2 pixels of 1000. Where the
+    layers are no RoIAlign with averages, it is MMDetection's own.
+    """
+
+    def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
+        """Pool each RoI (K, 5) from the map (N, C, H, W) of its size; the result is (K, C, PH, PW)."""
+        levels = []
+        if feats[0].is_cpu and not is_traced() and all(map(averages, self.roi_layers)):
+            numbers = self.map_roi_levels(rois, len(feats))
+            scaled = rois if roi_scale_factor is None else self.roi_rescale(rois, roi_scale_factor)
+            levels = [
+                Level.of(scaled, (numbers == number).nonzero().flatten(), layer, each)
+                for number, (layer, each) in enumerate(zip(self.roi_layers, feats, strict=False))
+            ]
+        if not levels or not all(pays(level.rois, feats[0].shape[1]) for level in levels):
+            return super().forward(feats, rois, roi_scale_factor)
+        return Pooling.apply(len(rois), levels, *feats).permute(0, 3, 1, 2)
+
+
+def averages(layer: nn.Module) -> bool:
+    """Tell whether a layer is mmcv's RoIAlign with averages."""
+    return type(layer) is RoIAlign and layer.pool_mode == 'avg' and not layer.use_torchvision
+
+
+class Level(NamedTuple):
+    """The RoIs of one map.
+
+    Attributes:
+        places: Their numbers among all.
+        rois: They and how they are sampled.
+    """
+
+    places: Tensor
+    rois: RoIs
+
+    @classmethod
+    def of(cls, rois: Tensor, places: Tensor, layer: RoIAlign, maps: Tensor) -> 'Level':
+        """Return the level of those of the RoIs (K, 5) that a layer pools from maps (N, C, H, W); check them."""
+        some = as_computable(OP, rois=rois[places], input=maps)[0]
+        scale = check_pooling(OP, maps, some, layer.output_size, layer.spatial_scale)
+        options = layer.sampling_ratio, layer.aligned
+        return cls(places, check_samples(some, len(maps), layer.output_size, scale, *options))
+
+
+class Pooling(torch.autograd.Function):
+    """RoIAlign from the maps of several levels, in one step."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, levels: Sequence[Level], *maps: Tensor) -> Tensor:
+        """Return (count, PH, PW, C), pooled from maps (N, C, H, W), one for each level."""
+        output = maps[0].new_empty(count, *levels[0].rois.cells, maps[0].shape[1])
+        ctx.maps, ctx.parts = [(each.permute(0, 2, 3, 1).shape, each.dtype) for each in maps], []
+        for number, (level, each) in enumerate(zip(levels, maps, strict=True)):
+            values = each.permute(0, 2, 3, 1).to(level.rois.corners.dtype)
+            for some, samples in sampled(level.rois, values.shape):
+                places = level.places[some]
+                pooled = samples.times(values.reshape(-1, values.shape[-1]))
+                output[places] = pooled.view(-1, *output.shape[1:]).to(output.dtype)
+                ctx.parts.append((number, places, samples))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the maps, given that of the output (count, PH, PW, C)."""
+        types = [torch.promote_types(dtype, torch.float32) for _, dtype in ctx.maps]
+        totals = [gradient.new_zeros(shape, dtype=each) for (shape, _), each in zip(ctx.maps, types, strict=True)]
+        for number, places, samples in ctx.parts:
+            samples.add_gradient(gradient[places].to(types[number]), totals[number])
+        found = (
+            total.permute(0, 3, 1, 2).to(dtype) if needed else None
+            for total, (_, dtype), needed in zip(totals, ctx.maps, ctx.needs_input_grad[2:], strict=True)
+        )
+        return None, None, *found
