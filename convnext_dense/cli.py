@@ -102,6 +102,7 @@ SWITCHES = (  # of convnext_dense.train.switches
 )
 SOURCE_HELP = 'checkpoint file, address, or convnext://, timm:// or hf:// name'
 AGAINST = option('--against', metavar='REPORT', help='report.json of another test, or its folder, to compare with')
+AMP = switch('--amp', 'mixed precision: fp16 on a GPU, bf16 on a CPU that has it')
 CONFIG_OF_MODEL = option('--config', help='config of the model, where the checkpoint does not hold it')
 FORCE = switch('--force', 'replace files that exist')
 
@@ -140,7 +141,8 @@ COMMANDS = {
             switch('--show', 'show the predictions in a window'),
             option('--show-dir', help='save pictures of the predictions in this folder, below that of the log'),
             option('--wait-time', type=float, default=2, help='seconds for which a window stays'),
-            switch('--tta', 'test-time augmentation'), switch('--report', 'write a page with all figures'), AGAINST,
+            switch('--tta', 'test-time augmentation'), AMP,
+            switch('--report', 'write a page with all figures'), AGAINST,
         ),
     ),
     'report': Command(
@@ -148,7 +150,7 @@ COMMANDS = {
         'convnext_dense.report:report',
         (
             CONFIG, option('checkpoint', help='checkpoint file of the whole model'), OVERRIDES, *RUN, TRUST,
-            switch('--tta', 'test-time augmentation'), AGAINST,
+            switch('--tta', 'test-time augmentation'), AMP, AGAINST,
         ),
     ),
     'predict': Command(
@@ -166,7 +168,7 @@ COMMANDS = {
             option('--batch', type=int, default=1, help='images in one step (default: %(default)s)'),
             option('--tile', type=int, metavar='PIXELS', help='cut larger images into tiles of this side'),
             option('--overlap', type=float, default=0.25, help='part that tiles share; 0 cuts objects (default: 0.25)'),
-            switch('--tta', 'test-time augmentation'),
+            switch('--tta', 'test-time augmentation'), AMP,
             option('--workers', type=int, default=2, help='threads that read images (default: %(default)s)'),
             option('--device', help='cpu, cuda, cuda:1 (default: a GPU where there is one)'),
             option('--compare', metavar='ANN', help='COCO JSON, or folder of label maps: print the metrics'), TRUST,

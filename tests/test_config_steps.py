@@ -18,6 +18,7 @@ from torch import nn
 from convnext_dense.configs import walk
 from convnext_dense.data import write_shapes
 from convnext_dense.data.samples import draw_for
+from convnext_dense.speed import speed_up
 from convnext_dense.train.config import fit_to_cpu
 from convnext_dense.variants import VARIANTS
 
@@ -76,7 +77,7 @@ def build(cfg: Config) -> nn.Module:
     model = MODELS.build(cfg.model)
     if cfg.model.type == 'DINO':
         model.init_weights()  # its level embedding is any numbers before
-    return revert_sync_batchnorm(model)
+    return speed_up(revert_sync_batchnorm(model))
 
 
 def test_one_step_and_one_prediction(leaf):

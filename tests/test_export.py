@@ -510,7 +510,7 @@ NEW_OPTIONS = {'maskformer': {'model.test_cfg.instance_on': True}}
 
 def graph_of(source, **options):
     """Return a model and its graph."""
-    model = load_model(source, None, 'cpu', cfg_options=options)
+    model = load_model(source, None, 'cpu', cfg_options=options, fast=False)
     return model, Graph(model.network, read_steps(write.test_pipeline(model.config)))
 
 

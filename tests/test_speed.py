@@ -1,5 +1,6 @@
 """What ``speed_up`` exchanges computes the same as what it stands for."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -10,9 +11,11 @@ from mmengine.registry import MODELS
 from mmengine.structures import InstanceData, PixelData
 from small_models import mmseg_upernet, randomize
 
+from convnext_dense import ConvNeXt
 from convnext_dense.compat.ops import roi_samples
 from convnext_dense.configs import load_config, model_scope
-from convnext_dense.speed import FASTER, speed_up
+from convnext_dense.speed import FASTER, BFloat16OptimWrapper, speed_up
+from convnext_dense.train import config as run_config
 
 DETECTORS = ['det/cascade_convnext_atto_shapes', 'det/mask_rcnn_convnext_t_coco']
 
@@ -42,6 +45,15 @@ def detector(name=DETECTORS[0], **changes):
         gt_instances=InstanceData(bboxes=boxes, labels=torch.tensor([0, 1, 2]), masks=BitmapMasks(masks, 96, 128)),
     )
     return randomize(model).double(), [sample, copy.deepcopy(sample)]
+
+
+def segmented(size):
+    """Return a sample with random labels."""
+    from mmseg.structures import SegDataSample
+
+    sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size))
+    sample.gt_sem_seg = PixelData(data=torch.randint(0, 5, (1, *size)))
+    return sample
 
 
 def outputs_of(model, images, samples):
@@ -119,24 +131,31 @@ def test_other_layers_of_regions_stay_as_they_are(changes):
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('size', [(64, 96), (75, 301)], ids=['even', 'odd'])
 def test_upernet_computes_the_same(align_corners, size):
-    from mmseg.structures import SegDataSample
-
     model = mmseg_upernet().double()
     model.test_cfg = ConfigDict(mode='whole')
     head = model.decode_head
     model.align_corners = head.align_corners = head.psp_modules.align_corners = align_corners
     faster = speed_up(copy.deepcopy(model))
     assert 'convnext_dense.speed.upernet.FactoredUPerHead' in kinds(faster)
-    images = torch.randn(2, 3, *size, dtype=torch.float64)
-    labels = torch.randint(0, 5, (1, *size))
-    samples = []
-    for _ in range(2):
-        samples.append(SegDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size)))
-        samples[-1].gt_sem_seg = PixelData(data=labels)
+    images, samples = torch.randn(2, 3, *size, dtype=torch.float64), [segmented(size), segmented(size)]
     plain, fast = outputs_of(model, images, samples), outputs_of(faster, images, samples)
     assert_same(fast, plain)
     for one, other in zip(fast[2], plain[2], strict=True):
         torch.testing.assert_close(one.seg_logits.data, other.seg_logits.data, rtol=1e-4, atol=1e-5)
+
+
+def test_a_map_narrower_than_the_stride_gives_sound_gradients_in_bf16():
+    neck = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, stride=2, padding=1), ConvNeXt('atto', in_channels=16))
+    conv = speed_up(neck)[0]
+    x = torch.randn(2, 16, 7, 1)
+    for _ in range(5):
+        for size in range(8, 20):
+            torch.full((2**size,), float('nan'))  # what the memory holds
+        with torch.autocast('cpu', torch.bfloat16):
+            found = conv(x)
+        (gradient,) = torch.autograd.grad(found, conv.weight, torch.ones_like(found))
+        expected = torch.nn.grad.conv2d_weight(x, conv.weight.shape, torch.ones(2, 16, 4, 1), 2, 1)
+        torch.testing.assert_close(gradient, expected)
 
 
 def test_a_second_call_changes_nothing_and_names_stay():
@@ -178,3 +197,35 @@ print(given_back, faults())
     if given_back < 1000:
         pytest.skip('this C library keeps memory by itself')
     assert kept < given_back / 3  # the first block may be new
+
+
+@pytest.mark.parametrize('has_it', [True, False])
+def test_mixed_precision_without_a_gpu(has_it, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(run_config, 'has_bf16', lambda: has_it)
+    cfg = load_config('det/cascade_convnext_t_coco')
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    cfg.launcher = 'none'
+    notes = [*run_config.fit_to_cpu(cfg), *run_config.test_in_amp(cfg)]
+    assert cfg.optim_wrapper.type == ('BFloat16OptimWrapper' if has_it else 'OptimWrapper')
+    assert cfg.test_cfg.get('fp16', False) is has_it
+    assert ['fp32' in note for note in notes] == ([False] if has_it else [True, True])
+
+
+def test_a_step_in_bf16_keeps_weights_gradients_and_moments_in_fp32():
+    model = mmseg_upernet()
+    seen = []
+    model.decode_head.fpn_bottleneck.register_forward_hook(lambda module, given, found: seen.append(found.dtype))
+    wrapper = BFloat16OptimWrapper(torch.optim.AdamW(model.parameters()))
+    data = dict(inputs=torch.randn(2, 3, 64, 64), data_samples=[segmented((64, 64)) for _ in range(2)])
+    model.train()
+    losses = {}
+    for name, context in (('bf16', wrapper.optim_context(model)), ('fp32', contextlib.nullcontext())):
+        with context:
+            losses[name], _ = model.parse_losses(model(**copy.deepcopy(data), mode='loss'))
+    assert seen == [torch.bfloat16, torch.float32]
+    torch.testing.assert_close(losses['bf16'], losses['fp32'], rtol=0.02, atol=0)
+    wrapper.update_params(losses['bf16'])
+    kept = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    kept += [each for state in wrapper.optimizer.state.values() for each in state.values()]
+    assert {each.dtype for each in kept} == {torch.float32}

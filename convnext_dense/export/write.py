@@ -147,7 +147,7 @@ def export(
     target = check_target(to, out)
     if Path(model).suffix in OPENERS:
         raise UserError(f'{model} is an exported model. Give the checkpoint that it was made of.')
-    loaded = load_model(model, config, 'cpu', cfg_options=cfg_options)
+    loaded = load_model(model, config, 'cpu', cfg_options=cfg_options, fast=False)
     file = Path(out or loaded.name + target.suffix)
     if file.exists() and not force:
         raise UserError(f'{file} exists. Replace it with --force, or give another --out.')

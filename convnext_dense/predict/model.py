@@ -28,14 +28,16 @@ from convnext_dense.predict.exported import ExportedModel
 from convnext_dense.predict.predictor import Predictor
 from convnext_dense.results import LABEL_MAPS, OBJECTS, Objects, Result, encode
 from convnext_dense.runtime import OPENERS
+from convnext_dense.speed import speed_up
 from convnext_dense.train import config as run_config
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import build_errors
 from convnext_dense.train.resume import latest_checkpoint
-from convnext_dense.train.screen import quiet
+from convnext_dense.train.screen import quiet, tell
 from convnext_dense.weights.meta import config_name, read_dataset, read_meta
 from convnext_dense.weights.sources import fetch
 
+AMP_TYPES = {'cpu': torch.bfloat16, 'cuda': torch.float16}  # as in MMEngine
 READS_LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadEmptyAnnotations')
 
 
@@ -65,7 +67,9 @@ class Model(Predictor):
 
     def run(self, images: Sequence[np.ndarray]) -> list[BaseDataElement]:
         """Return the data samples that the network returns for images (H, W, channels)."""
-        with configs.model_scope(self.config), torch.inference_mode(), warnings.catch_warnings():
+        place = next(self.network.parameters()).device.type
+        precision = torch.autocast(place, AMP_TYPES.get(place), enabled=self.config.test_cfg.get('fp16', False))
+        with configs.model_scope(self.config), torch.inference_mode(), precision, warnings.catch_warnings():
             ignore_listed()
             given = [self.prepare(as_loaded(image)) for image in images]
             sizes = {tuple(each['inputs'].shape) for each in given if torch.is_tensor(each['inputs'])}
@@ -119,6 +123,8 @@ def load_model(
     device: str | None = None,
     tta: bool = False,
     cfg_options: Mapping | None = None,
+    amp: bool = False,
+    fast: bool = True,
 ) -> Predictor:
     """Load a trained detector or segmentor.
 
@@ -130,13 +136,17 @@ def load_model(
         device: ``'cpu'``, ``'cuda'``, ``'cuda:1'`` ...; by default a GPU where there is one.
         tta: Test-time augmentation, as the config says.
         cfg_options: Dotted keys of the config to override.
+        amp: Mixed precision: fp16 on a GPU, bf16 on a CPU that has it.
+        fast: Exchange layers for faster ones, as :func:`~convnext_dense.speed.speed_up` does.
 
     Raises:
         UserError: There is no such model, it has no config, or its weights do not fit.
     """
     if Path(source).suffix in OPENERS:
-        if config or tta or cfg_options:
-            raise UserError(f'{source} is an exported model: --config, --cfg-options and --tta came before its export.')
+        if config or tta or cfg_options or amp:
+            raise UserError(
+                f'{source} is an exported model: --config, --cfg-options, --tta and --amp came before that.'
+            )
         return ExportedModel(source, device)
     checkpoint = find_checkpoint(source)
     content = fetch(checkpoint)
@@ -145,13 +155,7 @@ def load_model(
     dataset = find_classes(cfg, content)
     if cfg.get('test_dataloader') is None:
         raise UserError(f'The config {name} has no test_dataloader, whose pipeline prepares the images.')
-    for _, each in open_wrappers(cfg.test_dataloader.dataset):
-        each['metainfo'] = dict(classes=dataset['classes'])
-    run_config.fit_classes(cfg)
-    run_config.fit_bands(cfg)
-    run_config.drop_initial_weights(cfg.model)
-    if tta:
-        run_config.enable_tta(cfg)
+    fit(cfg, dataset, tta, amp)
     with configs.model_scope(cfg), build_errors(), quiet():
         network = revert_sync_batchnorm(MODELS.build(cfg.model))
         network.dataset_meta = dataset
@@ -162,8 +166,23 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'The model cannot run on {device} ({reason}). Give --device cpu, cuda or cuda:N.') from error
+    if fast:
+        speed_up(network)
     network.eval()  # of which a distilled model returns nothing
     return Model(network, cfg, dataset, name, checkpoint)
+
+
+def fit(cfg: Config, dataset: Mapping[str, Any], tta: bool, amp: bool) -> None:
+    """Change a config to the classes of a model and to the switches."""
+    for _, each in open_wrappers(cfg.test_dataloader.dataset):
+        each['metainfo'] = dict(classes=dataset['classes'])
+    run_config.fit_classes(cfg)
+    run_config.fit_bands(cfg)
+    run_config.drop_initial_weights(cfg.model)
+    if tta:
+        run_config.enable_tta(cfg)
+    if amp:
+        tell(*run_config.test_in_amp(cfg))
 
 
 def find_checkpoint(source: str | os.PathLike) -> str:

@@ -23,6 +23,7 @@ from convnext_dense.predict.output import DRAWN_SCORE, FORMATS, LOG, Output
 from convnext_dense.predict.predictor import Predictor
 from convnext_dense.predict.tiles import check_tiles, open_image, predict_tiled
 from convnext_dense.results import OBJECTS, Objects, Result
+from convnext_dense.speed import keep_memory
 from convnext_dense.train.screen import tell
 
 
@@ -35,18 +36,20 @@ def predict(
     device: str | None = None,
     tta: bool = False,
     cfg_options: Mapping | None = None,
+    amp: bool = False,
     **options: Any,
 ) -> int:
     """Load a model and predict images and videos with it.
 
     Args:
-        model: As for :func:`~convnext_dense.predict.model.load_model`, with the next four.
+        model: As for :func:`~convnext_dense.predict.model.load_model`, with the next five.
         inputs: The images.
         out: The folder to write to.
         config: The config of the model.
         device: Where the model runs; by default a GPU where there is one.
         tta: Test-time augmentation.
         cfg_options: Dotted keys of the config to override.
+        amp: Mixed precision.
         **options: Of :func:`predict_with`.
 
     Returns:
@@ -55,7 +58,8 @@ def predict(
     Raises:
         UserError: A mistake of the user.
     """
-    return predict_with(load_model(model, config, device, tta, cfg_options), inputs, out, **options)
+    keep_memory()
+    return predict_with(load_model(model, config, device, tta, cfg_options, amp), inputs, out, **options)
 
 
 def predict_with(

@@ -23,6 +23,7 @@ from convnext_dense.report import maps, objects
 from convnext_dense.report.hook import read_truth
 from convnext_dense.report.page import show
 from convnext_dense.results import LABEL_MAPS, Objects
+from convnext_dense.speed import keep_memory
 
 # types of datasets in whose label maps 0 is unlabelled, and the classes count from 1
 REDUCED = {name for name, kind in SEGMENTATION_TYPES.items() if kind.reduce_zero_label} | {'ShapesLabels'}
@@ -37,6 +38,7 @@ def predict(
     device: str | None = None,
     tta: bool = False,
     cfg_options: Mapping | None = None,
+    amp: bool = False,
     **options: Any,
 ) -> int:
     """Predict images as :func:`~convnext_dense.predict.predict` does, and compare with what is right.
@@ -51,6 +53,7 @@ def predict(
         device: Where the model runs.
         tta: Test-time augmentation.
         cfg_options: Dotted keys of the config to override.
+        amp: Mixed precision.
         **options: Further ones.
 
     Returns:
@@ -59,7 +62,8 @@ def predict(
     Raises:
         UserError: A mistake of the user.
     """
-    loaded = load_model(model, config, device, tta, cfg_options)
+    keep_memory()
+    loaded = load_model(model, config, device, tta, cfg_options, amp)
     if compare is None:
         return predict_with(loaded, inputs, out, **options)
     is_of_maps = loaded.kind == LABEL_MAPS

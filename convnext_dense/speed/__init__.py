@@ -11,6 +11,7 @@ from torch import nn
 
 from convnext_dense.backbone import StagedBackbone
 from convnext_dense.speed.memory import keep_memory
+from convnext_dense.speed.precision import BFloat16OptimWrapper, StridedConv2d, has_bf16
 
 # class of MMDetection or MMSegmentation -> its faster subclass here
 FASTER = {
@@ -35,6 +36,8 @@ def speed_up(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        if type(module) is nn.Conv2d and module.padding != (0, 0) and module.stride != (1, 1):
+            module.__class__ = StridedConv2d
         if hasattr(module, 'turn_on_efficient_conv_bn_eval'):  # mmcv's ConvModule: one layer of two in a test
             module.turn_on_efficient_conv_bn_eval()
         kind = type(module)
@@ -44,4 +47,4 @@ def speed_up(model: nn.Module) -> nn.Module:
     return model
 
 
-__all__ = ['keep_memory', 'speed_up']
+__all__ = ['BFloat16OptimWrapper', 'has_bf16', 'keep_memory', 'speed_up']

@@ -12,11 +12,13 @@ from mmengine.config import Config, ConfigDict
 from convnext_dense.compat.errors import UserError
 from convnext_dense.configs import CLASS_AGNOSTIC, SPLITS, walk
 from convnext_dense.data import open_wrappers, read_classes
+from convnext_dense.speed import has_bf16
 
 RUN_HOOKS = (  # of every run of the tools
     'CheckWeightsHook', 'FiniteHook', 'DamageHook', 'ProgressBarHook', 'RunSummaryHook',
 )  # fmt: skip
 TIMEOUT = 600  # seconds
+NO_BF16 = 'a CPU without AMX and AVX512_BF16'
 ABSOLUTE_RATES = {'eta_min', 'eta_max'}  # of a schedule; all else in it is relative to the optimizer's lr
 TRAINING_KEYS = (
     'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'val_dataloader', 'val_cfg', 'val_evaluator',
@@ -54,12 +56,20 @@ def guard_loggers(cfg: Config) -> None:
 
 
 def enable_amp(cfg: Config) -> None:
-    """Switch the optimizer wrapper to mixed precision with dynamic loss scaling."""
+    """Switch the optimizer wrapper of a training to mixed precision with dynamic loss scaling."""
     allowed = ('OptimWrapper', 'AmpOptimWrapper')
     if cfg.optim_wrapper.get('type', 'OptimWrapper') not in allowed:
         raise UserError(f'--amp works with optim_wrapper.type {" or ".join(allowed)}; got {cfg.optim_wrapper.type}.')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def test_in_amp(cfg: Config) -> list[str]:
+    """Switch a test to mixed precision, where this machine has it; return a note where it has not."""
+    if torch.cuda.is_available() or has_bf16():
+        cfg.test_cfg.fp16 = True  # MMEngine's name; on a CPU it means bf16
+        return []
+    return [f'no GPU, and {NO_BF16}: testing in fp32 instead of mixed precision']
 
 
 def fit_lr(cfg: Config, num_processes: int, auto_scale_lr: bool = False) -> list[str]:
@@ -204,7 +214,11 @@ def fit_to_cpu(cfg: Config) -> list[str]:
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == 'AmpOptimWrapper':
         cfg.optim_wrapper = without_amp(wrapper)
-        notes.append('no GPU: training in fp32 instead of mixed precision')
+        if has_bf16():
+            cfg.optim_wrapper['type'] = 'BFloat16OptimWrapper'
+            notes.append('no GPU: mixed precision is bf16, without scaling of the loss')
+        else:
+            notes.append(f'no GPU, and {NO_BF16}: training in fp32 instead of mixed precision')
     if cfg.launcher == 'none':  # a single process reverts SyncBN by itself
         return notes
     ddp = ConfigDict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))

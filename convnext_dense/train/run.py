@@ -103,6 +103,7 @@ def test(
     check: bool = True,
     report: bool = False,
     against: str | None = None,
+    amp: bool = False,
 ) -> dict:
     """Evaluate a checkpoint as the config says and return the metrics.
 
@@ -120,6 +121,7 @@ def test(
         check: Check data and config first.
         report: Write a page with all figures and the worst images.
         against: The report of another test, which that page compares with.
+        amp: Mixed precision: fp16 on a GPU, bf16 on a CPU that has it.
 
     Raises:
         UserError: A mistake of the user.
@@ -131,6 +133,7 @@ def test(
     if show or show_dir:
         run_config.enable_pictures(cfg, show, show_dir, wait_time)
     notes = run_config.enable_tta(cfg) if tta else []
+    notes += run_config.test_in_amp(cfg) if amp else []
     if out is not None:
         run_config.dump_predictions(cfg, out)
     if report or against:

@@ -42,6 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
 from convnext_dense.data import samples
+from convnext_dense.speed import keep_memory, speed_up
 from convnext_dense.train import config as run_config
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import BUILD_ERRORS, build_errors
@@ -275,7 +276,8 @@ def measure(file: str | os.PathLike, size: tuple[int, int], training: bool, amp:
     with configs.model_scope(cfg), quiet():
         build_on_meta(cfg.model)  # imports what the model needs, which is not the model's memory
         before = resident_bytes('VmRSS')
-        model = build(cfg.model).to(device_type())
+        keep_memory()
+        model = speed_up(build(cfg.model).to(device_type()))
         try:
             work, images = (prepare_step if training else prepare_test)(cfg, model, size, amp)
             timer = Timer('work()', globals={'work': work}, num_threads=torch.get_num_threads())
