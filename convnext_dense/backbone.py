@@ -5,7 +5,7 @@ Architecture and parameter names follow facebookresearch/ConvNeXt (arXiv 2201.03
 the (N, C, H, W) tensors that modules pass to each other are views of (N, H, W, C) storage, and a permute costs nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from mmengine.model import BaseModule
@@ -47,7 +47,9 @@ class GRN(nn.Module):
 class Block(nn.Module):
     """Depthwise 7x7 -> LayerNorm -> Linear -> GELU (-> GRN) -> Linear, scaled and added to the input."""
 
-    def __init__(self, dim: int, drop_path: float, layer_scale: float | None, grn: bool, norm_eps: float) -> None:
+    def __init__(
+        self, dim: int, drop_path: float, layer_scale: float | None, grn: bool, norm_eps: float, lean: bool = False
+    ) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
@@ -56,15 +58,15 @@ class Block(nn.Module):
         self.pwconv2 = Pointwise(4 * dim, dim)
         self.gamma = nn.Parameter(torch.full((dim,), float(layer_scale))) if layer_scale else None
         self.drop_path = drop_path
+        self.lean = lean  # what is cheap is computed again in the backward pass
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, H, W)."""
         y = depthwise(x, self.dwconv)
         y = y.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        y = self.norm(y)
-        y = self.pwconv1(y)
-        y = self.grn(gelu(y))
-        y = self.pwconv2(y)
+        run = run_again if self.lean and torch.is_grad_enabled() else run_once
+        y = run(lambda y: self.pwconv1(self.norm(y)), y)
+        y = run(lambda y: self.pwconv2(self.grn(gelu(y))), y)
         scale = self.branch_scale(y)
         residual = x.permute(0, 2, 3, 1)
         y = residual + y if scale is None else torch.addcmul(residual, y, scale)
@@ -77,6 +79,16 @@ class Block(nn.Module):
         keep_prob = 1 - self.drop_path
         keep = y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep_prob).div_(keep_prob)
         return keep if self.gamma is None else keep * self.gamma
+
+
+def run_once(layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply layers."""
+    return layers(x)
+
+
+def run_again(layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply layers; in the backward pass all but the last run again, and nothing between them is kept until then."""
+    return checkpoint(layers, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def make_downsampling(stage: int, dim_in: int, dim: int, norm_eps: float) -> nn.Sequential:
@@ -100,12 +112,15 @@ class StagedBackbone(BaseModule):
         frozen_stages: -1: none; 0: the stem; k: the stem and the first k stages, with the downsampling between them.
             Frozen parts get no gradient and stay in eval mode.
         frozen_norms: Freeze the output norms as well, where they come trained with the weights.
-        with_cp: Recompute each block's activations in the backward pass (non-reentrant, works under DDP).
+        with_cp: Recompute each block's activations in the backward pass (non-reentrant, works under DDP). ``'cheap'``
+            recomputes those alone that cost little: norms and GELUs, two fifths of the bytes; for :class:`ConvNeXt`.
         init_cfg: MMEngine initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:
         ValueError: An argument is out of range; the message lists what is allowed.
     """
+
+    recomputations: tuple[bool | str, ...] = (False, True)
 
     def __init__(
         self,
@@ -116,10 +131,12 @@ class StagedBackbone(BaseModule):
         out_norm: bool = True,
         frozen_stages: int = -1,
         frozen_norms: bool = False,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if with_cp not in self.recomputations:
+            raise ValueError(f'with_cp must be one of {self.recomputations}; got {with_cp!r}.')
         self.depths = tuple(depths)
         self.in_channels = in_channels
         self.out_indices = resolve_out_indices(out_indices)
@@ -154,9 +171,9 @@ class StagedBackbone(BaseModule):
             )
         maps = {}
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
-            x = downsample(x)
+            x = run_again(downsample, x) if self.with_cp == 'cheap' and x.requires_grad else downsample(x)
             for block in stage:
-                x = checkpoint(block, x, use_reentrant=False) if self.with_cp and x.requires_grad else block(x)
+                x = checkpoint(block, x, use_reentrant=False) if self.with_cp is True and x.requires_grad else block(x)
             if i in self.out_indices:
                 maps[i] = getattr(self, f'norm{i}')(x) if self.out_norm else x
         return tuple(maps[i] for i in self.out_indices)
@@ -203,6 +220,8 @@ class ConvNeXt(StagedBackbone):
         [(1, 40, 16, 24), (1, 80, 8, 12), (1, 160, 4, 6), (1, 320, 2, 3)]
     """
 
+    recomputations = (False, True, 'cheap')
+
     def __init__(
         self,
         arch: str | Mapping = 'tiny',
@@ -221,8 +240,10 @@ class ConvNeXt(StagedBackbone):
         dims = (self.in_channels, *self.dims)
         for i in range(self.num_built):
             self.downsample_layers.append(make_downsampling(i, dims[i], dims[i + 1], norm_eps))
-            blocks = (Block(dims[i + 1], rate, layer_scale, grn, norm_eps) for rate in self.drop_path_rates[i])
-            self.stages.append(nn.Sequential(*blocks))
+            settings = layer_scale, grn, norm_eps, self.with_cp == 'cheap'
+            self.stages.append(
+                nn.Sequential(*(Block(dims[i + 1], rate, *settings) for rate in self.drop_path_rates[i]))
+            )
         if self.out_norm:
             for i in self.out_indices:
                 self.add_module(f'norm{i}', LayerNorm2d(self.dims[i], eps=norm_eps))

@@ -4,6 +4,8 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_dense import ConvNeXt
 from convnext_dense.backbone import Block
@@ -268,11 +270,12 @@ def test_frozen_stages_stay_frozen_and_in_eval(frozen_stages):
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize('with_cp', [True, 'cheap'])
 @pytest.mark.parametrize('grn', [False, True], ids=['v1', 'v2'])
-def test_recomputation_changes_no_gradient(grn):
+def test_recomputation_changes_no_gradient(grn, with_cp):
     plain, lean = (
         ConvNeXt(SMALL, grn=grn, drop_path_rate=0.5),
-        ConvNeXt(SMALL, grn=grn, drop_path_rate=0.5, with_cp=True),
+        ConvNeXt(SMALL, grn=grn, drop_path_rate=0.5, with_cp=with_cp),
     )
     lean.load_state_dict(plain.state_dict())
     x = torch.randn(3, 3, 64, 64)
@@ -281,6 +284,27 @@ def test_recomputation_changes_no_gradient(grn):
         sum(m.square().mean() for m in model(x)).backward()
     for (name, p), q in zip(plain.named_parameters(), lean.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def kept_bytes(model, x):
+    """Return the bytes that a forward pass leaves for the backward pass."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        maps = model(x)
+    kept = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+    return kept - sum(each.nbytes for each in maps)
+
+
+def test_cheap_recomputation_keeps_three_fifths_of_the_bytes_and_repeats_no_product():
+    sizes = dict(depths=(2, 2, 4, 2), dims=(16, 32, 64, 128))
+    theirs = timm.create_model('convnext_atto', features_only=True, **sizes)
+    plain, lean, x = ConvNeXt(sizes), ConvNeXt(sizes, with_cp='cheap'), torch.randn(2, 3, 128, 128)
+    assert kept_bytes(lean, x) < 0.62 * min(kept_bytes(model, x) for model in (plain, theirs))
+    products = []
+    for model in (plain, lean):
+        with FlopCounterMode(display=False) as counter:
+            sum(each.sum() for each in model(x)).backward()
+        products.append(counter.get_total_flops())
+    assert products[0] == products[1]
 
 
 def test_in_channels():

@@ -1,5 +1,6 @@
 """UperNet's head (https://arxiv.org/abs/1807.10221) with three fifths of the multiplications."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -59,7 +60,7 @@ def convolve_enlarged(x: Tensor, weight: Tensor, size: Sequence[int], align_corn
         (N, O, *size), as of a convolution with a padding of 1; channels-last in memory.
     """
     num_out, num_in = weight.shape[:2]
-    along_y, along_x = (bands(*sizes, align_corners, x) for sizes in zip(x.shape[2:], size, strict=True))
+    along_y, along_x = (bands(*sides, align_corners, x.dtype) for sides in zip(x.shape[2:], size, strict=True))
     products = F.conv2d(x, weight.permute(3, 2, 0, 1).reshape(9 * num_out, num_in, 1, 1))  # channels: kx, ky, O
     products = products.permute(0, 2, 3, 1).unflatten(3, (3, 3, num_out))  # (N, h, w, kx, ky, O)
     wide = [torch.einsum('vwk,nhwkyo->nhyvo', band, products[:, :, pixels]) for pixels, band in along_x]
@@ -68,12 +69,15 @@ def convolve_enlarged(x: Tensor, weight: Tensor, size: Sequence[int], align_corn
     return torch.cat(enlarged, dim=1).permute(0, 3, 1, 2)
 
 
-def bands(before: int, after: int, align_corners: bool, like: Tensor) -> list[tuple[slice, Tensor]]:
+@functools.lru_cache(64)
+@torch.inference_mode(False)  # what it returns is for trainings too
+@torch.no_grad()
+def bands(before: int, after: int, align_corners: bool, dtype: torch.dtype) -> list[tuple[slice, Tensor]]:
     """Return how a side is enlarged, some pixels at a time: the pixels before that they need, and their shares.
 
     The shares are (pixels after, pixels before, 3): what each of the three taps of a convolution around a pixel takes.
     """
-    unit = torch.eye(before, dtype=like.dtype, device=like.device)[None]
+    unit = torch.eye(before, dtype=torch.promote_types(dtype, torch.float32))[None]
     shares = F.interpolate(unit, after, mode='linear', align_corners=align_corners)[0]  # (before, after)
     shares = F.pad(shares, (1, 1)).unfold(1, 3, 1).transpose(0, 1)
     used = shares.any(dim=2)
@@ -82,5 +86,5 @@ def bands(before: int, after: int, align_corners: bool, like: Tensor) -> list[tu
         rows = slice(start, start + BAND)
         needed = used[rows].any(dim=0).nonzero()
         pixels = slice(int(needed[0]), int(needed[-1]) + 1)
-        found.append((pixels, shares[rows, pixels]))
+        found.append((pixels, shares[rows, pixels].to(dtype)))
     return found
