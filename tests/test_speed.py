@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import InstanceData, PixelData
 from small_models import mmseg_upernet, randomize
 
-from convnext_dense import ConvNeXt
+from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat.ops import roi_samples
 from convnext_dense.configs import load_config, model_scope
 from convnext_dense.speed import FASTER, BFloat16OptimWrapper, speed_up
@@ -90,6 +90,29 @@ def test_a_detector_computes_the_same(name, monkeypatch):
         assert len(one.pred_instances) == len(other.pred_instances) > 0
         for key in ('bboxes', 'scores', 'labels', 'masks'):
             torch.testing.assert_close(one.pred_instances[key], other.pred_instances[key], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('at_once', [1, 2**30])
+@pytest.mark.parametrize('size', [(48, 48), (75, 101), (40, 130)], ids=['one', 'many', 'lower than a window'])
+def test_windows_give_the_same(size, at_once, monkeypatch):
+    from convnext_dense.speed import windows
+
+    monkeypatch.setattr(windows, 'PIXELS', at_once)
+    model = mmseg_upernet().double()
+    model.test_cfg = ConfigDict(mode='slide', crop_size=(48, 48), stride=(32, 20))
+    faster = speed_up(copy.deepcopy(model))
+    assert type(faster) is windows.WindowedEncoderDecoder
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        plain, fast = (each.inference(images, [dict(ori_shape=size)] * 2) for each in (model, faster))
+    torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_windows_that_leave_pixels_out_are_refused():
+    model = speed_up(mmseg_upernet())
+    model.test_cfg = ConfigDict(mode='slide', crop_size=(48, 48), stride=(32, 64))
+    with pytest.raises(UserError, match=r'stride \(32, 64\) .* crop_size \(48, 48\)'):
+        model.slide_inference(torch.zeros(1, 3, 64, 128), [{}])
 
 
 def test_features_of_regions_are_channels_last_and_those_of_none_are_empty():

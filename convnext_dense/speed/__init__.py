@@ -16,6 +16,7 @@ from convnext_dense.speed.precision import BFloat16OptimWrapper, StridedConv2d, 
 # class of MMDetection or MMSegmentation -> its faster subclass here
 FASTER = {
     'mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor.SingleRoIExtractor': 'rois.ChannelsLastExtractor',
+    'mmseg.models.segmentors.encoder_decoder.EncoderDecoder': 'windows.WindowedEncoderDecoder',
     'mmseg.models.decode_heads.uper_head.UPerHead': 'upernet.FactoredUPerHead',
 }
 
