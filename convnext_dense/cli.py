@@ -88,6 +88,7 @@ SWITCHES = (  # of convnext_dense.train.switches
     switch('--save-best', 'keep the checkpoint of the best evaluation'),
     option('--size', type=int, metavar='PIXELS', help="scale images to this longest side; a segmentor's crops alike"),
     option('--batch', metavar='N|auto', help='images for each process and step; auto: as many as fit the GPU'),
+    switch('--polygons', 'keep masks as polygons until the loss: data several times as fast'),
     option('--accumulate', type=int, metavar='N', help='gradients of N batches for each step'),
     option('--freeze', type=int, metavar='N', help='do not train the stem and the first N stages'),
     switch('--balance', 'repeat images with rare classes'),

@@ -3,6 +3,8 @@
 import sys
 from types import ModuleType
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -39,6 +41,7 @@ def drawn_data(folder, num_train):
     ('name', 'value', 'place', 'expected'),
     [
         ('batch', '6', 'train_dataloader.batch_size', 6),
+        ('polygons', True, 'train_dataloader.dataset.pipeline.1.poly2mask', False),
         ('accumulate', 4, 'optim_wrapper.accumulative_counts', 4),
         ('freeze', 2, 'model.backbone.frozen_stages', 2),
         ('save_best', True, 'default_hooks.checkpoint.save_best', 'coco/bbox_mAP'),
@@ -63,6 +66,7 @@ def test_what_each_changes(name, value, place, expected):
     ('name', 'value', 'config', 'named'),
     [
         ('batch', 'many', DET, ('--batch', 'auto', 'many')),
+        ('polygons', True, SEG, ('--polygons', 'with_mask=True')),
         ('accumulate', 0, DET, ('--accumulate', '1 or more', '0')),
         ('early_stop', -1, DET, ('--early-stop', '1 or more')),
         ('freeze', 5, DET, ('--freeze', '0', '4', '5')),
@@ -194,3 +198,36 @@ def test_a_logger_that_fails_is_switched_off(tmp_path, caplog):
     backend.close()
     assert len(calls) == 1
     assert backend.experiment is None
+
+
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # pycocotools and NumPy 2
+def test_targets_of_polygons_are_those_of_bitmaps_within_a_pixel():
+    from mmdet.structures.mask import BitmapMasks, PolygonMasks
+
+    rng = np.random.default_rng(0)
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    outlines = []
+    for _ in range(30):
+        radii = rng.uniform(15, 60) * rng.uniform(0.6, 1, 24)
+        centre = rng.uniform(70, 130, (2, 1))
+        outlines.append((centre + radii * [np.cos(angles), np.sin(angles)]).T.ravel())
+    polygons = PolygonMasks([[outline] for outline in outlines], 200, 200)
+    bitmaps = BitmapMasks(polygons.to_ndarray(), 200, 200)
+    corners = np.array([[*o.reshape(-1, 2).min(0), *o.reshape(-1, 2).max(0)] for o in outlines])
+    boxes = (corners + rng.uniform(-5, 5, corners.shape)).astype(np.float32)
+    drawn, cropped = (
+        each.crop_and_resize(boxes, (28, 28), np.arange(30)).to_ndarray().astype(np.uint8)
+        for each in (polygons, bitmaps)
+    )
+    square = np.ones((3, 3), np.uint8)
+    for one, other in zip(drawn, cropped, strict=True):
+        assert other.any()
+        assert (one <= cv2.dilate(other, square)).all()
+        assert (one >= cv2.erode(other, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)).all()
+
+
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # pycocotools and NumPy 2
+def test_a_training_with_polygons(tmp_path):
+    options = drawn_data(tmp_path, 8) | {'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 4}
+    runner = train.train(DET, str(tmp_path / 'w'), cfg_options=options, polygons=True)
+    assert runner.iter == 2

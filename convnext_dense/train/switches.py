@@ -81,6 +81,19 @@ def keep_best(cfg: Config, value: bool) -> str:
     return f'--save-best: the checkpoint with the best {metric} is kept'
 
 
+def keep_polygons(cfg: Config, value: bool) -> str:
+    """Keep masks as polygons until the loss draws what it needs of them, in place of bitmaps of whole images."""
+    steps = [node for node in walk(cfg.train_dataloader) if 'LoadAnnotations' in str(node.get('type'))]
+    steps = [step for step in steps if step.get('with_mask')]
+    if not steps:
+        raise UserError(
+            '--polygons is for trainings with masks; this config loads none (LoadAnnotations, with_mask=True).'
+        )
+    for step in steps:
+        step.poly2mask = False
+    return '--polygons: masks stay polygons until the loss'
+
+
 def accumulate(cfg: Config, steps: int) -> str:
     """Add up the gradients of so many batches for a step of the optimizer."""
     check_count('--accumulate', steps)
@@ -286,6 +299,7 @@ SWITCHES: Mapping[str, Callable[[Config, Any], str]] = {
     'save_best': keep_best,
     'size': set_size,
     'batch': set_batch,
+    'polygons': keep_polygons,
     'accumulate': accumulate,
     'freeze': freeze,
     'balance': balance,
