@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from small_models import mmseg_upernet, randomize
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat.ops import roi_samples
 from convnext_dense.configs import load_config, model_scope
-from convnext_dense.speed import FASTER, BFloat16OptimWrapper, speed_up
+from convnext_dense.speed import FASTER, BFloat16OptimWrapper, speed_up, speed_up_data
 from convnext_dense.train import config as run_config
 
 DETECTORS = ['det/cascade_convnext_atto_shapes', 'det/mask_rcnn_convnext_t_coco']
@@ -179,6 +180,63 @@ def test_a_map_narrower_than_the_stride_gives_sound_gradients_in_bf16():
         (gradient,) = torch.autograd.grad(found, conv.weight, torch.ones_like(found))
         expected = torch.nn.grad.conv2d_weight(x, conv.weight.shape, torch.ones(2, 16, 4, 1), 2, 1)
         torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize('shape', [(40, 30, 3), (33, 17, 3)])
+def test_distorted_images_are_the_same_to_the_last_bit(shape):
+    from mmseg.datasets.transforms import PhotoMetricDistortion, RandomFlip
+
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    step = PhotoMetricDistortion()
+    faster = PhotoMetricDistortion()
+    data = SimpleNamespace(
+        dataset=SimpleNamespace(pipeline=SimpleNamespace(transforms=[RandomFlip(prob=0.5), [faster]]))
+    )
+    speed_up_data(data)
+    assert type(faster).__name__ == 'TablePhotoMetricDistortion'
+    seen = set()
+    for seed in range(50):
+        found = []
+        for each in (step, faster):
+            np.random.seed(seed)
+            found.append(each.transform(dict(img=image.copy()))['img'])
+        assert np.array_equal(*found)
+        seen.add(found[0].tobytes())
+    assert len(seen) > 20
+
+
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
+@pytest.mark.parametrize('shape', [(8, 6, 3), (8, 6)], ids=['colours', 'grey'])
+def test_packed_images_are_the_same_without_a_copy(library, shape):
+    transforms = pytest.importorskip(f'{library}.datasets.transforms')
+    step, faster = (getattr(transforms, f'Pack{library[2:].title()}Inputs')(meta_keys=()) for _ in range(2))
+    speed_up_data(faster)
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for given in (image, image[::-1]):
+        sample = dict(img=given, gt_seg_map=np.zeros((8, 6), np.uint8))
+        expected, found = (each.transform(dict(sample)) for each in (step, faster))
+        assert torch.equal(found['inputs'], expected['inputs'])
+        assert found.keys() == expected.keys()
+    assert faster.transform(dict(img=image))['inputs'].data_ptr() == image.ctypes.data
+
+
+@pytest.mark.parametrize('share', [0.3, 0.75, 1.0])
+def test_crops_are_the_same(share):
+    from mmseg.datasets.transforms import RandomCrop
+
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.choice([0, 1, 2, 255], (6, 8), p=[0.5, 0.2, 0.1, 0.2]), np.ones((9, 8))).astype(np.uint8)
+    step, faster = (RandomCrop(crop_size=(20, 24), cat_max_ratio=share) for _ in range(2))
+    speed_up_data(faster)
+    assert type(faster).__name__ == 'CountingRandomCrop'
+    for seed in range(60):
+        boxes, states = [], []
+        for each in (step, faster):
+            np.random.seed(seed)
+            boxes.append(each.crop_bbox(dict(img=labels[..., None], gt_seg_map=labels)))
+            states.append(np.random.randint(2**30))
+        assert boxes[0] == boxes[1]
+        assert states[0] == states[1]  # the steps behind draw the same
 
 
 def test_a_second_call_changes_nothing_and_names_stay():

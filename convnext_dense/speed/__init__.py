@@ -1,7 +1,8 @@
-"""Faster ways to the same numbers, for models with one of our backbones.
+"""Faster ways to the same numbers, for models with one of our backbones and for their data.
 
 The maps of the backbone keep their channels last in memory. Here what stands behind it does the same: the weights of
-all convolutions, and the features of regions of interest. Numbers differ by rounding alone.
+all convolutions, and the features of regions of interest. Numbers of models differ by rounding alone, samples not at
+all.
 """
 
 import importlib
@@ -17,6 +18,10 @@ from convnext_dense.speed.precision import BFloat16OptimWrapper, StridedConv2d, 
 FASTER = {
     'mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor.SingleRoIExtractor': 'rois.ChannelsLastExtractor',
     'mmseg.models.segmentors.encoder_decoder.EncoderDecoder': 'windows.WindowedEncoderDecoder',
+    'mmdet.datasets.transforms.formatting.PackDetInputs': 'det_packs.PixelsLastPack',
+    'mmseg.datasets.transforms.formatting.PackSegInputs': 'pixels.PixelsLastPack',
+    'mmseg.datasets.transforms.transforms.RandomCrop': 'pixels.CountingRandomCrop',
+    'mmseg.datasets.transforms.transforms.PhotoMetricDistortion': 'pixels.TablePhotoMetricDistortion',
     'mmseg.models.decode_heads.uper_head.UPerHead': 'upernet.FactoredUPerHead',
 }
 
@@ -41,11 +46,29 @@ def speed_up(model: nn.Module) -> nn.Module:
             module.__class__ = StridedConv2d
         if hasattr(module, 'turn_on_efficient_conv_bn_eval'):  # mmcv's ConvModule: one layer of two in a test
             module.turn_on_efficient_conv_bn_eval()
-        kind = type(module)
-        if faster := FASTER.get(f'{kind.__module__}.{kind.__qualname__}'):
-            file, name = faster.split('.')
-            module.__class__ = getattr(importlib.import_module(f'{__name__}.{file}'), name)
+        exchange(module)
     return model
 
 
-__all__ = ['BFloat16OptimWrapper', 'has_bf16', 'keep_memory', 'speed_up']
+def speed_up_data(dataset: object) -> None:
+    """Exchange slow steps in the pipelines of a data set, and of those that it wraps; samples stay what they are."""
+    waiting = [dataset]
+    while waiting:
+        each = waiting.pop()
+        exchange(each)
+        for name in ('dataset', 'datasets', 'pipeline', 'transforms'):
+            inner = getattr(each, name, None) or ()
+            waiting += inner if isinstance(inner, (list, tuple)) else [inner]
+        if isinstance(each, (list, tuple)):
+            waiting += each
+
+
+def exchange(part: object) -> None:
+    """Make an object of a class that has a faster one an object of that one."""
+    kind = type(part)
+    if faster := FASTER.get(f'{kind.__module__}.{kind.__qualname__}'):
+        file, name = faster.split('.')
+        part.__class__ = getattr(importlib.import_module(f'{__name__}.{file}'), name)
+
+
+__all__ = ['BFloat16OptimWrapper', 'has_bf16', 'keep_memory', 'speed_up', 'speed_up_data']

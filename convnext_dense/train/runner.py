@@ -19,7 +19,7 @@ from convnext_dense.compat.checkpoints import read_checkpoint
 from convnext_dense.compat.checksums import check_records, seal_archive
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import replaced
-from convnext_dense.speed import speed_up
+from convnext_dense.speed import speed_up, speed_up_data
 from convnext_dense.train.config import run_timeout
 from convnext_dense.train.ends import StopHook
 from convnext_dense.train.fits import check_fits
@@ -91,6 +91,7 @@ class OneLineRunner(Runner):
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
         """Build a data loader; that of a training seeds each batch."""
         loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        speed_up_data(loader.dataset)
         if isinstance(loader.batch_sampler, StepBatches):
             seed_batches(loader.dataset)
         return loader
