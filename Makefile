@@ -2,6 +2,7 @@
 # make test    the fast tests, WORKERS=2 at a time;  make test-slow  all of them
 # make lint    style and the borders between the rooms;  make docs  the site, in site/
 # make matrix  nox: the fast tests on other versions of Python and of the packages; docs/versions.md
+# make bench   whole images and training steps beside stock code;  bench-smoke, bench-data, bench-gpu; docs/performance.md
 # make bench-parity ARGS='det --seeds 12'   our backbone beside mmpretrain's, trained in pairs; docs/parity.md
 #
 # The first use makes .venv and installs the pinned set of constraints.txt. To use an environment of your own:
@@ -19,7 +20,7 @@ ifeq ($(PYTHON),$(VENV)/bin/python)
 INSTALLED := $(VENV)/installed
 endif
 
-.PHONY: train test test-slow matrix lint docs bench-parity
+.PHONY: train test test-slow matrix lint docs bench bench-smoke bench-data bench-gpu bench-parity
 train: $(INSTALLED)
 	$(PYTHON) tools/train.py configs/det/cascade_convnext_atto_shapes.py
 
@@ -40,6 +41,22 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(PYTHON) -m mkdocs build --strict --quiet
+
+bench: $(INSTALLED) $(PEERS)/installed
+	PYTHONPATH=$(CURDIR)/$(PEERS):$$PYTHONPATH $(PYTHON) benchmarks/speed.py $(ARGS)
+
+bench-smoke: $(INSTALLED) $(PEERS)/installed
+	PYTHONPATH=$(CURDIR)/$(PEERS):$$PYTHONPATH $(PYTHON) benchmarks/speed.py image seg-image --smoke
+
+bench-data: $(INSTALLED)
+	$(PYTHON) benchmarks/data.py
+
+# the ops on the GPU, then images and steps, then a training of 200 steps in mixed precision
+bench-gpu: $(INSTALLED) $(PEERS)/installed
+	$(PYTHON) -m pytest tests/test_compat_ops*.py -k cuda
+	PYTHONPATH=$(CURDIR)/$(PEERS):$$PYTHONPATH $(PYTHON) benchmarks/speed.py image step seg-image seg-step
+	$(PYTHON) tools/train.py configs/det/cascade_convnext_atto_shapes.py --amp --profile --work-dir work_dirs/bench_gpu \
+		--cfg-options train_cfg.max_epochs=2 train_cfg.val_interval=2
 
 bench-parity: $(INSTALLED) $(PEERS)/installed
 	PYTHONPATH=$(CURDIR)/$(PEERS):$$PYTHONPATH OMP_NUM_THREADS=1 $(PYTHON) benchmarks/parity.py $(ARGS)

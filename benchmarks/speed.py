@@ -3,6 +3,7 @@
     make bench                          # all tables, with results in benchmarks/results; about an hour on two cores
     make bench ARGS='image windows'     # some
     make bench-smoke                    # stock and ours once; fails where ours has lost ground against the results
+    make bench-gpu                      # on a GPU, with larger images, in minutes
 
 Each row is one lane, a way to run the same model with the same weights on the same input. Lanes take turns, each in a
 process of its own; a call that is not counted comes first. Results of a call are compared before they count. Where a
@@ -35,9 +36,11 @@ from convnext_dense.compat.ops import roi_samples
 from convnext_dense.configs import load_config, model_scope
 from convnext_dense.speed import keep_memory, speed_up
 from convnext_dense.train import config as run_config
+from convnext_dense.train.launch import device_type
 from convnext_dense.train.screen import quiet
 from convnext_dense.train.stats import format_markdown, prepare_step, prepare_test
 
+DEVICE = device_type()
 RESULTS = Path(__file__).parent / 'results'
 ROUNDS, CALLS = 3, 2  # turns of each lane, and calls that count in a turn
 LOST = 0.75  # share of the speed-up of the results that a smoke run must reach
@@ -96,7 +99,7 @@ class Table(NamedTuple):
     Attributes:
         title: Of the table.
         config: With our backbone.
-        size: Width and height of the image.
+        size: Width and height of the image; ``gpu_size`` on a GPU.
         job: Makes the call.
         lanes: Name -> lane.
     """
@@ -106,6 +109,7 @@ class Table(NamedTuple):
     size: tuple[int, int]
     job: Callable[[Config, nn.Module, tuple[int, int], bool], Callable[[], object]]
     lanes: dict[str, Lane] = MODEL_LANES
+    gpu_size: tuple[int, int] = (1280, 800)
 
 
 def image(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> Callable[[], object]:
@@ -125,12 +129,12 @@ def step(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> Cal
 
 def forward(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> Callable[[], object]:
     """Return the maps of the bare backbone, in a test."""
-    x = torch.randn(1, 3, *size[::-1])
+    x = torch.randn(1, 3, *size[::-1], device=DEVICE)
     model.eval()
 
     @torch.inference_mode()
     def work() -> object:
-        with torch.autocast('cpu', enabled=amp):
+        with torch.autocast(DEVICE, enabled=amp):
             return model(x)
 
     return work
@@ -138,11 +142,11 @@ def forward(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> 
 
 def backward(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> Callable[[], object]:
     """Return the gradients of the bare backbone, forward pass included."""
-    x = torch.randn(1, 3, *size[::-1])
+    x = torch.randn(1, 3, *size[::-1], device=DEVICE)
     model.train()
 
     def work() -> object:
-        with torch.autocast('cpu', enabled=amp):
+        with torch.autocast(DEVICE, enabled=amp):
             loss = sum(each.float().square().mean() for each in model(x))
         model.zero_grad()
         loss.backward()
@@ -154,7 +158,7 @@ def backward(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) ->
 TABLES = {
     'image': Table('Cascade Mask R-CNN, ConvNeXt-T: an image of 800x480', *CASCADE, image),
     'step': Table('Cascade Mask R-CNN, ConvNeXt-T: a training step, one image of 640x640', *CASCADE, step),
-    'seg-image': Table('UperNet, ConvNeXt-T: an image of 512x512', UPERNET, (512, 512), image),
+    'seg-image': Table('UperNet, ConvNeXt-T: an image of 512x512', UPERNET, (512, 512), image, gpu_size=(2048, 512)),
     'windows': Table('UperNet, ConvNeXt-T: an image of 1024x512 in windows', UPERNET, (1024, 512), image),
     'seg-step': Table('UperNet, ConvNeXt-T: a training step, two crops of 512x512', UPERNET, (512, 512), step),
     'forward': Table('ConvNeXt-T: four maps of 512x512', UPERNET, (512, 512), forward, BACKBONE_LANES),
@@ -206,11 +210,21 @@ def run(table: Table, lane_name: str, counted: bool) -> dict[str, Any]:
     digest = numbers_of(work())
     times = []
     for _ in range(CALLS):
+        wait()
         start = time.perf_counter()
         work()
+        wait()
         times.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if DEVICE == 'cuda':
+        peak = torch.cuda.max_memory_allocated() / 2**30
     return dict(times=times, digest=digest, peak=peak, counts=count(work) if counted else {})
+
+
+def wait() -> None:
+    """Let a GPU do what it was told."""
+    if DEVICE == 'cuda':
+        torch.cuda.synchronize()
 
 
 def build(table: Table, lane: Lane) -> Callable[[], object]:
@@ -234,7 +248,7 @@ def build(table: Table, lane: Lane) -> Callable[[], object]:
         model = model.backbone if lane.side in ('ours', 'stock') else peer(lane.side)
     torch.manual_seed(1)
     with model_scope(cfg), quiet():
-        return table.job(cfg, model, table.size, lane.amp)
+        return table.job(cfg, model.to(DEVICE), table.size if DEVICE == 'cpu' else table.gpu_size, lane.amp)
 
 
 def peer(side: str) -> nn.Module:
@@ -270,7 +284,7 @@ def convolution(amp: bool) -> Callable[[], object]:
     """Return a convolution of RoI features, the most frequent layer of the heads, at its best."""
     dtype = torch.bfloat16 if amp else torch.float32
     x, weight = (
-        torch.randn(shape).to(dtype, memory_format=torch.channels_last)
+        torch.randn(shape).to(DEVICE, dtype, memory_format=torch.channels_last)
         for shape in ((1000, 256, 7, 7), (256, 256, 3, 3))
     )
 
@@ -320,11 +334,14 @@ COUNTED = {'saved (MB)': 'saved_mb', 'relayout (MB)': 'relayout_mb', 'launches':
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write the results of a table: JSON, Markdown and a picture."""
+    """Write the results of a table as JSON and as Markdown."""
+    title = TABLES[name].title if DEVICE == 'cpu' else f'{TABLES[name].title}; here {TABLES[name].gpu_size}'
     RESULTS.mkdir(exist_ok=True)
     machine = f'{torch.cpu.get_capabilities()["cpu_name"]}, {torch.get_num_threads()} threads'
+    if DEVICE == 'cuda':
+        machine, name = torch.cuda.get_device_name(), f'gpu-{name}'
     versions = f'torch {torch.__version__}, convnext-dense {convnext_dense.__version__}'
-    facts = dict(title=TABLES[name].title, machine=machine, versions=f'Python {platform.python_version()}, {versions}')
+    facts = dict(title=title, machine=machine, versions=f'Python {platform.python_version()}, {versions}')
     text = f'**{facts["title"]}** ({machine}; {facts["versions"]})\n\n{format_markdown(rows, COLUMNS)}'
     (RESULTS / f'{name}.json').write_text(json.dumps(facts | dict(rows=rows), indent=1))
     (RESULTS / f'{name}.md').write_text(text)
