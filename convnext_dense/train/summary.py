@@ -81,13 +81,13 @@ class RunSummaryHook(Hook):
         """Write the pictures and print the summary of a training run."""
         duration = datetime.timedelta(seconds=round(time.monotonic() - self.started))
         work_dir = Path(runner.work_dir)
-        written = {'checkpoint': runner.message_hub.get_info('last_ckpt', None)}
+        written, rows = {'checkpoint': runner.message_hub.get_info('last_ckpt', None)}, []
         if scalars := sorted(work_dir.glob('*/vis_data/scalars.json')):
             written['metrics'] = scalars[-1]
             rows = read_scalars(scalars if self.first_iter > 0 else scalars[-1:])  # a resumed run has those before
             written['curves'] = self.draw(runner, work_dir / 'curves.png', draw_curves, rows, CURVES)
         written['predictions'] = self.draw_samples(runner, work_dir)
-        length = f'{runner.iter - self.first_iter} iterations in {duration}'
+        length = f'{runner.iter - self.first_iter} iterations in {duration}{waiting(rows)}'
         left_out = losses_of(runner.message_hub.runtime_info)
         self.show(runner, 'training finished', written, length, *left_out, '')
 
@@ -117,6 +117,17 @@ class RunSummaryHook(Hook):
             runner.logger.warning(f'{file} could not be drawn: {error!r}')
             return None
         return file
+
+
+def waiting(rows: Iterable[Mapping]) -> str:
+    """Return what share of the time of its steps a training waited for data; empty where the log does not tell.
+
+    >>> waiting([{'loss': 1.0, 'time': 2.0, 'data_time': 0.5}, {'mIoU': 40.0, 'time': 9.0, 'data_time': 1.0}])
+    ', 25% of it waiting for data'
+    """
+    steps = [row for row in rows if 'loss' in row and 'data_time' in row]
+    total = sum(row['time'] for row in steps)
+    return f', {sum(row["data_time"] for row in steps) / total:.0%} of it waiting for data' if total else ''
 
 
 def losses_of(log: Mapping) -> list[str]:
