@@ -67,18 +67,18 @@ class Block(nn.Module):
         run = run_again if self.lean and torch.is_grad_enabled() else run_once
         y = run(lambda y: self.pwconv1(self.norm(y)), y)
         y = run(lambda y: self.pwconv2(self.grn(gelu(y))), y)
+        y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
         scale = self.branch_scale(y)
-        residual = x.permute(0, 2, 3, 1)
-        y = residual + y if scale is None else torch.addcmul(residual, y, scale)
-        return y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        return x + y if scale is None else torch.addcmul(x, y, scale)
 
     def branch_scale(self, y: Tensor) -> Tensor | None:
-        """Return layer scale times stochastic depth, broadcastable to (N, H, W, C); None where neither acts."""
+        """Return layer scale times stochastic depth, broadcastable to (N, C, H, W); None where neither acts."""
+        gamma = None if self.gamma is None else self.gamma[:, None, None]
         if not self.training or self.drop_path == 0:
-            return self.gamma
+            return gamma
         keep_prob = 1 - self.drop_path
         keep = y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep_prob).div_(keep_prob)
-        return keep if self.gamma is None else keep * self.gamma
+        return keep if gamma is None else keep * gamma
 
 
 def run_once(layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -91,6 +91,8 @@ SWITCHES = (  # of convnext_dense.train.switches
     switch('--polygons', 'keep masks as polygons until the loss: data several times as fast'),
     option('--accumulate', type=int, metavar='N', help='gradients of N batches for each step'),
     option('--freeze', type=int, metavar='N', help='do not train the stem and the first N stages'),
+    switch('--zero', 'several processes: each keeps a part of the moments'),
+    switch('--fsdp', 'several processes: each keeps a part of parameters, gradients and moments'),
     switch('--balance', 'repeat images with rare classes'),
     option('--log', metavar='NAME', help='send metrics to tensorboard, wandb, mlflow or trackio as well'),
     switch('--profile', 'write a trace of the first steps'),

@@ -53,8 +53,9 @@ class RecordHook(Hook):
 
 
 def digest(model: torch.nn.Module) -> str:
-    state_dict = getattr(model, 'module', model).state_dict()
-    return hashlib.sha256(b''.join(value.numpy().tobytes() for value in state_dict.values())).hexdigest()
+    values = getattr(model, 'module', model).state_dict().values()
+    whole = (value.full_tensor() if hasattr(value, 'full_tensor') else value for value in values)  # with --fsdp
+    return hashlib.sha256(b''.join(value.numpy().tobytes() for value in whole)).hexdigest()
 
 
 def wait_for(file: Path, seconds: float = 120) -> None:

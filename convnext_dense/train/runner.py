@@ -4,14 +4,16 @@ import errno
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from zipfile import BadZipFile
 
+from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, Runner, load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,6 +30,7 @@ from convnext_dense.train.numbers import check_finite, fetched
 from convnext_dense.train.resume import INEXACT, STATE_KEY, restore, training_state
 from convnext_dense.train.saves import SafeCheckpointHook
 from convnext_dense.train.screen import tame_console
+from convnext_dense.train.shards import divide, shard, whole_state
 from convnext_dense.train.steps import LOOPS_BY_STEPS, MissedValidationHook, StepBatches, StepSeedHook, seed_batches
 
 
@@ -36,6 +39,7 @@ class OneLineRunner(Runner):
     """MMEngine's runner; its loops, its data and its checkpoint hook are exchanged for those of this package."""
 
     _training_state: Mapping | None = None  # of the checkpoint that is being saved
+    _whole_state: Mapping = MappingProxyType({})  # its weights and moments, where the processes have parts of them
     signal: int | None = None  # that has come
     roll_call: RollCall | None = None  # while the run trains
     saved_step: int = -1  # the latest that can be resumed
@@ -44,6 +48,32 @@ class OneLineRunner(Runner):
         """Build the model; with our backbone it gets faster layers, unless the config has ``speed_up = False``."""
         built = super().build_model(model)
         return speed_up(built) if self.cfg.get('speed_up', True) else built
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap a model for several processes; one that is divided among them gets its weights before."""
+        if not self.cfg.get('fsdp'):
+            return super().wrap_model(model_wrapper_cfg, model)
+        self.model = model.to(get_device())
+        super()._init_model_weights()
+        if self._load_from:
+            load_checkpoint(self.model, self._load_from, map_location='cpu')
+        return shard(self.model)
+
+    def _init_model_weights(self) -> None:
+        """Initialise the model; one that is divided has its weights."""
+        if not self.cfg.get('fsdp'):
+            super()._init_model_weights()
+
+    def load_checkpoint(self, filename: str, map_location: Any = 'cpu', *args, **kwargs) -> dict:
+        """Load weights; a model that is divided has those, and its optimizer's moments are divided."""
+        if not self.cfg.get('fsdp'):
+            return super().load_checkpoint(filename, map_location, *args, **kwargs)
+        checkpoint = read_checkpoint(filename, map_location=map_location)
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        if self._resume:
+            divide(checkpoint['optimizer'], self.optim_wrapper.optimizer)
+        self._has_loaded = True
+        return checkpoint
 
     def build_logger(self, *args, **kwargs):
         """Build MMEngine's logger; its screen half shows single lines."""
@@ -121,6 +151,7 @@ class OneLineRunner(Runner):
         """Save a checkpoint, with what an exact continuation needs; all processes call it together."""
         is_whole = kwargs.get('save_optimizer', True)
         self._training_state = training_state(self) if is_whole else None
+        self._whole_state = whole_state(self)
         self._save_checkpoint(*args, **kwargs)
         if is_whole:
             place = kwargs.get('meta') or {}
@@ -132,6 +163,8 @@ class OneLineRunner(Runner):
             kwargs['outputs'] = fetched(kwargs.get('outputs'))
         super().call_hook(fn_name, **kwargs)
         if fn_name == 'before_save_checkpoint':
+            checkpoint = kwargs['checkpoint']
+            checkpoint.update({key: value for key, value in self._whole_state.items() if key in checkpoint})
             check_finite(kwargs['checkpoint'], self.cfg)
             if self._training_state:
                 kwargs['checkpoint'][STATE_KEY] = self._training_state

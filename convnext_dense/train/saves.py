@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import remove_drafts
+from convnext_dense.train.numbers import wrappers_of
 from convnext_dense.train.resume import tensors_of
 from convnext_dense.weights.load import unwrap_model
 
@@ -190,7 +191,7 @@ def checkpoint_bytes(runner: Runner) -> int:
     """Return about how large a checkpoint is: the model, its averages, and what the optimizer knows or will know."""
     model = unwrap_model(runner.model)
     averages = [hook.ema_model.state_dict() for hook in runner.hooks if hasattr(hook, 'ema_model')]
-    state = tensor_bytes(runner.optim_wrapper.state_dict().get('state'))
+    state = tensor_bytes([[*wrapper.optimizer.state.values()] for wrapper in wrappers_of(runner.optim_wrapper)])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]  # AdamW knows two numbers each
     return tensor_bytes(model.state_dict()) + tensor_bytes(averages) + (state or 2 * tensor_bytes(trained))
 

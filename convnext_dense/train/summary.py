@@ -123,11 +123,12 @@ def waiting(rows: Iterable[Mapping]) -> str:
     """Return what share of the time of its steps a training waited for data; empty where the log does not tell.
 
     >>> waiting([{'loss': 1.0, 'time': 2.0, 'data_time': 0.5}, {'mIoU': 40.0, 'time': 9.0, 'data_time': 1.0}])
-    ', 25% of it waiting for data'
+    '; the steps waited for data 25% of their time'
     """
     steps = [row for row in rows if 'loss' in row and 'data_time' in row]
     total = sum(row['time'] for row in steps)
-    return f', {sum(row["data_time"] for row in steps) / total:.0%} of it waiting for data' if total else ''
+    share = sum(row['data_time'] for row in steps) / total if total else 0
+    return f'; the steps waited for data {share:.0%} of their time' if total else ''
 
 
 def losses_of(log: Mapping) -> list[str]:

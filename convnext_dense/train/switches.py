@@ -23,6 +23,7 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.configs import SPLITS, model_scope, walk
 from convnext_dense.data.samples import draw_for
 from convnext_dense.train.launch import device_type
+from convnext_dense.train.shards import use_fsdp, use_zero
 
 EMA_MOMENTUM = 2e-4
 PROFILED_STEPS = 5
@@ -302,6 +303,8 @@ SWITCHES: Mapping[str, Callable[[Config, Any], str]] = {
     'polygons': keep_polygons,
     'accumulate': accumulate,
     'freeze': freeze,
+    'zero': use_zero,
+    'fsdp': use_fsdp,
     'balance': balance,
     'log': log_to,
     'profile': profile,
