@@ -68,7 +68,8 @@ class Model(Predictor):
     def run(self, images: Sequence[np.ndarray]) -> list[BaseDataElement]:
         """Return the data samples that the network returns for images (H, W, channels)."""
         place = next(self.network.parameters()).device.type
-        precision = torch.autocast(place, AMP_TYPES.get(place), enabled=self.config.test_cfg.get('fp16', False))
+        is_amp = (self.config.get('test_cfg') or {}).get('fp16', False)
+        precision = torch.autocast(place, AMP_TYPES.get(place), enabled=is_amp)
         with configs.model_scope(self.config), torch.inference_mode(), precision, warnings.catch_warnings():
             ignore_listed()
             given = [self.prepare(as_loaded(image)) for image in images]

@@ -67,7 +67,7 @@ def enable_amp(cfg: Config) -> None:
 def test_in_amp(cfg: Config) -> list[str]:
     """Switch a test to mixed precision, where this machine has it; return a note where it has not."""
     if torch.cuda.is_available() or has_bf16():
-        cfg.test_cfg.fp16 = True  # MMEngine's name; on a CPU it means bf16
+        cfg.test_cfg = {**(cfg.get('test_cfg') or {}), 'fp16': True}  # MMEngine's name; on a CPU it means bf16
         return []
     return [f'no GPU, and {NO_BF16}: testing in fp32 instead of mixed precision']
 

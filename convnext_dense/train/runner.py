@@ -51,7 +51,7 @@ class OneLineRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap a model for several processes; one that is divided among them gets its weights before."""
-        if not self.cfg.get('fsdp'):
+        if not self.is_divided:
             return super().wrap_model(model_wrapper_cfg, model)
         self.model = model.to(get_device())
         super()._init_model_weights()
@@ -61,12 +61,12 @@ class OneLineRunner(Runner):
 
     def _init_model_weights(self) -> None:
         """Initialise the model; one that is divided has its weights."""
-        if not self.cfg.get('fsdp'):
+        if not self.is_divided:
             super()._init_model_weights()
 
     def load_checkpoint(self, filename: str, map_location: Any = 'cpu', *args, **kwargs) -> dict:
         """Load weights; a model that is divided has those, and its optimizer's moments are divided."""
-        if not self.cfg.get('fsdp'):
+        if not self.is_divided:
             return super().load_checkpoint(filename, map_location, *args, **kwargs)
         checkpoint = read_checkpoint(filename, map_location=map_location)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
@@ -92,6 +92,11 @@ class OneLineRunner(Runner):
         super().register_hooks(*args, **kwargs)
         for hook in (StopHook(), MissedValidationHook(), StepSeedHook()):
             self.register_hook(hook)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether each process has a part of the model."""
+        return self.cfg.get('fsdp', False) and self.distributed
 
     @property
     def timeout(self) -> float:

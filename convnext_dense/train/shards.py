@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
+from packaging.version import Version
 from torch import nn
-from torch.distributed import optim
 from torch.utils._pytree import tree_map_only
 
 from convnext_dense.backbone import Block
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @OPTIMIZERS.register_module()
-class ZeroOptimizer(optim.ZeroRedundancyOptimizer):
-    """An optimizer of which each process keeps a part of the moments (ZeRO stage 1, arXiv 1910.02054).
+def ZeroOptimizer(params: Any, optimizer_type: str, **options: Any) -> torch.optim.Optimizer:
+    """Return an optimizer of which each process keeps a part of the moments (ZeRO stage 1, arXiv 1910.02054).
 
     MMEngine's class of this kind gathers the parts when one process saves, and waits forever for the others.
 
@@ -30,9 +30,9 @@ class ZeroOptimizer(optim.ZeroRedundancyOptimizer):
         optimizer_type: Name of the optimizer in ``torch.optim``.
         **options: Of that optimizer.
     """
+    from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    def __init__(self, params: Any, optimizer_type: str, **options: Any) -> None:
-        super().__init__(list(params), getattr(torch.optim, optimizer_type), **options)
+    return ZeroRedundancyOptimizer(list(params), getattr(torch.optim, optimizer_type), **options)
 
 
 def use_zero(cfg: Config, value: bool) -> str:
@@ -48,6 +48,8 @@ def use_zero(cfg: Config, value: bool) -> str:
 def use_fsdp(cfg: Config, value: bool) -> str:
     """Let each process keep a part of the parameters, gradients and moments."""
     check_processes(cfg, '--fsdp')
+    if Version(torch.__version__) < Version('2.6'):
+        raise UserError(f'--fsdp needs PyTorch 2.6 or newer; {torch.__version__} is installed.')
     if any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or ()):
         raise UserError('--fsdp keeps no average of the weights: leave out --ema and the EMAHook.')
     cfg.fsdp = True
@@ -78,9 +80,9 @@ def shard(model: nn.Module) -> nn.Module:
 
 def whole_state(runner: Runner) -> dict[str, Any]:
     """Return the weights and the state of the optimizer in one piece; all processes call it together."""
-    if not runner.cfg.get('fsdp'):
+    if not runner.is_divided:
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-        if isinstance(optimizer, ZeroOptimizer):
+        if hasattr(optimizer, 'consolidate_state_dict'):
             optimizer.consolidate_state_dict()  # the first process then has it all
         return {}
     from torch.distributed.tensor import DTensor
