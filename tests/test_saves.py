@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ KEEP_BEST = {**KEEP_ONE, 'default_hooks.checkpoint.save_best': 'score', 'default
 
 class Saving(OneLineRunner):
     """A runner of which nothing is built."""
+
+    cfg: ClassVar = {}
 
     def __init__(self):
         pass

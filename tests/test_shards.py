@@ -47,6 +47,7 @@ def losses(runs: Path, name: str) -> list[float]:
     return [row['losses']['loss'] for rank in (0, 1) for row in recorded(runs / f'{name}/record_{rank}.jsonl', 'step')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('way', ['zero', 'fsdp'])
 def test_parts_train_as_copies_do(runs, way):
     assert len(losses(runs, way)) == 2 * STEPS
@@ -63,6 +64,7 @@ def test_parts_train_as_copies_do(runs, way):
         assert (moments[number]['exp_avg'] - state['exp_avg']).norm() <= 1e-2 * max(1e-3, state['exp_avg'].norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('way', WAYS)
 def test_parts_continue_where_they_stopped(runs, way):
     whole, resumed = checkpoint(runs, way)['state_dict'], checkpoint(runs, f'{way}_resumed')['state_dict']
