@@ -156,7 +156,7 @@ class OneLineRunner(Runner):
         """Save a checkpoint, with what an exact continuation needs; all processes call it together."""
         is_whole = kwargs.get('save_optimizer', True)
         self._training_state = training_state(self) if is_whole else None
-        self._whole_state = whole_state(self)
+        self._whole_state = whole_state(self, is_whole)
         self._save_checkpoint(*args, **kwargs)
         if is_whole:
             place = kwargs.get('meta') or {}

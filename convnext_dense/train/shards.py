@@ -78,16 +78,19 @@ def shard(model: nn.Module) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def whole_state(runner: Runner) -> dict[str, Any]:
-    """Return the weights and the state of the optimizer in one piece; all processes call it together."""
+def whole_state(runner: Runner, with_optimizer: bool) -> dict[str, Any]:
+    """Return weights and the optimizer's state in one piece, where they are divided; all processes call it together.
+
+    With moments alone divided, the first process has them all afterwards.
+    """
+    optimizer = runner.optim_wrapper if with_optimizer else None
     if not runner.is_divided:
-        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-        if hasattr(optimizer, 'consolidate_state_dict'):
-            optimizer.consolidate_state_dict()  # the first process then has it all
+        if hasattr(getattr(optimizer, 'optimizer', None), 'consolidate_state_dict'):
+            optimizer.optimizer.consolidate_state_dict()
         return {}
     from torch.distributed.tensor import DTensor
 
-    parts = dict(state_dict=runner.model.state_dict(), optimizer=runner.optim_wrapper.state_dict())
+    parts = {'state_dict': runner.model.state_dict()} | ({'optimizer': optimizer.state_dict()} if optimizer else {})
     return tree_map_only(DTensor, lambda part: part.full_tensor().cpu(), parts)
 
 
