@@ -1,6 +1,6 @@
 """Time whole images and training steps beside stock code: MMDetection and MMSegmentation with mmpretrain's backbone.
 
-    make bench                          # all tables, with results in benchmarks/results; about an hour on two cores
+    make bench                          # all tables, with results in benchmarks/results; hours on two cores
     make bench ARGS='image windows'     # some
     make bench-smoke                    # stock and ours once; fails where ours has lost ground against the results
     make bench-gpu                      # on a GPU, with larger images, in minutes
@@ -350,6 +350,8 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
 
 def keeps_up(name: str) -> bool:
     """Tell whether ours is about as much faster than stock as in the results; print both."""
+    if not (RESULTS / f'{name}.json').is_file():
+        sys.exit(f'error: {RESULTS} has no results of {name} to compare with. make bench ARGS={name} writes them.')
     before = {row['lane']: row for row in json.loads((RESULTS / f'{name}.json').read_text())['rows']}
     now = {row['lane']: row for row in take_turns(name, [REFERENCE, 'ours'], 1)}
     found, expected = now['ours']['speed-up'], before['ours']['speed-up']
