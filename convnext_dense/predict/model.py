@@ -37,7 +37,6 @@ from convnext_dense.train.screen import quiet, tell
 from convnext_dense.weights.meta import config_name, read_dataset, read_meta
 from convnext_dense.weights.sources import fetch
 
-AMP_TYPES = {'cpu': torch.bfloat16, 'cuda': torch.float16}  # as in MMEngine
 READS_LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadEmptyAnnotations')
 
 
@@ -69,7 +68,7 @@ class Model(Predictor):
         """Return the data samples that the network returns for images (H, W, channels)."""
         place = next(self.network.parameters()).device.type
         is_amp = (self.config.get('test_cfg') or {}).get('fp16', False)
-        precision = torch.autocast(place, AMP_TYPES.get(place), enabled=is_amp)
+        precision = torch.autocast(place, enabled=is_amp)
         with configs.model_scope(self.config), torch.inference_mode(), precision, warnings.catch_warnings():
             ignore_listed()
             given = [self.prepare(as_loaded(image)) for image in images]

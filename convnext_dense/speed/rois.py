@@ -56,7 +56,7 @@ class Level(NamedTuple):
     @classmethod
     def of(cls, rois: Tensor, places: Tensor, layer: RoIAlign, maps: Tensor) -> 'Level':
         """Return the level of those of the RoIs (K, 5) that a layer pools from maps (N, C, H, W); check them."""
-        some = as_computable(OP, rois=rois[places], input=maps)[0]
+        some = as_computable(OP, rois=rois[places], input=maps[:0])[0]  # the maps' type alone counts
         scale = check_pooling(OP, maps, some, layer.output_size, layer.spatial_scale)
         options = layer.sampling_ratio, layer.aligned
         return cls(places, check_samples(some, len(maps), layer.output_size, scale, *options))

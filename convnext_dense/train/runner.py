@@ -38,8 +38,7 @@ from convnext_dense.train.steps import LOOPS_BY_STEPS, MissedValidationHook, Ste
 class OneLineRunner(Runner):
     """MMEngine's runner; its loops, its data and its checkpoint hook are exchanged for those of this package."""
 
-    _training_state: Mapping | None = None  # of the checkpoint that is being saved
-    _whole_state: Mapping = MappingProxyType({})  # its weights and moments, where the processes have parts of them
+    _entries: Mapping = MappingProxyType({})  # that the checkpoint gets which is being saved
     signal: int | None = None  # that has come
     roll_call: RollCall | None = None  # while the run trains
     saved_step: int = -1  # the latest that can be resumed
@@ -155,9 +154,10 @@ class OneLineRunner(Runner):
     def save_checkpoint(self, *args, **kwargs) -> None:
         """Save a checkpoint, with what an exact continuation needs; all processes call it together."""
         is_whole = kwargs.get('save_optimizer', True)
-        self._training_state = training_state(self) if is_whole else None
-        self._whole_state = whole_state(self, is_whole)
+        state = {STATE_KEY: training_state(self)} if is_whole else {}
+        self._entries = state | whole_state(self, is_whole)
         self._save_checkpoint(*args, **kwargs)
+        self._entries = {}  # a whole model is large
         if is_whole:
             place = kwargs.get('meta') or {}
             self.saved_step = place.get('iter', self.iter + (not kwargs.get('by_epoch', True)))
@@ -168,11 +168,8 @@ class OneLineRunner(Runner):
             kwargs['outputs'] = fetched(kwargs.get('outputs'))
         super().call_hook(fn_name, **kwargs)
         if fn_name == 'before_save_checkpoint':
-            checkpoint = kwargs['checkpoint']
-            checkpoint.update({key: value for key, value in self._whole_state.items() if key in checkpoint})
+            kwargs['checkpoint'].update(self._entries)
             check_finite(kwargs['checkpoint'], self.cfg)
-            if self._training_state:
-                kwargs['checkpoint'][STATE_KEY] = self._training_state
 
     @master_only
     def _save_checkpoint(self, out_dir: str, filename: str, *args, backend_args: dict | None = None, **kwargs) -> None:
