@@ -16,7 +16,6 @@ from convnext_dense.data import write_shapes
 from convnext_dense.train.browse import browse
 from convnext_dense.train.pictures import as_rgb, draw_batch
 
-pytestmark = pytest.mark.filterwarnings('ignore:__array:DeprecationWarning')  # pycocotools, PyTorch and NumPy 2
 DRAWN = dict(num_train=4, num_val=2, size=64)
 
 

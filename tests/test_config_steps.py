@@ -173,7 +173,6 @@ def shapes(tmp_path_factory):
     return write_shapes(tmp_path_factory.mktemp('data') / 'shapes', num_train=8, num_val=2, size=64)
 
 
-@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # in pycocotools
 @pytest.mark.parametrize('name', ['cascade_convnext_t', 'mask_rcnn_convnextv2_b', 'mask_rcnn_convnextv2_b_lsj'])
 def test_pipelines_of_coco(name, shapes):
     np.random.seed(0)

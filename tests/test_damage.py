@@ -22,11 +22,6 @@ from convnext_dense.train import damage
 from convnext_dense.train import run as runs
 
 ROOT = Path(__file__).parent.parent
-# MMEngine warns of the second runner in one process, which only tests have
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning'),
-    pytest.mark.filterwarnings('ignore:__array_:DeprecationWarning'),  # NumPy's, of pycocotools
-]
 SIDE = 32
 
 

@@ -21,7 +21,6 @@ from convnext_dense.data.datasets import polygons, write_shapes
 from convnext_dense.data.shapes import LABELS, SHAPES, draw_scene
 
 # pycocotools 2 with NumPy 2 says so at each decoded mask.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 # Enough pictures for empty ones in both splits.
 SMALL = {'seed': 3, 'num_train': 60, 'num_val': 40}

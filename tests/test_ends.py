@@ -19,9 +19,7 @@ from convnext_dense.compat.errors import NotFiniteError, RunStopped
 from convnext_dense.train import ends, resume
 
 ROOT = Path(__file__).parent.parent
-# MMEngine warns of the second runner in one process, which only tests have
 pytestmark = [
-    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning'),
     pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning'),
     pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step:UserWarning'),
 ]

@@ -35,10 +35,7 @@ from convnext_dense.train.screen import quiet
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning'),  # pycocotools and NumPy 2
-    pytest.mark.filterwarnings('ignore:The arguments `dropout`:DeprecationWarning'),  # in mmcv
-]
+pytestmark = pytest.mark.filterwarnings('ignore:The arguments `dropout`:DeprecationWarning')  # in mmcv
 DETECTORS = {
     'retinanet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     'atss': 'mmdet::atss/atss_r50_fpn_1x_coco.py',

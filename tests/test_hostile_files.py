@@ -33,9 +33,7 @@ from convnext_dense.weights.inspect import inspect
 
 EXAMPLES = int(os.environ.get('HOSTILE_EXAMPLES', 1))  # of each kind; more where time allows
 MOST_SECONDS = 30
-# MMEngine warns of the second runner in one process, which only tests have
 pytestmark = [
-    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning'),
     pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning'),
     pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step:UserWarning'),
 ]

@@ -16,9 +16,7 @@ from convnext_dense.compat import read_checkpoint
 from convnext_dense.compat.errors import NotFiniteError
 from convnext_dense.train import numbers
 
-# MMEngine warns of the second runner in one process, which only tests have
 pytestmark = [
-    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning'),
     pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning'),
     pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step:UserWarning'),
 ]

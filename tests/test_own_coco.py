@@ -13,7 +13,6 @@ from convnext_dense import UserError
 from convnext_dense.data import import_data
 from convnext_dense.data.pictures import find_kind, image_size, read_image
 
-pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # pycocotools and NumPy 2
 CLASSES = ('cat', 'dog', 'bird')
 SIDE = 64
 

@@ -21,10 +21,7 @@ from convnext_dense.data.formats import recognise
 from convnext_dense.data.pictures import read_image
 from convnext_dense.train.own_data import prepare_data
 
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning'),  # pycocotools and NumPy 2
-    pytest.mark.filterwarnings('ignore:For binary segmentation:UserWarning'),  # MMSegmentation's advice for two classes
-]
+pytestmark = pytest.mark.filterwarnings('ignore:For binary segmentation:UserWarning')  # MMSegmentation's advice
 CLASSES = ['circle', 'square', 'triangle', 'star', 'cross']
 
 

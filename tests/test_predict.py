@@ -29,7 +29,6 @@ from convnext_dense.predict.tiles import blend, cut, encode_part, join
 from convnext_dense.report import compare
 
 pytestmark = [
-    pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning'),  # pycocotools and NumPy 2
     pytest.mark.filterwarnings('ignore:.*is deprecated:DeprecationWarning:supervision'),
     pytest.mark.filterwarnings('ignore::FutureWarning:supervision'),
 ]

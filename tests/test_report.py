@@ -25,11 +25,7 @@ from convnext_dense.report.objects import Case, judge
 from convnext_dense.report.page import write_page
 from convnext_dense.train.run import fast_coco_metric
 
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning'),  # pycocotools and NumPy 2
-    pytest.mark.filterwarnings('ignore::FutureWarning:supervision'),
-    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created'),  # two runs in one second
-]
+pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning:supervision')
 CLASSES = ('a', 'b', 'c')
 SIZE = (200, 200)
 

@@ -27,9 +27,7 @@ from convnext_dense.train.steps import StepBatches, seed_all
 
 ROOT = Path(__file__).parent.parent
 JOBS = Path(__file__).with_name('kill_jobs.py')
-# MMEngine warns of the second runner in one process, which only tests have
 pytestmark = [
-    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning'),
     pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning'),
     pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step:UserWarning'),
 ]

@@ -29,11 +29,6 @@ DRAWN = dict(num_train=8, num_val=3, size=64)
 EPOCHS, ITERS_PER_EPOCH = 5, 2
 NUMBERS = itertools.count()
 CLASSES = dict(classes=('date', 'fig', 'hazelnut'))
-# MMEngine warns of the second runner in one process, which only tests have
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning'),
-    pytest.mark.filterwarnings('ignore:__array_:DeprecationWarning'),  # NumPy's, of pycocotools and mmdet's visualizer
-]
 
 
 @pytest.fixture(scope='module')

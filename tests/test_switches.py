@@ -200,7 +200,6 @@ def test_a_logger_that_fails_is_switched_off(tmp_path, caplog):
     assert backend.experiment is None
 
 
-@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # pycocotools and NumPy 2
 def test_targets_of_polygons_are_those_of_bitmaps_within_a_pixel():
     from mmdet.structures.mask import BitmapMasks, PolygonMasks
 
@@ -226,7 +225,6 @@ def test_targets_of_polygons_are_those_of_bitmaps_within_a_pixel():
         assert (one >= cv2.erode(other, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)).all()
 
 
-@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # pycocotools and NumPy 2
 def test_a_training_with_polygons(tmp_path):
     options = drawn_data(tmp_path, 8) | {'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 4}
     runner = train.train(DET, str(tmp_path / 'w'), cfg_options=options, polygons=True)

@@ -28,9 +28,6 @@ DETECTOR = CONFIGS / 'det/cascade_convnext_atto_shapes.py'
 SEGMENTOR = CONFIGS / 'seg/upernet_convnext_atto_shapes.py'
 DRAWN = dict(num_train=2, num_val=3, size=64)
 TTA_CFG = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-# MMEngine warns of the second runner in one process, which only tests have
-SEVERAL_RUNNERS = pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning')
-PYCOCOTOOLS = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
 
 
 @pytest.fixture(scope='module')
@@ -206,7 +203,6 @@ def views_of(cfg: Config, shapes: Path, pipeline: list, index: int = 0) -> dict:
     return pseudo_collate([DATASETS.build(dataset)[index]])
 
 
-@PYCOCOTOOLS
 @torch.no_grad()
 def test_one_plain_view_is_the_plain_prediction(shapes):
     cfg, detector = build(DETECTOR)
@@ -286,7 +282,6 @@ def test_binary_segmentor_is_decided_by_its_threshold():
     assert sample.pred_sem_seg.data.tolist() == [[[0.0, 1.0]]]
 
 
-@PYCOCOTOOLS
 @pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR], ids=['detector', 'segmentor'])
 def test_joined_and_wrapped_data_sets_are_augmented(config, shapes):
     cfg = Config.fromfile(config)
@@ -341,7 +336,6 @@ def small_transformer(name: str) -> Config:
 
 
 @pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention:DeprecationWarning')  # in mmcv
-@PYCOCOTOOLS
 @torch.no_grad()
 @pytest.mark.parametrize(
     'name', ['cascade_convnext_atto_shapes', 'dino_convnext_t_coco', 'mask2former_convnext_t_coco']
@@ -411,8 +405,6 @@ def test_a_suppression_that_does_not_exist():
     assert InstanceTTA(dict(nms=dict(iou_threshold=0.5), max_per_img=3), module=Brightest()).nms['type'] == 'nms'
 
 
-@PYCOCOTOOLS
-@SEVERAL_RUNNERS
 @pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR], ids=['detector', 'segmentor'])
 def test_whole_run(config, shapes, tmp_path, capfd, monkeypatch):
     _, model = build(config, seed=7)

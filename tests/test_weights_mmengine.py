@@ -27,8 +27,6 @@ from convnext_dense.weights.formats import TORCHVISION
 
 ROOT = Path(__file__).parent.parent
 TINY = dict(depths=(1, 1, 1, 1), dims=(4, 8, 12, 16))
-# MMEngine warns of the second runner in one process, which only tests have
-pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning')
 
 
 # What facebookresearch published: MMDetection 2 and MMSegmentation 0, key by key

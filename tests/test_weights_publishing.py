@@ -22,11 +22,6 @@ DET_CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
 SEG_CONFIG = ROOT / 'configs/seg/upernet_convnext_atto_shapes.py'
 DRAWN = dict(num_train=4, num_val=2, size=64)
 SHAPES = ['circle', 'square', 'triangle', 'star', 'cross']
-pytestmark = [
-    # MMEngine warns of the second runner in one process, which only tests have
-    pytest.mark.filterwarnings('ignore:.*instance named of .* has been created:UserWarning'),
-    pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning'),  # pycocotools and NumPy 2
-]
 
 
 @pytest.fixture(scope='module')
