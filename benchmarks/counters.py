@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -47,6 +49,23 @@ class Counter(TorchDispatchMode):
         return result
 
 
+class Reads(TorchFunctionMode):
+    """Counts the calls that bring whole tensors to the program, which the dispatcher does not see on the CPU.
+
+    Attributes:
+        waits: Their number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Count a call, and make it."""
+        self.waits += func in (Tensor.tolist, Tensor.cpu)
+        return func(*args, **(kwargs or {}))
+
+
 def count(work: Callable[[], object]) -> dict[str, float]:
     """Call ``work`` and return its counts, the bytes that autograd kept, and what convolutions and products compute."""
     saved: dict[int, int] = {}
@@ -56,12 +75,18 @@ def count(work: Callable[[], object]) -> dict[str, float]:
         saved[storage.data_ptr()] = storage.nbytes()  # a storage once
         return tensor
 
-    counter, flops = Counter(), FlopCounterMode(display=False)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), counter, flops:
+    counter, reads, flops = Counter(), Reads(), FlopCounterMode(display=False)
+    with (
+        mock.patch.object(torch, 'inference_mode', torch.no_grad),  # in which operations are not taken apart
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        reads,
+        counter,
+        flops,
+    ):
         work()
     return dict(
         launches=counter.launches,
-        waits=counter.waits,
+        waits=counter.waits + reads.waits,
         relayout_mb=round(counter.relayout_bytes / 1e6, 1),
         saved_mb=round(sum(saved.values()) / 1e6, 1),
         gflop=flops.get_total_flops() / 1e9,

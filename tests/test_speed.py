@@ -83,7 +83,9 @@ def test_a_detector_computes_the_same(name, monkeypatch):
     monkeypatch.setattr(roi_samples, 'MOST_TAPS', 10_000)  # several parts
     model, samples = detector(name)
     faster = speed_up(copy.deepcopy(model))
-    assert kinds(faster) - kinds(model) == {'convnext_dense.speed.rois.ChannelsLastExtractor'}
+    once = {'cascade.OncePooledRoIHead'} if 'cascade' in name else set()
+    expected = {'rois.ChannelsLastExtractor', 'masks.ProductMaskHead', *once}
+    assert kinds(faster) - kinds(model) == {f'convnext_dense.speed.{each}' for each in expected}
     images = torch.randn(2, 3, 96, 128, dtype=torch.float64)
     plain, fast = outputs_of(model, images, samples), outputs_of(faster, images, samples)
     assert_same(fast, plain)
@@ -91,6 +93,60 @@ def test_a_detector_computes_the_same(name, monkeypatch):
         assert len(one.pred_instances) == len(other.pred_instances) > 0
         for key in ('bboxes', 'scores', 'labels', 'masks'):
             torch.testing.assert_close(one.pred_instances[key], other.pred_instances[key], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('threshold', [0.5, -1])
+@pytest.mark.parametrize('rescale', [True, False])
+def test_pasted_masks_are_the_same(rescale, threshold):
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+
+    from convnext_dense.speed.masks import ProductMaskHead
+
+    head, draw = FCNMaskHead(num_convs=0, num_classes=3), torch.rand(40, 4) * torch.tensor([200, 120, 150, 150]) - 20
+    boxes = torch.cat([draw[:, :2], draw[:, :2] + draw[:, 2:].clamp(min=0)], dim=1)  # some leave the image
+    boxes[0, 2] = boxes[0, 0]
+    boxes[1] = torch.tensor([300.0, 10, 320, 40])
+    given = torch.randn(40, 3, 28, 28), boxes, torch.randint(0, 3, (40,))
+    meta, cfg = dict(scale_factor=(1.5, 1.3), ori_shape=(101, 157)), ConfigDict(mask_thr_binary=threshold)
+    pasted = []
+    for kind in (FCNMaskHead, ProductMaskHead):
+        head.__class__ = kind
+        pasted.append(head._predict_by_feat_single(*(each.clone() for each in given), meta, cfg, rescale))
+    plain, fast = pasted
+    assert (plain.shape, plain.dtype) == (fast.shape, fast.dtype)
+    assert plain.any()
+    # rounding decides about few pixels, and about the last grey level of more
+    assert (plain.int() - fast.int()).abs().max() <= 1
+    assert (plain != fast).float().mean() < (1e-4, 1e-2)[threshold < 0]
+
+
+def test_masks_are_pasted_many_at_once_on_a_gpu():
+    from convnext_dense.speed.masks import pieces
+
+    for size in ((100, 100), (20_000, 20_000)):
+        found = list(pieces(torch.empty(7, 4, device='meta'), *size))
+        assert [i for some, _, _ in found for i in range(7)[some]] == list(range(7))
+        assert all(ys == xs == slice(None) for _, ys, xs in found)
+    assert len(found) == 7
+
+
+def test_a_cascade_pools_the_features_of_masks_once_where_its_stages_pool_the_same(monkeypatch):
+    from convnext_dense.speed.rois import Pooling
+
+    calls, apply = [], Pooling.apply
+    monkeypatch.setattr(
+        Pooling, 'apply', lambda count, levels, *maps: calls.append(count) or apply(count, levels, *maps)
+    )
+    model, samples = detector()
+    speed_up(model).eval().float()
+    images = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        first = model(images, samples[:1], mode='predict')[0].pred_instances.masks
+        assert len(calls) == 3 + 1  # boxes in three stages, masks
+        model.roi_head.mask_roi_extractor[1].finest_scale = 20
+        second = model(images, samples[:1], mode='predict')[0].pred_instances.masks
+    assert len(calls) == 2 * 4 + 1
+    assert (first != second).any()
 
 
 @pytest.mark.parametrize('at_once', [1, 2**30])

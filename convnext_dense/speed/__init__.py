@@ -17,6 +17,8 @@ from convnext_dense.speed.precision import BFloat16OptimWrapper, StridedConv2d, 
 # class of MMDetection or MMSegmentation -> its faster subclass here
 FASTER = {
     'mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor.SingleRoIExtractor': 'rois.ChannelsLastExtractor',
+    'mmdet.models.roi_heads.cascade_roi_head.CascadeRoIHead': 'cascade.OncePooledRoIHead',
+    'mmdet.models.roi_heads.mask_heads.fcn_mask_head.FCNMaskHead': 'masks.ProductMaskHead',
     'mmseg.models.segmentors.encoder_decoder.EncoderDecoder': 'windows.WindowedEncoderDecoder',
     'mmdet.datasets.transforms.formatting.PackDetInputs': 'det_packs.PixelsLastPack',
     'mmseg.datasets.transforms.formatting.PackSegInputs': 'pixels.PixelsLastPack',

@@ -24,22 +24,19 @@ class ChannelsLastExtractor(SingleRoIExtractor):
 
     def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
         """Pool each RoI (K, 5) from the map (N, C, H, W) of its size; the result is (K, C, PH, PW)."""
-        levels = []
-        if feats[0].is_cpu and not is_traced() and all(map(averages, self.roi_layers)):
-            numbers = self.map_roi_levels(rois, len(feats))
+        if feats[0].is_cpu and not is_traced() and averages(self.roi_layers):
             scaled = rois if roi_scale_factor is None else self.roi_rescale(rois, roi_scale_factor)
-            levels = [
-                Level.of(scaled, (numbers == number).nonzero().flatten(), layer, each)
-                for number, (layer, each) in enumerate(zip(self.roi_layers, feats, strict=False))
-            ]
-        if not levels or not all(pays(level.rois, feats[0].shape[1]) for level in levels):
-            return super().forward(feats, rois, roi_scale_factor)
-        return Pooling.apply(len(rois), levels, *feats).permute(0, 3, 1, 2)
+            levels = split(scaled, self.map_roi_levels(rois, len(feats)), self.roi_layers, feats)
+            if all(pays(level.rois, feats[0].shape[1]) for level in levels):
+                return Pooling.apply(len(rois), levels, *feats).permute(0, 3, 1, 2)
+        return super().forward(feats, rois, roi_scale_factor)
 
 
-def averages(layer: nn.Module) -> bool:
-    """Tell whether a layer is mmcv's RoIAlign with averages."""
-    return type(layer) is RoIAlign and layer.pool_mode == 'avg' and not layer.use_torchvision
+def averages(layers: Sequence[nn.Module]) -> bool:
+    """Tell whether layers are mmcv's RoIAlign with averages, and differ by the stride alone."""
+    if not all(type(layer) is RoIAlign and layer.pool_mode == 'avg' and not layer.use_torchvision for layer in layers):
+        return False
+    return len({(layer.output_size, layer.sampling_ratio, layer.aligned) for layer in layers}) == 1
 
 
 class Level(NamedTuple):
@@ -53,13 +50,19 @@ class Level(NamedTuple):
     places: Tensor
     rois: RoIs
 
-    @classmethod
-    def of(cls, rois: Tensor, places: Tensor, layer: RoIAlign, maps: Tensor) -> 'Level':
-        """Return the level of those of the RoIs (K, 5) that a layer pools from maps (N, C, H, W); check them."""
-        some = as_computable(OP, rois=rois[places], input=maps[:0])[0]  # the maps' type alone counts
-        scale = check_pooling(OP, maps, some, layer.output_size, layer.spatial_scale)
-        options = layer.sampling_ratio, layer.aligned
-        return cls(places, check_samples(some, len(maps), layer.output_size, scale, *options))
+
+def split(rois: Tensor, levels: Tensor, layers: Sequence[RoIAlign], maps: Sequence[Tensor]) -> list[Level]:
+    """Check RoIs (K, 5) and return those of each level; ``levels`` (K,) are the numbers of their maps (N, C, H, W)."""
+    rois = as_computable(OP, rois=rois, input=maps[0][:0])[0]  # the maps' type alone counts
+    cells = layers[0].output_size
+    scales = [
+        check_pooling(OP, each, rois, cells, layer.spatial_scale) for layer, each in zip(layers, maps, strict=False)
+    ]
+    scale = rois.new_tensor(scales)[levels]
+    checked = check_samples(rois, len(maps[0]), cells, scale, layers[0].sampling_ratio, layers[0].aligned)
+    counts = levels.bincount(minlength=len(maps)).tolist()
+    some = levels.argsort(stable=True).split(counts)
+    return [Level(places, checked[places]._replace(scale=scale)) for places, scale in zip(some, scales, strict=True)]
 
 
 class Pooling(torch.autograd.Function):

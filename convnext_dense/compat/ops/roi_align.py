@@ -104,9 +104,9 @@ def roi_align_backward(
 
 
 def check_samples(
-    rois: Tensor, num_images: int, cells: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
+    rois: Tensor, num_images: int, cells: tuple[int, int], scale: float | Tensor, sampling_ratio: int, aligned: bool
 ) -> RoIs:
-    """Return the RoIs with how they are sampled, or refuse what compiled ops refuse."""
+    """Return the RoIs with how they are sampled, or refuse what compiled ops refuse; each RoI may have its scale."""
     check_rois(OP, rois, num_images, ordered=aligned)
     counts = count_samples(OP, rois, cells, scale, sampling_ratio, MOST_SAMPLES, aligned)
     return RoIs(rois, counts, cells, scale, sampling_ratio <= 0, aligned)

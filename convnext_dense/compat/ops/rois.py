@@ -58,9 +58,18 @@ def check_rois(op: str, rois: Tensor, num_images: int, ordered: bool = False) ->
 
 
 def count_samples(
-    op: str, rois: Tensor, cells: tuple[int, int], scale: float, sampling_ratio: int, most: int, aligned: bool = True
+    op: str,
+    rois: Tensor,
+    cells: tuple[int, int],
+    scale: float | Tensor,
+    sampling_ratio: int,
+    most: int,
+    aligned: bool = True,
 ) -> Tensor:
-    """Return how many samples a cell of each RoI has along y and along x, ``(2, K)``. A RoI may have ``most``."""
+    """Return how many samples a cell of each RoI has along y and along x, ``(2, K)``. A RoI may have ``most``.
+
+    ``scale`` is one number, or one for each RoI.
+    """
     shift, smallest = (0.5, 0) if aligned else (0, 1)
     x1, y1, x2, y2 = rois[:, 1:].T * scale - shift
     extent = torch.stack([y2 - y1, x2 - x1]).clamp(min=smallest)
