@@ -8,11 +8,11 @@ from mmcv.ops import RoIAlign
 from mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor import SingleRoIExtractor
 from torch import Tensor, nn
 
+from convnext_dense.backbone.cpu_kernels import is_traced
 from convnext_dense.compat.ops.arguments import as_computable
 from convnext_dense.compat.ops.roi_align import OP, check_samples
 from convnext_dense.compat.ops.roi_samples import RoIs, pays, sampled
 from convnext_dense.compat.ops.rois import check_pooling
-from convnext_dense.cpu_kernels import is_traced
 
 
 class ChannelsLastExtractor(SingleRoIExtractor):

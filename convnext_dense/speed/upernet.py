@@ -10,7 +10,7 @@ from mmseg.models.utils import resize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext_dense.cpu_kernels import is_traced
+from convnext_dense.backbone.cpu_kernels import is_traced
 
 BAND = 16  # pixels of an enlarged side at a time
 

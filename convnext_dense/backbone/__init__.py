@@ -1,0 +1,6 @@
+"""ConvNeXt as a backbone: its stages, its block, and what PyTorch computes slowly on a CPU."""
+
+from convnext_dense.backbone.block import Block, LayerNorm2d
+from convnext_dense.backbone.convnext import ConvNeXt, StagedBackbone
+
+__all__ = ['Block', 'ConvNeXt', 'LayerNorm2d', 'StagedBackbone']
