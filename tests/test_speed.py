@@ -15,7 +15,7 @@ from small_models import mmseg_upernet, randomize
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat.ops import roi_samples
 from convnext_dense.configs import load_config, model_scope
-from convnext_dense.speed import FASTER, BFloat16OptimWrapper, speed_up, speed_up_data
+from convnext_dense.speed import FASTER, BFloat16OptimWrapper, compile_maps, speed_up, speed_up_data
 from convnext_dense.train import config as run_config
 
 DETECTORS = ['det/cascade_convnext_atto_shapes', 'det/mask_rcnn_convnext_t_coco']
@@ -366,3 +366,29 @@ def test_a_step_in_bf16_keeps_weights_gradients_and_moments_in_fp32():
     kept = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
     kept += [each for state in wrapper.optimizer.state.values() for each in state.values()]
     assert {each.dtype for each in kept} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')  # torch.compile looks at it
+def test_maps_are_compiled_a_few_times_for_images_of_all_sizes():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    model, _ = detector()
+    model.float()
+    compiled = compile_maps(copy.deepcopy(model), backend=backend)
+    sizes = [(2, 128, 160), (2, 192, 128), (1, 128, 192), (1, 160, 128), (3, 224, 160), (2, 160, 224), (1, 192, 256)]
+    for is_training in (True, False):
+        for size in sizes:
+            x, found = torch.randn(size[0], 3, *size[1:]), []
+            for each in (model, compiled):
+                each.train(is_training)
+                torch.manual_seed(0)
+                with torch.set_grad_enabled(is_training):
+                    found.append(each.extract_feat(x))
+            torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    assert 4 <= len(graphs) <= 14 < 2 * 2 * len(sizes)  # of two parts, in two modes
+    assert copy.deepcopy(compiled).state_dict().keys() == model.state_dict().keys()

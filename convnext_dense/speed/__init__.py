@@ -6,6 +6,7 @@ all.
 """
 
 import importlib
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,6 +53,28 @@ def speed_up(model: nn.Module) -> nn.Module:
     return model
 
 
+def compile_maps(model: nn.Module, **options: Any) -> nn.Module:
+    """Compile our backbones of a model and the necks behind them with ``torch.compile``, once for images of all sizes.
+
+    A graph is compiled for batches of one image and one for larger ones, in training and in tests, and one more where
+    a map is a single pixel high or wide. After eight of a part, PyTorch goes on without compiling.
+
+    Args:
+        model: A detector, a segmentor, or any other module; it is changed.
+        options: For ``torch.compile``.
+
+    Returns:
+        The model.
+    """
+    for module in model.modules():
+        backbone = getattr(module, 'backbone', None)
+        if isinstance(backbone, StagedBackbone):
+            for part in (backbone, getattr(module, 'neck', None)):
+                if part is not None:
+                    part.compile(dynamic=True, **options)
+    return model
+
+
 def speed_up_data(dataset: object) -> None:
     """Exchange slow steps in the pipelines of a data set, and of those that it wraps; samples stay what they are."""
     waiting = [dataset]
@@ -73,4 +96,4 @@ def exchange(part: object) -> None:
         part.__class__ = getattr(importlib.import_module(f'{__name__}.{file}'), name)
 
 
-__all__ = ['BFloat16OptimWrapper', 'has_bf16', 'keep_memory', 'speed_up', 'speed_up_data']
+__all__ = ['BFloat16OptimWrapper', 'compile_maps', 'has_bf16', 'keep_memory', 'speed_up', 'speed_up_data']

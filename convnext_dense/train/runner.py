@@ -21,7 +21,7 @@ from convnext_dense.compat.checkpoints import read_checkpoint
 from convnext_dense.compat.checksums import check_records, seal_archive
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import replaced
-from convnext_dense.speed import speed_up, speed_up_data
+from convnext_dense.speed import compile_maps, speed_up, speed_up_data
 from convnext_dense.train.config import run_timeout
 from convnext_dense.train.ends import StopHook
 from convnext_dense.train.fits import check_fits
@@ -44,9 +44,16 @@ class OneLineRunner(Runner):
     saved_step: int = -1  # the latest that can be resumed
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """Build the model; with our backbone it gets faster layers, unless the config has ``speed_up = False``."""
+        """Build the model; with our backbone it gets faster layers, unless the config has ``speed_up = False``.
+
+        With ``compile_maps = True``, or a dict of options for ``torch.compile``, backbone and neck are compiled.
+        """
         built = super().build_model(model)
-        return speed_up(built) if self.cfg.get('speed_up', True) else built
+        if self.cfg.get('speed_up', True):
+            speed_up(built)
+        if options := self.cfg.get('compile_maps'):
+            compile_maps(built, **(options if isinstance(options, dict) else {}))
+        return built
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap a model for several processes; one that is divided among them gets its weights before."""
