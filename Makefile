@@ -2,7 +2,7 @@
 # make test    the fast tests, WORKERS=2 at a time;  make test-slow  all of them
 # make lint    style and the borders between the rooms;  make docs  the site, in site/
 # make matrix  nox: the fast tests on other versions of Python and of the packages; docs/versions.md
-# make bench   whole images and training steps beside stock code;  bench-smoke, -data, -evaluation, -gpu; docs/performance.md
+# make bench   whole images and training steps beside stock code;  bench-smoke, -data, -evaluation, -scale, -gpu; docs/performance.md
 # make bench-parity ARGS='det --seeds 12'   our backbone beside mmpretrain's, trained in pairs; docs/parity.md
 #
 # The first use makes .venv and installs the pinned set of constraints.txt. To use an environment of your own:
@@ -20,7 +20,7 @@ ifeq ($(PYTHON),$(VENV)/bin/python)
 INSTALLED := $(VENV)/installed
 endif
 
-.PHONY: train test test-slow matrix lint docs bench bench-smoke bench-data bench-evaluation bench-gpu bench-parity
+.PHONY: train test test-slow matrix lint docs bench bench-smoke bench-data bench-evaluation bench-scale bench-gpu bench-parity
 train: $(INSTALLED)
 	$(PYTHON) tools/train.py configs/det/cascade_convnext_atto_shapes.py
 
@@ -53,6 +53,9 @@ bench-data: $(INSTALLED)
 
 bench-evaluation: $(INSTALLED)
 	$(PYTHON) benchmarks/evaluation.py $(ARGS)
+
+bench-scale: $(INSTALLED)
+	$(PYTHON) benchmarks/scale.py
 
 # the ops on the GPU, then images and steps, then a training of 200 steps in mixed precision
 bench-gpu: $(INSTALLED) $(PEERS)/installed

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
+from tables import write_results
 
 from convnext_dense.configs import load_config, model_scope
 from convnext_dense.speed import speed_up_data
 from convnext_dense.train.screen import quiet
-from convnext_dense.train.stats import format_markdown
 from convnext_dense.train.switches import apply_switches
 
 NUM_PHOTOS, NUM_OBJECTS, ROUNDS = 48, 7, 5
@@ -60,7 +60,9 @@ def main() -> None:
                     seconds = run(dataset, steps[name])
                     if i:  # the first round warms up
                         times[name].append(seconds)
-        print(f'**{title}**\n\n{format_markdown(rows_of(times, steps), COLUMNS)}', flush=True)
+        write_results(
+            f'data-{title.split()[0].strip(",").lower()}', f'{title}, one thread', COLUMNS, rows_of(times, steps)
+        )
 
 
 def build(config: str, change: Callable[[Config], object], is_ours: bool, folder: Path) -> Any:

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
+from tables import write_results
 
 from convnext_dense.train.run import fast_coco_metric
 from convnext_dense.train.screen import quiet
-from convnext_dense.train.stats import format_markdown
 
 WAYS = {'pycocotools': False, 'faster-coco-eval': True}
 SIDE, NUM_CLASSES, NUM_OBJECTS, NUM_FOUND = 480, 80, 10, 100
@@ -55,7 +55,8 @@ def main() -> None:
         sys.exit('error: the two do not print the same numbers')
     for row in rows:
         row['speed-up'] = rows[0]['time (s)'] / row['time (s)']
-    print(f'{options.images} images, {NUM_FOUND} predictions each\n\n{format_markdown(rows, COLUMNS)}')
+    title = f'COCO evaluation of {options.images} images, {NUM_FOUND} predictions each'
+    write_results(f'evaluation-{options.images}', title, COLUMNS, rows)
 
 
 def run(num_images: int, is_fast: bool) -> dict[str, Any]:

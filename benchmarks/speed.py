@@ -13,14 +13,12 @@ table has the machine's own speed, it was measured in the same turns.
 import argparse
 import copy
 import json
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,20 +26,20 @@ from counters import count
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from parity import stock_name, with_stock
+from tables import RESULTS, write_results
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import convnext_dense
 from convnext_dense.compat.ops import roi_samples
 from convnext_dense.configs import load_config, model_scope
 from convnext_dense.speed import keep_memory, speed_up
 from convnext_dense.train import config as run_config
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.screen import quiet
-from convnext_dense.train.stats import format_markdown, prepare_step, prepare_test
+from convnext_dense.train.stats import prepare_step, prepare_test
 
 DEVICE = device_type()
-RESULTS = Path(__file__).parent / 'results'
+PICTURE = RESULTS.parent.parent / 'docs/speed.png'
 ROUNDS, CALLS = 3, 2  # turns of each lane, and calls that count in a turn
 LOST = 0.75  # share of the speed-up of the results that a smoke run must reach
 REFERENCE = 'stock'
@@ -184,6 +182,7 @@ def main() -> None:
     else:
         for name in names:
             write(name, take_turns(name, list(TABLES[name].lanes), ROUNDS))
+        draw_picture()
 
 
 def take_turns(name: str, lanes: Sequence[str], rounds: int) -> list[dict[str, Any]]:
@@ -334,18 +333,28 @@ COUNTED = {'saved (MB)': 'saved_mb', 'relayout (MB)': 'relayout_mb', 'launches':
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write the results of a table as JSON and as Markdown."""
+    """Write the results of a table of this file."""
     title = TABLES[name].title if DEVICE == 'cpu' else f'{TABLES[name].title}; here {TABLES[name].gpu_size}'
-    RESULTS.mkdir(exist_ok=True)
-    machine = f'{torch.cpu.get_capabilities()["cpu_name"]}, {torch.get_num_threads()} threads'
-    if DEVICE == 'cuda':
-        machine, name = torch.cuda.get_device_name(), f'gpu-{name}'
-    versions = f'torch {torch.__version__}, convnext-dense {convnext_dense.__version__}'
-    facts = dict(title=title, machine=machine, versions=f'Python {platform.python_version()}, {versions}')
-    text = f'**{facts["title"]}** ({machine}; {facts["versions"]})\n\n{format_markdown(rows, COLUMNS)}'
-    (RESULTS / f'{name}.json').write_text(json.dumps(facts | dict(rows=rows), indent=1))
-    (RESULTS / f'{name}.md').write_text(text)
-    print(text, flush=True)
+    write_results(name if DEVICE == 'cpu' else f'gpu-{name}', title, COLUMNS, rows)
+
+
+def draw_picture() -> None:
+    """Draw how many times as fast as stock each lane is, for all tables that there are."""
+    from matplotlib import pyplot
+
+    found = {name: RESULTS / f'{name}.json' for name in TABLES if (RESULTS / f'{name}.json').is_file()}
+    tables = {name: json.loads(file.read_text()) for name, file in found.items()}
+    figure, axes = pyplot.subplots(len(tables), figsize=(8, 1.9 * len(tables)), squeeze=False, layout='constrained')
+    for axis, table in zip(axes.flat, tables.values(), strict=True):
+        rows = [row for row in table['rows'][::-1] if 'speed-up' in row]
+        colors = ['#1f6fb4' if row['lane'].startswith('ours') else '#b0b0b0' for row in rows]
+        bars = axis.barh([row['lane'] for row in rows], [row['speed-up'] for row in rows], color=colors)
+        axis.bar_label(bars, fmt='%.2f', padding=3)
+        axis.axvline(1, color='black', linewidth=0.8)
+        axis.set_title(table['title'], fontsize=10)
+        axis.spines[['top', 'right']].set_visible(False)
+    axes.flat[-1].set_xlabel('times as fast as stock')
+    figure.savefig(PICTURE, dpi=80)
 
 
 def keeps_up(name: str) -> bool:

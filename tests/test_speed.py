@@ -15,7 +15,7 @@ from small_models import mmseg_upernet, randomize
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat.ops import roi_samples
 from convnext_dense.configs import load_config, model_scope
-from convnext_dense.speed import FASTER, BFloat16OptimWrapper, compile_maps, speed_up, speed_up_data
+from convnext_dense.speed import FASTER, BFloat16OptimWrapper, compile_maps, keep_boxes_precise, speed_up, speed_up_data
 from convnext_dense.train import config as run_config
 
 DETECTORS = ['det/cascade_convnext_atto_shapes', 'det/mask_rcnn_convnext_t_coco']
@@ -366,6 +366,19 @@ def test_a_step_in_bf16_keeps_weights_gradients_and_moments_in_fp32():
     kept = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
     kept += [each for state in wrapper.optimizer.state.values() for each in state.values()]
     assert {each.dtype for each in kept} == {torch.float32}
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_boxes_are_not_rounded_to_bf16(name):
+    model, samples = detector(name)
+    keep_boxes_precise(speed_up(model.float()))
+    images = torch.randn(1, 3, 96, 128)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        scores, deltas = model.rpn_head(model.extract_feat(images))
+        found = model(images, samples[:1], mode='predict')[0].pred_instances
+    assert {each.dtype for each in (*scores, *deltas, found.bboxes, found.scores)} == {torch.float32}
+    assert len(found) > 0
+    assert (found.bboxes.bfloat16() != found.bboxes).any()
 
 
 @pytest.mark.slow

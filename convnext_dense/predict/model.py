@@ -28,7 +28,7 @@ from convnext_dense.predict.exported import ExportedModel
 from convnext_dense.predict.predictor import Predictor
 from convnext_dense.results import LABEL_MAPS, OBJECTS, Objects, Result, encode
 from convnext_dense.runtime import OPENERS
-from convnext_dense.speed import speed_up
+from convnext_dense.speed import keep_boxes_precise, speed_up
 from convnext_dense.train import config as run_config
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import build_errors
@@ -167,7 +167,7 @@ def load_model(
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'The model cannot run on {device} ({reason}). Give --device cpu, cuda or cuda:N.') from error
     if fast:
-        speed_up(network)
+        keep_boxes_precise(speed_up(network))
     network.eval()  # of which a distilled model returns nothing
     return Model(network, cfg, dataset, name, checkpoint)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from convnext_dense.backbone import StagedBackbone
 from convnext_dense.speed.memory import keep_memory
-from convnext_dense.speed.precision import BFloat16OptimWrapper, StridedConv2d, has_bf16
+from convnext_dense.speed.precision import BFloat16OptimWrapper, StridedConv2d, has_bf16, keep_boxes_precise
 
 # class of MMDetection or MMSegmentation -> its faster subclass here
 FASTER = {
@@ -96,4 +96,12 @@ def exchange(part: object) -> None:
         part.__class__ = getattr(importlib.import_module(f'{__name__}.{file}'), name)
 
 
-__all__ = ['BFloat16OptimWrapper', 'compile_maps', 'has_bf16', 'keep_memory', 'speed_up', 'speed_up_data']
+__all__ = [
+    'BFloat16OptimWrapper',
+    'compile_maps',
+    'has_bf16',
+    'keep_boxes_precise',
+    'keep_memory',
+    'speed_up',
+    'speed_up_data',
+]

@@ -21,7 +21,7 @@ from convnext_dense.compat.checkpoints import read_checkpoint
 from convnext_dense.compat.checksums import check_records, seal_archive
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import replaced
-from convnext_dense.speed import compile_maps, speed_up, speed_up_data
+from convnext_dense.speed import compile_maps, keep_boxes_precise, speed_up, speed_up_data
 from convnext_dense.train.config import run_timeout
 from convnext_dense.train.ends import StopHook
 from convnext_dense.train.fits import check_fits
@@ -48,7 +48,7 @@ class OneLineRunner(Runner):
 
         With ``compile_maps = True``, or a dict of options for ``torch.compile``, backbone and neck are compiled.
         """
-        built = super().build_model(model)
+        built = keep_boxes_precise(super().build_model(model))
         if self.cfg.get('speed_up', True):
             speed_up(built)
         if options := self.cfg.get('compile_maps'):

@@ -1,0 +1,84 @@
+"""Measure what a training step needs by batch, size, depth and recomputation, and what a second process brings.
+
+    make bench-scale
+
+Each row is a process of its own, or two. Memory is what the model and its step add to the process; samples a second are
+those of the first command's training, as its log has them, without the first steps.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tables import write_results
+
+from convnext_dense.train.stats import measure_config
+from convnext_dense.train.summary import read_scalars
+
+FIRST_STEPS = 5  # which are slower
+MEMORY = [  # UperNet's size, images of a step, side of their crops, recomputation
+    ('t', 2, 256, False),
+    ('t', 2, 512, False),
+    ('t', 4, 512, False),
+    ('t', 2, 512, 'cheap'),
+    ('t', 2, 512, True),
+    ('s', 2, 512, False),
+    ('b', 2, 512, False),
+]
+PROCESSES = [(1, 1), (1, 2), (2, 1)]  # processes, threads of each
+
+
+def main() -> None:
+    """Measure both tables and write them."""
+    columns = {'model': '', 'images': 'd', 'crops': 'd', 'with_cp': '', 'memory (MB)': 'd', 'step (s)': '.2f'}
+    title = 'UperNet: a training step by batch, size, depth and recomputation'
+    write_results('memory', title, columns, [step_of(*each) for each in MEMORY])
+    columns = {'processes': 'd', 'threads of each': 'd', 'images/s': '.2f', 'speed-up': '.2f'}
+    rows = [samples_of(*each) for each in PROCESSES]
+    for row in rows:
+        row['speed-up'] = row['images/s'] / rows[0]['images/s']
+    title = 'Cascade Mask R-CNN, ConvNeXt-atto, drawn images: training by processes'
+    write_results('processes', title, columns, rows)
+
+
+def step_of(arch: str, batch: int, side: int, with_cp: bool | str) -> dict[str, object]:
+    """Return the row of a training step."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, 'config.py')
+        config.write_text(
+            f"_base_ = 'convnext_dense::seg/upernet_convnext_{arch}_ade20k.py'\n"
+            f'model = dict(backbone=dict(with_cp={with_cp!r}), data_preprocessor=dict(size=({side}, {side})))\n'
+            f'train_dataloader = dict(batch_size={batch})\n'
+        )
+        found = measure_config(config, (side, side), training=True, amp=False)
+    row = {'model': f'ConvNeXt-{arch.upper()}', 'images': batch, 'crops': side, 'with_cp': str(with_cp)}
+    return row | {'memory (MB)': found['training memory (MB)'], 'step (s)': found['step time (ms)'] / 1000}
+
+
+def samples_of(processes: int, threads: int) -> dict[str, object]:
+    """Return the row of a training with so many processes."""
+    root = Path(__file__).parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        script = [str(root / 'tools/train.py'), 'det/cascade_convnext_atto_shapes', '--work-dir', f'{folder}/run']
+        options = [
+            f'train_cfg.max_epochs={processes}', 'train_cfg.val_interval=9', 'default_hooks.logger.interval=1',
+            'train_dataloader.batch_size=4', 'train_dataloader.dataset.num_train=96', 'log_processor.window_size=1',
+            *(f'{split}_dataloader.dataset.data_root={folder}/data' for split in ('train', 'val', 'test')),
+        ]  # fmt: skip
+        start = ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}'] if processes > 1 else []
+        launcher = ['--launcher', 'pytorch'] if processes > 1 else []
+        environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+        command = [sys.executable, *start, *script, *launcher, '--cfg-options', *options]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            sys.exit(f'error: the training of {processes} processes failed:\n{done.stdout[-3000:]}')
+        rows = read_scalars(sorted(Path(folder, 'run').glob('*/vis_data/scalars.json')))
+    times = [row['time'] for row in rows if 'loss' in row][FIRST_STEPS:]
+    return {'processes': processes, 'threads of each': threads, 'images/s': 4 * processes / statistics.median(times)}
+
+
+if __name__ == '__main__':
+    main()

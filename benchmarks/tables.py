@@ -1,0 +1,38 @@
+"""Results of the benchmarks, as they are committed."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import convnext_dense
+from convnext_dense.train.stats import format_markdown
+
+RESULTS = Path(__file__).parent / 'results'
+
+
+def write_results(name: str, title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table as JSON and as Markdown, with the machine and the versions, and print it.
+
+    Args:
+        name: Of the files.
+        title: Of the table.
+        columns: Name -> format.
+        rows: By column.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    machine = f'{torch.cpu.get_capabilities()["cpu_name"]}, {os.cpu_count()} cores'
+    if torch.cuda.is_available():
+        machine = torch.cuda.get_device_name()
+    versions = (
+        f'Python {platform.python_version()}, torch {torch.__version__}, convnext-dense {convnext_dense.__version__}'
+    )
+    text = f'**{title}** ({machine}; {versions})\n\n{format_markdown(rows, columns)}'
+    content = dict(title=title, machine=machine, versions=versions, rows=rows)
+    (RESULTS / f'{name}.json').write_text(json.dumps(content, indent=1))
+    (RESULTS / f'{name}.md').write_text(text)
+    print(text, flush=True)
