@@ -22,7 +22,7 @@ import torch
 from pycocotools import mask as coco_mask
 from tables import write_results
 
-from convnext_dense.train.run import fast_coco_metric
+from convnext_dense.train.coco_eval import fast_coco_metric
 from convnext_dense.train.screen import quiet
 
 WAYS = {'pycocotools': False, 'faster-coco-eval': True}

@@ -3,10 +3,8 @@
 What a user can get wrong is looked at before the model is built, and answered with one message.
 """
 
-import contextlib
-import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from convnext_dense.lr_decay import LearningRateDecay
 from convnext_dense.speed import keep_memory
 from convnext_dense.train import config as run_config
 from convnext_dense.train import launch
+from convnext_dense.train.coco_eval import fast_coco_metric
 from convnext_dense.train.ends import caught_signals
 from convnext_dense.train.mistakes import build_errors, run_errors
 from convnext_dense.train.own_data import prepare_data
@@ -148,22 +147,6 @@ def test(
             metrics = runner.test()
     launch.leave_group()
     return metrics
-
-
-@contextlib.contextmanager
-def fast_coco_metric() -> Iterator[None]:
-    """Let ``CocoMetric`` evaluate with faster-coco-eval, where it is installed; it gives the same digits."""
-    if not all(importlib.util.find_spec(name) for name in ('faster_coco_eval', 'mmdet')):
-        yield
-        return
-    from faster_coco_eval import COCOeval_faster
-    from mmdet.evaluation.metrics import coco_metric
-
-    original, coco_metric.COCOeval = coco_metric.COCOeval, COCOeval_faster
-    try:
-        yield
-    finally:
-        coco_metric.COCOeval = original
 
 
 def describe_rates(config: str | os.PathLike, cfg_options: Mapping | None = None) -> str:
