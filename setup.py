@@ -28,7 +28,7 @@ EXPORT = ['onnx', 'onnxscript', 'onnxruntime', 'openvino']
 PREDICT = ['supervision', 'rasterio', 'faster-coco-eval']  # pictures, windows of large TIFF files, AP
 DEVELOPMENT = [
     'timm>=1.0.28', 'transformers>=5', 'pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff', 'pre-commit', 'import-linter',
-    *DATA, *PREDICT, *EXPORT,
+    'lvis', *DATA, *PREDICT, *EXPORT,
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -160,6 +161,13 @@ def test_images_without_objects_and_without_detections():
     assert [row['f1'] for row in report['images']] == [0, 1]
 
 
+def predictions_of(case):
+    """Return the detections of a case as MMDetection's metrics take them."""
+    found = case.found
+    arrays = {'bboxes': found.boxes, 'scores': found.scores, 'labels': found.labels}
+    return {key: torch.tensor(value) for key, value in arrays.items()} | {'masks': found.rles}
+
+
 @pytest.mark.parametrize('kind', ['bbox', 'segm', 'proposal'])
 def test_the_fast_metric_of_a_run_gives_the_same_digits(kind, tmp_path, monkeypatch):
     from mmdet.evaluation import CocoMetric
@@ -175,11 +183,7 @@ def test_the_fast_metric_of_a_run_gives_the_same_digits(kind, tmp_path, monkeypa
         metric = CocoMetric(ann_file=str(tmp_path / 'ann.json'), metric=kind, classwise=kind != 'proposal')
         metric.dataset_meta = dict(classes=CLASSES)
         for i, case in enumerate(cases):
-            found = case.found
-            arrays = {'bboxes': found.boxes, 'scores': found.scores, 'labels': found.labels}
-            found = {key: torch.tensor(value) for key, value in arrays.items()} | {'masks': found.rles}
-            sample = dict(img_id=i + 1, ori_shape=SIZE, pred_instances=found)
-            metric.process({}, [sample])
+            metric.process({}, [dict(img_id=i + 1, ori_shape=SIZE, pred_instances=predictions_of(case))])
         return metric.evaluate(len(cases))
 
     slow = evaluate()
@@ -187,6 +191,38 @@ def test_the_fast_metric_of_a_run_gives_the_same_digits(kind, tmp_path, monkeypa
     with coco_eval.fast_coco_metric():
         assert evaluate() == slow
     assert slow
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_the_fast_metric_of_lvis_gives_the_same_digits(kind, tmp_path, monkeypatch):
+    from mmdet.evaluation import LVISMetric
+
+    monkeypatch.setattr(np, 'float', float, raising=False)  # of which lvis 0.5.3 speaks
+    cases = draw_cases(3, masks=True)
+    content = objects.as_coco(cases, CLASSES)
+    for i, image in enumerate(content['images']):
+        image.update(neg_category_ids=[1 + i % 3], not_exhaustive_category_ids=[1 + (i + 1) % 3])
+    for category, frequency in zip(content['categories'], 'rcf', strict=True):
+        category['frequency'] = frequency
+    for entry in content['annotations']:
+        entry['segmentation'] = dict(entry['segmentation'])
+    (tmp_path / 'ann.json').write_text(json.dumps(content))
+
+    def evaluate():
+        metric = LVISMetric(ann_file=str(tmp_path / 'ann.json'), metric=kind, classwise=True)
+        for i, case in enumerate(cases):
+            found = predictions_of(case)
+            masks = [coco_mask.decode(each) for each in found['masks']]
+            found['masks'] = torch.tensor(np.array(masks, np.uint8).reshape(-1, *SIZE))
+            metric.process({}, [dict(img_id=i + 1, ori_shape=SIZE, pred_instances=found)])
+        return metric.evaluate(len(cases))
+
+    slow = evaluate()
+    monkeypatch.delattr(np, 'float')
+    with coco_eval.fast_coco_metric():
+        assert evaluate() == slow
+    assert {f'lvis/{kind}_AP{which}' for which in ('', '50', 'r', 'c', 'f')} <= slow.keys()
+    assert slow[f'lvis/{kind}_AP'] > 0
 
 
 # --- label maps

@@ -2,42 +2,72 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 AT_ONCE = 10  # categories
+NO_LIMIT = 10**6  # detections of an image
 
 
 @contextlib.contextmanager
 def fast_coco_metric() -> Iterator[None]:
-    """Let ``CocoMetric`` evaluate with faster-coco-eval, where it is installed; it gives the same digits.
+    """Let ``CocoMetric`` and ``LVISMetric`` evaluate with faster-coco-eval, where it is installed, to the same digits.
 
-    Predictions go to it without the files that MMDetection writes and reads, and one kind after the other.
+    COCO's predictions go to it without the files that MMDetection writes and reads, and one kind after the other.
     """
     if not all(importlib.util.find_spec(name) for name in ('faster_coco_eval', 'mmdet')):
         yield
         return
     from faster_coco_eval import COCOeval_faster
-    from mmdet.evaluation.metrics import coco_metric
+    from mmdet.evaluation.metrics import coco_metric, lvis_metric
 
-    metric, write, load = coco_metric.CocoMetric, coco_metric.CocoMetric.results2json, coco_metric.load
-    evaluator = coco_metric.COCOeval
+    write, load = coco_metric.CocoMetric.results2json, coco_metric.load
 
     def results2json(self: Any, results: Sequence[dict], outfile_prefix: str) -> dict[str, Any]:
-        if self.outfile_prefix is not None:
-            return write(self, results, outfile_prefix)  # the user wants the files
+        if self.outfile_prefix is not None or type(self) is not coco_metric.CocoMetric:
+            return write(self, results, outfile_prefix)  # the user wants the files, or LVIS reads them
         kinds = ('bbox', 'proposal', 'segm') if 'masks' in results[0] else ('bbox', 'proposal')
         return {kind: partial(as_annotations, results, self.cat_ids, kind) for kind in kinds}
 
-    coco_metric.COCOeval, metric.results2json = in_parts(COCOeval_faster), results2json
-    coco_metric.load = lambda given: given() if isinstance(given, Callable) else load(given)
-    try:
+    with contextlib.ExitStack() as exchanged:
+        for owner, name, value in (
+            (coco_metric.CocoMetric, 'results2json', results2json),
+            (coco_metric, 'load', lambda given: given() if isinstance(given, partial) else load(given)),
+            (coco_metric, 'COCOeval', in_parts(COCOeval_faster)),
+            (lvis_metric, 'LVISEval', lvis_metric.LVISEval and of_lvis(lvis_metric.LVISEval, COCOeval_faster)),
+        ):
+            exchanged.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
         yield
-    finally:
-        coco_metric.COCOeval, metric.results2json, coco_metric.load = evaluator, write, load
+
+
+def of_lvis(slow: type, fast: type) -> type:
+    """Return ``LVISEval`` with the curves of faster-coco-eval; the one of lvis 0.5 fails with NumPy of today."""
+
+    class FastLVISEval(slow):
+        def evaluate(self) -> None:
+            """Fill ``eval`` with the curves of all categories."""
+            from faster_coco_eval import COCO
+
+            truth, found = self.lvis_gt.dataset, self.lvis_dt.dataset
+            # Where nobody has looked for a category, its predictions do not count, and faster-coco-eval fails at them.
+            judged = {(each['image_id'], each['category_id']) for each in truth['annotations']}
+            judged |= {(each['id'], category) for each in truth['images'] for category in each['neg_category_ids']}
+            kept = [each for each in found['annotations'] if (each['image_id'], each['category_id']) in judged]
+            judge = fast(COCO(truth), COCO({**found, 'annotations': kept}), self.params.iou_type, lvis_style=True)
+            judge.params.imgIds, judge.params.catIds = self.params.img_ids, self.params.cat_ids
+            judge.params.maxDets = [self.params.max_dets if self.params.max_dets > 0 else NO_LIMIT]
+            judge.evaluate()
+            self.eval = {curve: judge.eval[curve][..., 0] for curve in ('precision', 'recall')}
+            self.freq_groups = self._prepare_freq_group()
+
+        def accumulate(self) -> None:
+            """Do nothing more."""
+
+    return FastLVISEval
 
 
 def in_parts(base: type) -> type:
