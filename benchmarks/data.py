@@ -42,6 +42,11 @@ WAYS: dict[str, dict[str, Way]] = {
         'stock': (SEG, lambda cfg: None, False),
         'ours': (SEG, lambda cfg: None, True),
     },
+    'ADE20K recipe, photos of 4000x3000': {
+        'stock': (SEG, lambda cfg: None, False),
+        'ours': (SEG, lambda cfg: None, True),
+        'ours, --fast-jpeg': (SEG, lambda cfg: apply_switches(cfg, fast_jpeg=True), True),
+    },
 }
 
 
@@ -51,7 +56,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for title, ways in WAYS.items():
         with tempfile.TemporaryDirectory() as folder:
-            datasets = {name: build(*way, Path(folder)) for name, way in ways.items()}
+            size = tuple(map(int, title.rpartition(' ')[2].split('x')))
+            datasets = {name: build(*way, size, Path(folder)) for name, way in ways.items()}
             times = {name: [] for name in ways}
             steps: dict[str, dict[str, float]] = {name: defaultdict(float) for name in ways}
             for i in range(ROUNDS + 1):
@@ -60,18 +66,17 @@ def main() -> None:
                     seconds = run(dataset, steps[name])
                     if i:  # the first round warms up
                         times[name].append(seconds)
-        write_results(
-            f'data-{title.split()[0].strip(",").lower()}', f'{title}, one thread', COLUMNS, rows_of(times, steps)
-        )
+        name = title.partition(',')[0].lower().replace(' ', '-')
+        write_results(f'data-{name}', f'{title}, one thread', COLUMNS, rows_of(times, steps))
 
 
-def build(config: str, change: Callable[[Config], object], is_ours: bool, folder: Path) -> Any:
-    """Return the training data of a recipe with drawn photos."""
+def build(config: str, change: Callable[[Config], object], is_ours: bool, size: tuple[int, int], folder: Path) -> Any:
+    """Return the training data of a recipe with drawn photos of a width and height."""
     cfg = load_config(config)
     change(cfg)
     given = cfg.train_dataloader.dataset
     write = write_label_maps if cfg.default_scope == 'mmseg' else write_objects
-    given.update(write(folder), data_root=str(folder))
+    given.update(write(folder, *size), data_root=str(folder))
     with model_scope(cfg), quiet():
         dataset = DATASETS.build(given)
     if is_ours:
@@ -124,13 +129,13 @@ def draw(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray,
     return photo, outlines
 
 
-def write_objects(folder: Path) -> dict[str, Any]:
+def write_objects(folder: Path, width: int, height: int) -> dict[str, Any]:
     """Draw photos and a COCO JSON, and return how the data set finds them."""
     rng, images, objects = np.random.default_rng(0), [], []
     for i in range(NUM_PHOTOS):
-        photo, outlines = draw(rng, 640, 480)
+        photo, outlines = draw(rng, width, height)
         cv2.imwrite(str(folder / f'{i}.jpg'), photo)
-        images.append(dict(id=i, file_name=f'{i}.jpg', width=640, height=480))
+        images.append(dict(id=i, file_name=f'{i}.jpg', width=width, height=height))
         for outline in outlines:
             (x, y), (x2, y2) = outline.min(0).tolist(), outline.max(0).tolist()
             box = dict(bbox=[x, y, x2 - x, y2 - y], area=(x2 - x) * (y2 - y), iscrowd=0)
@@ -142,14 +147,16 @@ def write_objects(folder: Path) -> dict[str, Any]:
     return dict(ann_file='objects.json', data_prefix=dict(img=''), metainfo=dict(classes=CLASSES))
 
 
-def write_label_maps(folder: Path) -> dict[str, Any]:
+def write_label_maps(folder: Path, width: int, height: int) -> dict[str, Any]:
     """Draw photos and label maps, and return how the data set finds them."""
     rng = np.random.default_rng(0)
     for name in ('images', 'labels'):
         (folder / name).mkdir(exist_ok=True)
     for i in range(NUM_PHOTOS):
-        photo, outlines = draw(rng, 683, 512)
-        labels = np.repeat(np.sort(rng.integers(1, 5, 512)), 683).reshape(512, 683).astype(np.uint8)  # walls, floor
+        photo, outlines = draw(rng, width, height)
+        labels = (
+            np.repeat(np.sort(rng.integers(1, 5, height)), width).reshape(height, width).astype(np.uint8)
+        )  # walls, floor
         for number, outline in enumerate(outlines):
             cv2.fillPoly(labels, [outline], number + 5)
         cv2.imwrite(str(folder / f'images/{i}.jpg'), photo)

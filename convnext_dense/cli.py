@@ -89,6 +89,7 @@ SWITCHES = (  # of convnext_dense.train.switches
     option('--size', type=int, metavar='PIXELS', help="scale images to this longest side; a segmentor's crops alike"),
     option('--batch', metavar='N|auto', help='images for each process and step; auto: as many as fit the GPU'),
     switch('--polygons', 'keep masks as polygons until the loss: data several times as fast'),
+    switch('--fast-jpeg', 'decode large JPEG photos at about the size that is trained on'),
     option('--accumulate', type=int, metavar='N', help='gradients of N batches for each step'),
     option('--freeze', type=int, metavar='N', help='do not train the stem and the first N stages'),
     switch('--zero', 'several processes: each keeps a part of the moments'),

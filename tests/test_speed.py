@@ -4,11 +4,13 @@ import contextlib
 import copy
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.registry import MODELS
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from small_models import mmseg_upernet, randomize
 
@@ -274,6 +276,46 @@ def test_packed_images_are_the_same_without_a_copy(library, shape):
         assert torch.equal(found['inputs'], expected['inputs'])
         assert found.keys() == expected.keys()
     assert faster.transform(dict(img=image))['inputs'].data_ptr() == image.ctypes.data
+
+
+@pytest.mark.parametrize(
+    ('library', 'resize', 'size'),
+    [
+        ('mmdet', dict(type='Resize', scale=(210, 210), keep_ratio=True), (158, 210)),
+        ('mmseg', dict(type='RandomResize', scale=(90, 80), ratio_range=(1, 1), keep_ratio=True), (68, 90)),
+        ('mmdet', dict(type='RandomChoiceResize', scales=[(300, 150)], keep_ratio=False), (150, 300)),
+        ('mmseg', dict(type='Resize', scale=(900, 900), keep_ratio=True), (675, 900)),  # larger than the photo
+    ],
+)
+@pytest.mark.parametrize('name', ['photo.jpg', 'turned.jpg', 'photo.png'])
+def test_reduced_photos_have_the_same_sizes_and_nearly_the_same_pixels(library, resize, size, name, tmp_path):
+    """A photo of 640x480 pixels; turned by EXIF, 480x640."""
+    from PIL import Image
+
+    coarse = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
+    photo = Image.fromarray(cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC))
+    exif = Image.Exif()
+    if name == 'turned.jpg':
+        exif[0x0112] = 6
+    photo.save(tmp_path / name, quality=95, exif=exif)
+    load, sample = dict(type='LoadImageFromFile'), dict(img_path=str(tmp_path / name), seg_fields=[])
+    results = []
+    __import__(f'{library}.datasets')
+    with DefaultScope.overwrite_default_scope(library):
+        for steps in (
+            [load, resize],
+            [dict(type='DeferredImage', load=load), dict(type='DecodingResize', resize=resize)],
+        ):
+            results.append(Compose(steps)(dict(sample)))
+    plain, fast = results
+    assert plain.keys() == fast.keys()
+    assert plain['img'].shape == fast['img'].shape
+    if name != 'turned.jpg':
+        assert fast['img'].shape[:2] == size
+    for key in ('img_shape', 'ori_shape', 'scale', 'scale_factor', 'keep_ratio'):
+        assert plain[key] == fast[key], key
+    apart = np.abs(plain['img'].astype(int) - fast['img']).mean()
+    assert apart == 0 if name == 'photo.png' or max(size) > 640 else apart < 2
 
 
 @pytest.mark.parametrize('share', [0.3, 0.75, 1.0])

@@ -67,6 +67,7 @@ def test_what_each_changes(name, value, place, expected):
     [
         ('batch', 'many', DET, ('--batch', 'auto', 'many')),
         ('polygons', True, SEG, ('--polygons', 'with_mask=True')),
+        ('fast_jpeg', True, DET, ('--fast-jpeg', '--size PIXELS')),
         ('accumulate', 0, DET, ('--accumulate', '1 or more', '0')),
         ('early_stop', -1, DET, ('--early-stop', '1 or more')),
         ('freeze', 5, DET, ('--freeze', '0', '4', '5')),

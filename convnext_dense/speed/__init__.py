@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from convnext_dense.backbone import StagedBackbone
+from convnext_dense.speed.decoding import DecodingResize, DeferredImage
 from convnext_dense.speed.memory import keep_memory
 from convnext_dense.speed.precision import BFloat16OptimWrapper, StridedConv2d, has_bf16, keep_boxes_precise
 
@@ -98,6 +99,8 @@ def exchange(part: object) -> None:
 
 __all__ = [
     'BFloat16OptimWrapper',
+    'DecodingResize',
+    'DeferredImage',
     'compile_maps',
     'has_bf16',
     'keep_boxes_precise',

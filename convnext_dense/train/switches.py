@@ -10,7 +10,7 @@ import functools
 import gc
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ LOGGERS = {
     'trackio': 'TrackioVisBackend',
 }
 SIZE_KEYS = ('scale', 'scales', 'img_scale', 'crop_size', 'size', 'max_size', 'stride')  # of transforms and tests
+RESIZES = ('Resize', 'RandomResize', 'RandomChoiceResize')
 LOADERS = ('LoadImageFromFile', 'LoadAnyImage', 'LoadAnnotations')
 LEAST_SIDE = 64  # pixels: two of the backbone's last cells
 MOST_IMAGES = 256  # of a batch that is tried
@@ -93,6 +94,33 @@ def keep_polygons(cfg: Config, value: bool) -> str:
     for step in steps:
         step.poly2mask = False
     return '--polygons: masks stay polygons until the loss'
+
+
+def decode_reduced(cfg: Config, value: bool) -> str:
+    """Decode JPEG files at about the size to which they are resized."""
+    found = [
+        place for node in walk(cfg.train_dataloader) if (place := resizing(node.get('pipeline') or ())) is not None
+    ]
+    if not found:
+        raise UserError(
+            '--fast-jpeg is for trainings that resize images as soon as they are loaded; this config does not. Give '
+            '--size PIXELS with it, or move Resize (with a scale), RandomResize or RandomChoiceResize in the '
+            'train_pipeline behind LoadImageFromFile and LoadAnnotations.'
+        )
+    for pipeline, place in found:
+        pipeline[0] = dict(type='DeferredImage', load=pipeline[0])
+        pipeline[place] = dict(type='DecodingResize', resize=pipeline[place])
+    return '--fast-jpeg: JPEG files are decoded at about the size to which they are resized'
+
+
+def resizing(pipeline: Sequence[dict]) -> tuple[Sequence[dict], int] | None:
+    """Return a pipeline and the place of the step that resizes its images as soon as they are loaded; else None."""
+    types = [step.get('type') for step in pipeline]
+    place = next((i for i, name in enumerate(types) if name not in LOADERS), len(types))
+    if types[:1] != ['LoadImageFromFile'] or types[place : place + 1] not in ([name] for name in RESIZES):
+        return None
+    is_sized = types[place] != 'Resize' or pipeline[place].get('scale')
+    return (pipeline, place) if is_sized else None
 
 
 def accumulate(cfg: Config, steps: int) -> str:
@@ -301,6 +329,7 @@ SWITCHES: Mapping[str, Callable[[Config, Any], str]] = {
     'size': set_size,
     'batch': set_batch,
     'polygons': keep_polygons,
+    'fast_jpeg': decode_reduced,
     'accumulate': accumulate,
     'freeze': freeze,
     'zero': use_zero,
