@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -101,10 +102,15 @@ def test_the_seed_of_the_first_run_is_taken_where_the_config_has_none(tmp_path):
     assert_same(newest(tmp_path / 'whole'), newest(tmp_path / 'killed'))
 
 
-def test_workers_change_nothing(tmp_path):
-    for num_workers in (0, 1, 2):
-        toy_runs.train(tmp_path, str(num_workers), **{'train_dataloader.num_workers': num_workers})
-    assert_same(newest(tmp_path / '0'), newest(tmp_path / '1'))
+@pytest.mark.parametrize('by_iter', [False, True])
+def test_workers_change_nothing(by_iter, tmp_path):
+    for num_workers in (0, 2):
+        splits = ('train', 'val')
+        options = {f'{split}_dataloader.num_workers': num_workers for split in splits}
+        options |= {f'{split}_dataloader.persistent_workers': num_workers > 0 for split in splits}
+        runner = toy_runs.train(tmp_path, str(num_workers), by_iter=by_iter, **options)
+        assert not multiprocessing.active_children()  # they have ended with the run, not with the runner
+        del runner
     assert_same(newest(tmp_path / '0'), newest(tmp_path / '2'))
 
 

@@ -104,7 +104,9 @@ def test_pasted_masks_are_the_same(rescale, threshold):
 
     from convnext_dense.speed.masks import ProductMaskHead
 
-    head, draw = FCNMaskHead(num_convs=0, num_classes=3), torch.rand(40, 4) * torch.tensor([200, 120, 150, 150]) - 20
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = FCNMaskHead(num_convs=0, num_classes=3)
+    draw = torch.rand(40, 4) * torch.tensor([200, 120, 150, 150]) - 20
     boxes = torch.cat([draw[:, :2], draw[:, :2] + draw[:, 2:].clamp(min=0)], dim=1)  # some leave the image
     boxes[0, 2] = boxes[0, 0]
     boxes[1] = torch.tensor([300.0, 10, 320, 40])
