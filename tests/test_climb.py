@@ -47,6 +47,7 @@ def trainings(monkeypatch):
     return commands
 
 
+@pytest.mark.slow
 def test_table_and_picture(tmp_path, trainings):
     table = ladder.climb(tmp_path, rounds=0, train=True, seeds=2, jobs=2)
     assert len(trainings) == 2 * len(steps())

@@ -119,6 +119,7 @@ print(Config.fromfile(sys.argv[1]).model.type)
 """
 
 
+@pytest.mark.slow
 def test_the_stock_packages_import_silently_without_pkg_resources(run_python, tmp_path):
     result = run_python(IMPORT_STOCK, tmp_path / 'config.py')
     assert (result.stdout.splitlines()[-1:], result.stderr) == (['FasterRCNN'], '')  # a fork prints of its own

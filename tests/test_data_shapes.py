@@ -358,6 +358,7 @@ def test_a_faster_process_wins(tmp_path, monkeypatch, parameters):
     assert siblings(tmp_path / 'shapes') == ['shapes']
 
 
+@pytest.mark.slow
 def test_several_processes_at_once(tmp_path):
     program = (
         'import sys; from convnext_dense.data import write_shapes; '

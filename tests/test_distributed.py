@@ -389,6 +389,7 @@ def ap_rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.startswith('AP')]
 
 
+@pytest.mark.slow
 def test_dist_train(dist_train, folder):
     assert dist_train.returncode == 0, dist_train.stderr[-3000:]
     assert 'Warning' not in dist_train.stderr

@@ -204,6 +204,7 @@ def test_processes_stop_and_skip_together_and_miss_each_other(tmp_path):
     assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_torchrun_brings_a_killed_process_back(tmp_path):
     """With saves inside of a sum of gradients, which each process has for itself."""
     done = start(tmp_path, 'train_and_die', '--max-restarts', '1')

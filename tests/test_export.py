@@ -117,7 +117,7 @@ def detector(tmp_path_factory):
     return checkpoint, folder / 'cascade.onnx'
 
 
-SLOWER = ('atss', 'pspnet')  # of a family that another one stands for
+SLOWER = ('atss', 'pspnet', 'rtmdet', 'rtmdet-ins', 'dino', 'deformable-detr', 'mask2former')  # others stand for them
 
 
 def families(names):
@@ -209,7 +209,8 @@ def test_a_detector_that_finds_nothing(tmp_path, capsys):
     assert 'nothing was found' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('to', ['openvino', pytest.param('torch', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('to', ['openvino', 'torch'])
 def test_other_formats(to, detector, tmp_path):
     pytest.importorskip(to)
     file = tmp_path / f'model{write.TARGETS[to].suffix}'

@@ -40,8 +40,8 @@ ANNOTATION = st.fixed_dictionaries(
 CATEGORY = st.fixed_dictionaries({}, optional=dict(id=IDS, name=st.one_of(st.text(max_size=3), NUMBERS)))
 SOUND = dict(id=9, image_id=1, category_id=1, bbox=[2, 3, 10, 12], iscrowd=0)
 RUN = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-FEW = int(os.environ.get('HOSTILE_EXAMPLES', 20))  # of each kind; more where time allows
-EVERY = 1 if FEW > 20 else 5  # data set is trained on for a step
+FEW = int(os.environ.get('HOSTILE_EXAMPLES', 10))  # of each kind; more where time allows
+EVERY = 1 if FEW > 10 else 5  # data set is trained on for a step
 NUMBERED = itertools.count()
 
 

@@ -341,9 +341,11 @@ def test_file_that_cannot_be_read_in_the_middle_of_a_run(name, content, message,
     if 'label' in name:
         transform = LoadAnnotations(with_bbox=False, with_label=False, with_seg=True)
     samples = [dict(img_path=str(file), seg_map_path=str(file))]
-    loader = torch.utils.data.DataLoader(samples, None, collate_fn=transform, num_workers=num_workers)
+    iterator = iter(torch.utils.data.DataLoader(samples, None, collate_fn=transform, num_workers=num_workers))
     with pytest.raises(UserError, match=message), mistakes.run_errors():
-        next(iter(loader))
+        next(iterator)
+    if num_workers:
+        iterator._shutdown_workers()  # which Python would wait for, for 5 seconds, when it collects the error
 
 
 def test_an_error_in_a_training_says_from_where_it_continues(tmp_path):

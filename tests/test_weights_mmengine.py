@@ -457,6 +457,7 @@ def load_in_one_of_two(rank, port, url, folder):
     torch.distributed.barrier()
 
 
+@pytest.mark.slow
 def test_every_process_gets_the_same_weights(tmp_path, serve):
     (tmp_path / 'served').mkdir()
     source, _ = torchvision_file(tmp_path / 'served')
