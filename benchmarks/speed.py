@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from convnext_dense.compat.ops import roi_samples
 from convnext_dense.configs import load_config, model_scope
-from convnext_dense.speed import keep_memory, speed_up
+from convnext_dense.speed import compile_maps, keep_memory, speed_up
 from convnext_dense.train import config as run_config
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.screen import quiet
@@ -40,7 +40,7 @@ from convnext_dense.train.stats import prepare_step, prepare_test
 
 DEVICE = device_type()
 PICTURE = RESULTS.parent.parent / 'docs/speed.png'
-ROUNDS, CALLS = 3, 2  # turns of each lane, and calls that count in a turn
+ROUNDS, CALLS = 2, 2  # turns of each lane, and calls that count in a turn
 LOST = 0.75  # share of the speed-up of the results that a smoke run must reach
 REFERENCE = 'stock'
 CASCADE = 'det/cascade_convnext_t_coco', (800, 480)
@@ -61,6 +61,7 @@ class Lane(NamedTuple):
         amp: In bf16.
         fast: With the layers of ``speed_up``; ours alone.
         keep: With the memory kept that is freed.
+        compiled: Backbone and neck by ``torch.compile``; ours alone.
         kernels: RoIAlign as a sparse matrix; else torchvision's kernels, which do what mmcv's compiled ones do.
     """
 
@@ -68,10 +69,15 @@ class Lane(NamedTuple):
     amp: bool = False
     fast: bool = True
     keep: bool = True
+    compiled: bool = False
     kernels: bool = True
 
 
-MODEL_LANES = {
+CEILINGS = {
+    'machine: 3x3 convolution, fp32': Lane('machine'),
+    'machine: 3x3 convolution, bf16': Lane('machine', amp=True),
+}
+CASCADE_LANES = {
     REFERENCE: Lane('stock', keep=False, kernels=False),
     'stock, our RoIAlign': Lane('stock', keep=False),
     'stock, our RoIAlign, memory kept': Lane('stock'),
@@ -79,12 +85,21 @@ MODEL_LANES = {
     'ours': Lane('ours'),
     'stock, bf16': Lane('stock', amp=True, keep=False, kernels=False),
     'ours, bf16': Lane('ours', amp=True),
-    'machine: 3x3 convolution, fp32': Lane('machine'),
-    'machine: 3x3 convolution, bf16': Lane('machine', amp=True),
+    **CEILINGS,
+}
+UPERNET_LANES = {
+    REFERENCE: Lane('stock', keep=False),
+    'stock, memory kept': Lane('stock'),
+    'ours, plain layers': Lane('ours', fast=False),
+    'ours': Lane('ours'),
+    'stock, bf16': Lane('stock', amp=True, keep=False),
+    'ours, bf16': Lane('ours', amp=True),
+    **CEILINGS,
 }
 BACKBONE_LANES = {
     REFERENCE: Lane('stock', keep=False),
     **{side: Lane(side, keep=False) for side in ('timm', 'torchvision', 'transformers', 'ours')},
+    'ours, compiled': Lane('ours', keep=False, compiled=True),
     'stock, bf16': Lane('stock', amp=True, keep=False),
     'timm, bf16': Lane('timm', amp=True, keep=False),
     'ours, bf16': Lane('ours', amp=True, keep=False),
@@ -106,7 +121,7 @@ class Table(NamedTuple):
     config: str
     size: tuple[int, int]
     job: Callable[[Config, nn.Module, tuple[int, int], bool], Callable[[], object]]
-    lanes: dict[str, Lane] = MODEL_LANES
+    lanes: dict[str, Lane]
     gpu_size: tuple[int, int] = (1280, 800)
 
 
@@ -154,11 +169,19 @@ def backward(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) ->
 
 
 TABLES = {
-    'image': Table('Cascade Mask R-CNN, ConvNeXt-T: an image of 800x480', *CASCADE, image),
-    'step': Table('Cascade Mask R-CNN, ConvNeXt-T: a training step, one image of 640x640', *CASCADE, step),
-    'seg-image': Table('UperNet, ConvNeXt-T: an image of 512x512', UPERNET, (512, 512), image, gpu_size=(2048, 512)),
-    'windows': Table('UperNet, ConvNeXt-T: an image of 1024x512 in windows', UPERNET, (1024, 512), image),
-    'seg-step': Table('UperNet, ConvNeXt-T: a training step, two crops of 512x512', UPERNET, (512, 512), step),
+    'image': Table('Cascade Mask R-CNN, ConvNeXt-T: an image of 800x480', *CASCADE, image, CASCADE_LANES),
+    'step': Table(
+        'Cascade Mask R-CNN, ConvNeXt-T: a training step, one image of 640x640', *CASCADE, step, CASCADE_LANES
+    ),
+    'seg-image': Table(
+        'UperNet, ConvNeXt-T: an image of 512x512', UPERNET, (512, 512), image, UPERNET_LANES, (2048, 512)
+    ),
+    'windows': Table(
+        'UperNet, ConvNeXt-T: an image of 1024x512 in windows', UPERNET, (1024, 512), image, UPERNET_LANES
+    ),
+    'seg-step': Table(
+        'UperNet, ConvNeXt-T: a training step, two crops of 512x512', UPERNET, (512, 512), step, UPERNET_LANES
+    ),
     'forward': Table('ConvNeXt-T: four maps of 512x512', UPERNET, (512, 512), forward, BACKBONE_LANES),
     'backward': Table('ConvNeXt-T: forward and backward, 512x512', UPERNET, (512, 512), backward, BACKBONE_LANES),
 }
@@ -243,6 +266,8 @@ def build(table: Table, lane: Lane) -> Callable[[], object]:
         model.load_state_dict(weights)
     elif lane.fast:
         speed_up(model)
+    if lane.compiled:
+        compile_maps(model)
     if table.job in (forward, backward):
         model = model.backbone if lane.side in ('ours', 'stock') else peer(lane.side)
     torch.manual_seed(1)
