@@ -84,9 +84,9 @@ def test_objects_equal_those_of_mmdetection(detector, checkpoints, images):
         ours, theirs = detector(file), inference_detector(network, str(file)).pred_instances
         order = np.argsort(-theirs.scores.numpy(), kind='stable')
         assert len(ours) > 5
-        assert np.array_equal(ours.boxes, theirs.bboxes.numpy()[order])
+        assert np.allclose(ours.boxes, theirs.bboxes.numpy()[order], rtol=1e-4, atol=1e-3)  # to rounding
         assert np.array_equal(ours.labels, theirs.labels.numpy()[order])
-        assert np.array_equal(ours.masks, theirs.masks.numpy()[order])
+        assert (ours.masks != theirs.masks.numpy()[order]).mean() < 1e-3
 
 
 def test_label_maps_equal_those_of_mmsegmentation(segmentor, checkpoints, images):
@@ -269,7 +269,7 @@ def test_a_tiff_is_read_in_windows(segmentor, images, tmp_path, monkeypatch):
 
 
 def test_a_work_dir_stands_for_its_best_checkpoint(checkpoints, tmp_path):
-    content = torch.load(checkpoints['objects'])
+    content = torch.load(checkpoints['objects'], weights_only=False)
     for name in ('epoch_1.pth', 'best_coco_bbox_mAP_epoch_1.pth', 'epoch_2.pth'):
         torch.save(content, tmp_path / name)
     assert Path(load_model(tmp_path).checkpoint).name == 'best_coco_bbox_mAP_epoch_1.pth'
@@ -305,7 +305,7 @@ def test_tta_is_that_of_the_config(checkpoints, images):
 def test_what_is_no_model_is_answered(source, named, tmp_path, checkpoints):
     folder = tmp_path / 'empty'
     folder.mkdir()
-    torch.save(torch.load(checkpoints['objects'])['state_dict'], folder / 'bare.pth')
+    torch.save(torch.load(checkpoints['objects'], weights_only=False)['state_dict'], folder / 'bare.pth')
     if source == '{tmp}':
         (folder / 'bare.pth').unlink()
     with pytest.raises(UserError, match=named):
@@ -320,7 +320,7 @@ def test_weights_that_do_not_fit_are_refused(checkpoints):
 @pytest.mark.parametrize('kind', CONFIGS)
 @pytest.mark.parametrize('more', [-1, 1])
 def test_as_many_names_as_the_heads_have_classes(kind, more, checkpoints, tmp_path):
-    content = torch.load(checkpoints[kind])
+    content = torch.load(checkpoints[kind], weights_only=False)
     number = len(content['meta']['dataset_meta']['classes'])
     content['meta']['dataset_meta']['classes'] = [f'class {i}' for i in range(number + more)]
     torch.save(content, tmp_path / 'epoch_1.pth')
@@ -587,6 +587,8 @@ def test_a_gif_that_moves_is_a_video(checkpoints, images, tmp_path):
     pages = [Image.fromarray(cv2.imread(str(file))).resize((41, 33)) for file in sorted(images.iterdir())]
     pages[0].save(tmp_path / 'moves.gif', save_all=True, append_images=pages[1:4], duration=100)
     pages[0].save(tmp_path / 'still.gif')
+    if not cv2.haveImageReader(str(tmp_path / 'still.gif')):
+        pytest.skip('OpenCV before 4.12 may lack GIF')
     assert predict_all(checkpoints, tmp_path.glob('*.gif'), tmp_path / 'out', 'label maps') == 0
     found = [(row['file_name'], row.get('frame')) for row in read_images(tmp_path / 'out')]
     assert sorted(found, key=str) == [*(('moves.gif', i) for i in range(4)), ('still.gif', None)]

