@@ -1,5 +1,6 @@
 """A training that is told to stop, that waits in vain, or whose worker dies: what it leaves, and with which code."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -181,6 +182,7 @@ def test_a_worker_that_does_not_answer_ends_the_run(dataset, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         toy_runs.train(tmp_path, **options)
     assert 'continues from' in str(error.value) or 'No checkpoint was written yet' in str(error.value)
+    assert not multiprocessing.active_children()  # although the error still holds the frames of the loop
 
 
 # Several processes

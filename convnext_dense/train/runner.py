@@ -2,7 +2,8 @@
 
 import errno
 import functools
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +33,23 @@ from convnext_dense.train.saves import SafeCheckpointHook
 from convnext_dense.train.screen import tame_console
 from convnext_dense.train.shards import divide, shard, whole_state
 from convnext_dense.train.steps import LOOPS_BY_STEPS, MissedValidationHook, StepBatches, StepSeedHook, seed_batches
+
+
+class EndingLoader(DataLoader):
+    """A data loader whose processes can be ended; after an error they would live as long as its traceback."""
+
+    _latest: Callable = type(None)  # its iterator, while that exists
+
+    def _get_iterator(self) -> Any:
+        iterator = super()._get_iterator()
+        self._latest = weakref.ref(iterator)
+        return iterator
+
+    def end_workers(self) -> None:
+        """End the processes of the latest iterator, if it has any."""
+        if hasattr(iterator := self._latest(), '_shutdown_workers'):
+            iterator._shutdown_workers()
+        self._iterator = None
 
 
 @RUNNERS.register_module()
@@ -128,10 +146,8 @@ class OneLineRunner(Runner):
     def end_workers(self) -> None:
         """End the processes that load data; those that Python finds among other garbage take 5 seconds each."""
         for loop in (self._train_loop, self._val_loop, self._test_loop):
-            if hasattr(loop, 'dataloader_iterator'):  # over iterations
-                loop.dataloader_iterator = iter(())
-            if isinstance(loader := getattr(loop, 'dataloader', None), DataLoader):
-                loader._iterator = None
+            if isinstance(loader := getattr(loop, 'dataloader', None), EndingLoader):
+                loader.end_workers()
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the training loop; MMEngine's two become ours, with the same options."""
@@ -148,6 +164,8 @@ class OneLineRunner(Runner):
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
         """Build a data loader; that of a training seeds each batch."""
         loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        if type(loader) is DataLoader:
+            loader.__class__ = EndingLoader
         speed_up_data(loader.dataset)
         if isinstance(loader.batch_sampler, StepBatches):
             seed_batches(loader.dataset)
