@@ -52,6 +52,13 @@ class EndingLoader(DataLoader):
         self._iterator = None
 
 
+def end_workers(*loops: Any) -> None:
+    """End the processes that load data for loops; Python waits 5 seconds for each that it finds in its garbage."""
+    for loop in loops:
+        if isinstance(loader := getattr(loop, 'dataloader', None), EndingLoader):
+            loader.end_workers()
+
+
 @RUNNERS.register_module()
 class OneLineRunner(Runner):
     """MMEngine's runner; its loops, its data and its checkpoint hook are exchanged for those of this package."""
@@ -134,20 +141,14 @@ class OneLineRunner(Runner):
             return super().train()
         finally:
             self.roll_call = None
-            self.end_workers()
+            end_workers(self._train_loop, self._val_loop)
 
     def test(self) -> dict[str, float]:
         """Test."""
         try:
             return super().test()
         finally:
-            self.end_workers()
-
-    def end_workers(self) -> None:
-        """End the processes that load data; those that Python finds among other garbage take 5 seconds each."""
-        for loop in (self._train_loop, self._val_loop, self._test_loop):
-            if isinstance(loader := getattr(loop, 'dataloader', None), EndingLoader):
-                loader.end_workers()
+            end_workers(self._test_loop)  # a hook may test in the middle of a training
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the training loop; MMEngine's two become ours, with the same options."""
