@@ -17,7 +17,7 @@ from test_resume import assert_same, newest
 from convnext_dense import UserError, cli
 from convnext_dense.compat import read_checkpoint
 from convnext_dense.compat.errors import NotFiniteError, RunStopped
-from convnext_dense.train import ends, resume
+from convnext_dense.train import ends, mistakes, resume
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
@@ -183,6 +183,16 @@ def test_a_worker_that_does_not_answer_ends_the_run(dataset, message, tmp_path):
         toy_runs.train(tmp_path, **options)
     assert 'continues from' in str(error.value) or 'No checkpoint was written yet' in str(error.value)
     assert not multiprocessing.active_children()  # although the error still holds the frames of the loop
+
+
+def test_a_worker_that_dies_while_its_batch_is_taken_over():
+    def rebuild_storage_fd():  # as PyTorch calls it
+        raise ConnectionResetError(104, 'Connection reset by peer')
+
+    with pytest.raises(UserError, match='A worker of the data loader exited unexpectedly'), mistakes.run_errors():
+        rebuild_storage_fd()
+    with pytest.raises(ConnectionError), mistakes.run_errors():
+        raise ConnectionResetError(104, 'Connection reset by peer')
 
 
 # Several processes
