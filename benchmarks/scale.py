@@ -68,7 +68,7 @@ def samples_of(processes: int, threads: int) -> dict[str, object]:
             'train_dataloader.batch_size=4', 'train_dataloader.dataset.num_train=96', 'log_processor.window_size=1',
             *(f'{split}_dataloader.dataset.data_root={folder}/data' for split in ('train', 'val', 'test')),
         ]  # fmt: skip
-        start = ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}'] if processes > 1 else []
+        start = [str(root / 'tools/torchrun.py'), f'--nproc_per_node={processes}'] if processes > 1 else []
         launcher = ['--launcher', 'pytorch'] if processes > 1 else []
         environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
         command = [sys.executable, *start, *script, *launcher, '--cfg-options', *options]

@@ -25,8 +25,8 @@ import torch
 from counters import count
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from parity import stock_name, with_stock
-from tables import RESULTS, write_results
+from parity import COLORS, stock_name, with_stock
+from tables import RESULTS, read_results, write_results
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -367,12 +367,11 @@ def draw_picture() -> None:
     """Draw how many times as fast as stock each lane is, for all tables that there are."""
     from matplotlib import pyplot
 
-    found = {name: RESULTS / f'{name}.json' for name in TABLES if (RESULTS / f'{name}.json').is_file()}
-    tables = {name: json.loads(file.read_text()) for name, file in found.items()}
+    tables = list(filter(None, map(read_results, TABLES)))
     figure, axes = pyplot.subplots(len(tables), figsize=(8, 1.9 * len(tables)), squeeze=False, layout='constrained')
-    for axis, table in zip(axes.flat, tables.values(), strict=True):
+    for axis, table in zip(axes.flat, tables, strict=True):
         rows = [row for row in table['rows'][::-1] if 'speed-up' in row]
-        colors = ['#1f6fb4' if row['lane'].startswith('ours') else '#b0b0b0' for row in rows]
+        colors = [COLORS['ours'] if row['lane'].startswith('ours') else '#b0b0b0' for row in rows]
         bars = axis.barh([row['lane'] for row in rows], [row['speed-up'] for row in rows], color=colors)
         axis.bar_label(bars, fmt='%.2f', padding=3)
         axis.axvline(1, color='black', linewidth=0.8)
@@ -384,9 +383,10 @@ def draw_picture() -> None:
 
 def keeps_up(name: str) -> bool:
     """Tell whether ours is about as much faster than stock as in the results; print both."""
-    if not (RESULTS / f'{name}.json').is_file():
+    results = read_results(name)
+    if results is None:
         sys.exit(f'error: {RESULTS} has no results of {name} to compare with. make bench ARGS={name} writes them.')
-    before = {row['lane']: row for row in json.loads((RESULTS / f'{name}.json').read_text())['rows']}
+    before = {row['lane']: row for row in results['rows']}
     now = {row['lane']: row for row in take_turns(name, [REFERENCE, 'ours'], 1)}
     found, expected = now['ours']['speed-up'], before['ours']['speed-up']
     print(f'{name}: ours is {found:.2f} times as fast as stock; in the results {expected:.2f}')

@@ -15,6 +15,12 @@ from convnext_dense.train.stats import format_markdown
 RESULTS = Path(__file__).parent / 'results'
 
 
+def read_results(name: str) -> dict[str, Any] | None:
+    """Return a table that was written; None where there is none."""
+    file = RESULTS / f'{name}.json'
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
 def write_results(name: str, title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a table as JSON and as Markdown, with the machine and the versions, and print it.
 

@@ -161,6 +161,14 @@ def test_images_without_objects_and_without_detections():
     assert [row['f1'] for row in report['images']] == [0, 1]
 
 
+def coco_of(cases):
+    """Return the objects of cases as the content of a COCO file."""
+    content = objects.as_coco(cases, CLASSES)
+    for entry in content['annotations']:
+        entry['segmentation'] = dict(entry['segmentation'])
+    return content
+
+
 def predictions_of(case):
     """Return the detections of a case as MMDetection's metrics take them."""
     found = case.found
@@ -174,9 +182,7 @@ def test_the_fast_metric_of_a_run_gives_the_same_digits(kind, tmp_path, monkeypa
 
     pytest.importorskip('faster_coco_eval')
     cases = draw_cases(2, 0.2, masks=True)
-    content = objects.as_coco(cases, CLASSES)
-    for entry in content['annotations']:
-        entry['segmentation'] = dict(entry['segmentation'])
+    content = coco_of(cases)
     (tmp_path / 'ann.json').write_text(json.dumps(content))
 
     def evaluate():
@@ -199,13 +205,11 @@ def test_the_fast_metric_of_lvis_gives_the_same_digits(kind, tmp_path, monkeypat
 
     monkeypatch.setattr(np, 'float', float, raising=False)  # of which lvis 0.5.3 speaks
     cases = draw_cases(3, masks=True)
-    content = objects.as_coco(cases, CLASSES)
+    content = coco_of(cases)
     for i, image in enumerate(content['images']):
         image.update(neg_category_ids=[1 + i % 3], not_exhaustive_category_ids=[1 + (i + 1) % 3])
     for category, frequency in zip(content['categories'], 'rcf', strict=True):
         category['frequency'] = frequency
-    for entry in content['annotations']:
-        entry['segmentation'] = dict(entry['segmentation'])
     (tmp_path / 'ann.json').write_text(json.dumps(content))
 
     def evaluate():

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,12 +28,30 @@ def image_size(path: Path) -> tuple[int, int] | None:
     """Return width and height in pixels as an image is loaded, turned as EXIF says; None where it cannot be read."""
     if path.suffix.lower() in TIFF and not is_plain(path):  # Pillow shows one page, or knows no such bands
         return tiff_size(path)
+    header = read_header(path)
+    return None if header is None else header.size
+
+
+class Header(NamedTuple):
+    """What Pillow reads without the pixels.
+
+    Attributes:
+        size: Width and height in pixels as an image is loaded, turned as EXIF says.
+        kind: Pillow's name of the format.
+    """
+
+    size: tuple[int, int]
+    kind: str
+
+
+def read_header(file: Path | BinaryIO) -> Header | None:
+    """Return the header of an image file; None where it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of very large images and odd EXIF
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED
-                return image.size[::-1] if is_turned else image.size
+                return Header(image.size[::-1] if is_turned else image.size, image.format)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from convnext_dense.backbone import StagedBackbone
-from convnext_dense.speed.decoding import DecodingResize, DeferredImage
 from convnext_dense.speed.memory import keep_memory
 from convnext_dense.speed.precision import BFloat16OptimWrapper, StridedConv2d, has_bf16, keep_boxes_precise
 
@@ -99,8 +98,6 @@ def exchange(part: object) -> None:
 
 __all__ = [
     'BFloat16OptimWrapper',
-    'DecodingResize',
-    'DeferredImage',
     'compile_maps',
     'has_bf16',
     'keep_boxes_precise',

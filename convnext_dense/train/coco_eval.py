@@ -84,8 +84,9 @@ def in_parts(base: type) -> type:
                 self.params.catIds = every[start : start + AT_ONCE]
                 super().evaluate()
                 found.append(self.eval)
-                for each in self.cocoDt.loadAnns(self.cocoDt.getAnnIds(catIds=self.params.catIds)):
-                    each.pop('rle', None)  # its decoded mask
+                if self.params.iouType == 'segm':
+                    for each in self.cocoDt.loadAnns(self.cocoDt.getAnnIds(catIds=self.params.catIds)):
+                        each.pop('rle', None)  # its decoded mask
             self.params.catIds = every
             for curve, axis in dict(precision=2, scores=2, recall=1).items():  # the axis of the categories
                 self.eval[curve] = np.concatenate([each[curve] for each in found], axis)

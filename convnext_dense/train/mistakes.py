@@ -92,18 +92,20 @@ def missing_data(error: BaseException, runner: Runner | None) -> str | None:
             f'No data came within {match["seconds"]} s: a worker of the data loader hangs{awaited(runner)}. See '
             'whether the disk answers, or give a larger --timeout; train_dataloader.num_workers=0 shows where it hangs.'
         )
-    match, end = LOST_WORKER.search(text), 'exited unexpectedly'
-    if match or (isinstance(error, ConnectionError | EOFError) and is_fetching(error)):
+    match = LOST_WORKER.search(text)
+    if match or is_broken_transfer(error):
+        end = match['end'] if match else 'exited unexpectedly'
         return (
-            f'A worker of the data loader {match["end"] if match else end}: most often the memory was full. Lower '
+            f'A worker of the data loader {end}: most often the memory was full. Lower '
             'train_dataloader.num_workers, train_dataloader.batch_size or the size of the images.'
         )
     return None
 
 
-def is_fetching(error: BaseException) -> bool:
-    """Tell whether an error came while a tensor was taken over from another process, which is then gone."""
-    return any('rebuild_storage' in frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
+def is_broken_transfer(error: BaseException) -> bool:
+    """Tell whether a process went while a tensor was taken over from it."""
+    frames = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, ConnectionError | EOFError) and any('rebuild_storage' in name for name in frames)
 
 
 def awaited(runner: Runner | None) -> str:

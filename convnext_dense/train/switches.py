@@ -98,29 +98,28 @@ def keep_polygons(cfg: Config, value: bool) -> str:
 
 def decode_reduced(cfg: Config, value: bool) -> str:
     """Decode JPEG files at about the size to which they are resized."""
-    found = [
-        place for node in walk(cfg.train_dataloader) if (place := resizing(node.get('pipeline') or ())) is not None
-    ]
+    pipelines = [node.pipeline for node in walk(cfg.train_dataloader) if node.get('pipeline')]
+    found = [pipeline for pipeline in pipelines if resizing(pipeline)]
     if not found:
         raise UserError(
             '--fast-jpeg is for trainings that resize images as soon as they are loaded; this config does not. Give '
             '--size PIXELS with it, or move Resize (with a scale), RandomResize or RandomChoiceResize in the '
             'train_pipeline behind LoadImageFromFile and LoadAnnotations.'
         )
-    for pipeline, place in found:
+    for pipeline in found:
+        place = resizing(pipeline)
         pipeline[0] = dict(type='DeferredImage', load=pipeline[0])
         pipeline[place] = dict(type='DecodingResize', resize=pipeline[place])
     return '--fast-jpeg: JPEG files are decoded at about the size to which they are resized'
 
 
-def resizing(pipeline: Sequence[dict]) -> tuple[Sequence[dict], int] | None:
-    """Return a pipeline and the place of the step that resizes its images as soon as they are loaded; else None."""
+def resizing(pipeline: Sequence[dict]) -> int | None:
+    """Return the place of the step that resizes images as soon as they are loaded; None where there is none."""
     types = [step.get('type') for step in pipeline]
-    place = next((i for i, name in enumerate(types) if name not in LOADERS), len(types))
-    if types[:1] != ['LoadImageFromFile'] or types[place : place + 1] not in ([name] for name in RESIZES):
+    place = next((i for i, name in enumerate(types) if name not in LOADERS), 0)
+    if types[0] != 'LoadImageFromFile' or types[place] not in RESIZES:
         return None
-    is_sized = types[place] != 'Resize' or pipeline[place].get('scale')
-    return (pipeline, place) if is_sized else None
+    return place if types[place] != 'Resize' or pipeline[place].get('scale') else None
 
 
 def accumulate(cfg: Config, steps: int) -> str:

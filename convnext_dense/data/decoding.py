@@ -9,8 +9,9 @@ import numpy as np
 from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 
+from convnext_dense.data.pictures import read_header
+
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for images that lie on their side
 
 
 @TRANSFORMS.register_module()
@@ -26,17 +27,14 @@ class DeferredImage:
 
     def __call__(self, results: dict) -> dict | None:
         """Add ``img_bytes``, or ``img`` (H, W, C) of another format, and the shapes (H, W) of the whole image."""
-        from PIL import Image
-
         try:
             content = fileio.get(results['img_path'], backend_args=self.load.backend_args)
-            with Image.open(io.BytesIO(content)) as photo:
-                (width, height), orientation, kind = photo.size, photo.getexif().get(ORIENTATION), photo.format
         except OSError:
             return self.load(results)  # which says what is wrong with it
-        if kind != 'JPEG':
+        header = read_header(io.BytesIO(content))
+        if header is None or header.kind != 'JPEG':
             return self.load(results)
-        shape = (width, height) if orientation in TURNED else (height, width)
+        shape = header.size[::-1]
         return {**results, 'img_bytes': content, 'img_shape': shape, 'ori_shape': shape}
 
 
