@@ -65,8 +65,12 @@ def samples_of(processes: int, threads: int) -> dict[str, object]:
         script = [str(root / 'tools/train.py'), 'det/cascade_convnext_atto_shapes', '--work-dir', f'{folder}/run']
         options = [
             f'train_cfg.max_epochs={processes}', 'train_cfg.val_interval=9', 'default_hooks.logger.interval=1',
-            'train_dataloader.batch_size=4', 'train_dataloader.dataset.num_train=96', 'log_processor.window_size=1',
-            *(f'{split}_dataloader.dataset.data_root={folder}/data' for split in ('train', 'val', 'test')),
+            'train_dataloader.batch_size=4', 'log_processor.window_size=1',
+            *(
+                f'{split}_dataloader.dataset.{option}'
+                for split in ('train', 'val', 'test')
+                for option in (f'data_root={folder}/data', 'num_train=96')
+            ),
         ]  # fmt: skip
         start = [str(root / 'tools/torchrun.py'), f'--nproc_per_node={processes}'] if processes > 1 else []
         launcher = ['--launcher', 'pytorch'] if processes > 1 else []
