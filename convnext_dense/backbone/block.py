@@ -56,17 +56,19 @@ class Block(nn.Module):
         self.lean = lean  # what is cheap is computed again in the backward pass
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, H, W). In training, nothing is computed of images that stochastic depth drops.
+        """Map (N, C, H, W) to (N, C, H, W).
 
-        Where it drops all, an empty batch gives the parameters the zero gradient that DDP waits for.
+        In training, stochastic depth drops the branch of some images, and the layers compute that of the others alone.
+        Where it drops the branch of all images, the layers get an empty batch: their parameters then have a gradient
+        of zeros, without which DDP would wait forever.
         """
         if not self.training or self.drop_path == 0:
             return self.residual(x)
         keep_prob = 1 - self.drop_path
-        alive = torch.empty(len(x), device='cpu').bernoulli_(keep_prob)  # nothing waits for a GPU to know how many
-        if is_traced():
-            return self.residual(x, alive.to(x.device)[:, None, None, None] / keep_prob)
-        kept = alive.nonzero().flatten().to(x.device)
+        if is_traced():  # the number of images that are kept would be a size that no graph knows
+            return self.residual(x, x.new_empty(len(x), 1, 1, 1).bernoulli_(keep_prob) / keep_prob)
+        alive = torch.empty(len(x), device='cpu').bernoulli_(keep_prob)  # drawn where counting waits for no GPU
+        kept = alive.nonzero().flatten().to(x.device, non_blocking=True)
         if len(kept) == len(x):
             return self.residual(x, 1 / keep_prob)
         y = self.residual(x[kept], 1 / keep_prob).permute(0, 2, 3, 1)

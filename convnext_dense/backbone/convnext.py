@@ -96,13 +96,12 @@ class StagedBackbone(BaseModule):
                 f'{type(self).__name__} takes images of shape (N, {self.in_channels}, H, W), or is built with another '
                 f'in_channels; got {tuple(x.shape)}.'
             )
-        maps = {}
+        maps = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
             x = run_again(downsample, x) if self.with_cp == 'cheap' and x.requires_grad else downsample(x)
             for block in stage:
                 x = checkpoint(block, x, use_reentrant=False) if self.with_cp is True and x.requires_grad else block(x)
-            if i in self.out_indices:
-                maps[i] = getattr(self, f'norm{i}')(x) if self.out_norm else x
+            maps.append(getattr(self, f'norm{i}')(x) if self.out_norm and i in self.out_indices else x)
         return tuple(maps[i] for i in self.out_indices)
 
     def _dump_init_info(self) -> None:
