@@ -234,8 +234,9 @@ def test_a_training_with_polygons(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')  # torch.compile looks at it
-def test_a_training_with_compiled_maps(tmp_path):
-    options = drawn_data(tmp_path, 4) | {'train_cfg.max_epochs': 1, 'compile_maps.backend': 'eager'}
+@pytest.mark.parametrize('compiled', [True, dict(backend='eager'), dict(mode='reduce-overhead', dynamic=None)])
+def test_a_training_with_compiled_maps(compiled, tmp_path):
+    options = drawn_data(tmp_path, 4) | {'train_cfg.max_epochs': 1, 'compile_maps': compiled}
     runner = train.train(DET, str(tmp_path / 'w'), cfg_options=options)
     assert runner.iter > 0
     assert all(part._compiled_call_impl for part in (runner.model.backbone, runner.model.neck))

@@ -10,11 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._inductor import config as inductor_config
+from torch._inductor import list_mode_options
 
 from convnext_dense.backbone import StagedBackbone
 from convnext_dense.speed.memory import keep_memory
 from convnext_dense.speed.precision import BFloat16OptimWrapper, StridedConv2d, has_bf16, keep_boxes_precise
 
+# option without which PyTorch 2.14 fails to order the strides of maps whose size is not known (a TypeError)
+STRIDES = 'strict_output_strides'
 # class of MMDetection or MMSegmentation -> its faster subclass here
 FASTER = {
     'mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor.SingleRoIExtractor': 'rois.ChannelsLastExtractor',
@@ -56,22 +60,27 @@ def speed_up(model: nn.Module) -> nn.Module:
 def compile_maps(model: nn.Module, **options: Any) -> nn.Module:
     """Compile our backbones of a model and the necks behind them with ``torch.compile``, once for images of all sizes.
 
-    A graph is compiled for batches of one image and one for larger ones, in training and in tests, and one more where
-    a map is a single pixel high or wide. After eight of a part, PyTorch goes on without compiling.
+    Each part gets a graph for batches of one image and one for larger batches, in training and in tests, and one more
+    where a map is a single pixel high or wide. PyTorch compiles at most eight graphs of a part; images that need
+    another one are computed without compiling.
 
     Args:
         model: A detector, a segmentor, or any other module; it is changed.
-        options: For ``torch.compile``.
+        options: For ``torch.compile``; ``dynamic=True`` unless they say otherwise.
 
     Returns:
         The model.
     """
+    options = {'dynamic': True, **options}
+    if options.get('backend', 'inductor') == 'inductor' and hasattr(inductor_config, STRIDES):
+        settings = list_mode_options(options.pop('mode', None) or 'default') | (options.get('options') or {})
+        options['options'] = {STRIDES: True, **settings}
     for module in model.modules():
         backbone = getattr(module, 'backbone', None)
         if isinstance(backbone, StagedBackbone):
             for part in (backbone, getattr(module, 'neck', None)):
                 if part is not None:
-                    part.compile(dynamic=True, **options)
+                    part.compile(**options)
     return model
 
 

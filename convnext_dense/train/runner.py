@@ -76,7 +76,8 @@ class OneLineRunner(Runner):
         built = keep_boxes_precise(super().build_model(model))
         if self.cfg.get('speed_up', True):
             speed_up(built)
-        if options := self.cfg.get('compile_maps'):
+        options = self.cfg.get('compile_maps')
+        if options not in (None, False):
             compile_maps(built, **(options if isinstance(options, dict) else {}))
         return built
 
