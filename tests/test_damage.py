@@ -51,9 +51,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def labelled(folder: Path) -> BaseSegDataset:
-    """A dataset of the JPEG images and their label maps: places 0 and 1."""
+def labelled(folder: Path, reduced: bool = False) -> BaseSegDataset:
+    """A dataset of the JPEG images and their label maps, places 0 and 1."""
     pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+    if reduced:
+        pipeline[0] = dict(type='LoadDeferredImage', load=pipeline[0])
+        pipeline.insert(
+            2, dict(type='LoadResizedImage', resize=dict(type='mmseg.Resize', scale=(SIDE // 2, SIDE // 2)))
+        )
     return BaseSegDataset(
         data_root=str(folder),
         data_prefix=dict(img_path='images', seg_map_path='labels'),
@@ -81,10 +86,11 @@ FILES = {  # what is wrong -> (file, what is done to it, what is said)
 }
 
 
+@pytest.mark.parametrize('reduced', [False, True])
 @pytest.mark.parametrize('name', FILES)
-def test_a_damaged_file_is_named_and_the_next_sample_taken(name, folder):
+def test_a_damaged_file_is_named_and_the_next_sample_taken(name, reduced, folder):
     file, spoil, said = FILES[name]
-    dataset = labelled(folder)
+    dataset = labelled(folder, reduced)
     sound = damage.load_sample(dataset, 0)
     assert damage.LEFT_OUT not in sound['data_samples'].metainfo
     spoil(folder / file)

@@ -97,9 +97,10 @@ def test_a_detector_computes_the_same(name, monkeypatch):
             torch.testing.assert_close(one.pred_instances[key], other.pred_instances[key], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize('amp', [False, True])
 @pytest.mark.parametrize('threshold', [0.5, -1])
 @pytest.mark.parametrize('rescale', [True, False])
-def test_pasted_masks_are_the_same(rescale, threshold):
+def test_pasted_masks_are_the_same(rescale, threshold, amp):
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
     from convnext_dense.speed.masks import ProductMaskHead
@@ -115,7 +116,8 @@ def test_pasted_masks_are_the_same(rescale, threshold):
     pasted = []
     for kind in (FCNMaskHead, ProductMaskHead):
         head.__class__ = kind
-        pasted.append(head._predict_by_feat_single(*(each.clone() for each in given), meta, cfg, rescale))
+        with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+            pasted.append(head._predict_by_feat_single(*(each.clone() for each in given), meta, cfg, rescale))
     plain, fast = pasted
     assert (plain.shape, plain.dtype) == (fast.shape, fast.dtype)
     assert plain.any()
@@ -150,6 +152,14 @@ def test_a_cascade_pools_the_features_of_masks_once_where_its_stages_pool_the_sa
         model.roi_head.mask_roi_extractor[1].finest_scale = 20
         model(images, samples[:1], mode='predict')
     assert len(calls) == 2 * 4 + 1
+
+
+def test_boxes_that_are_no_numbers_are_named():
+    model, _ = detector()
+    pool = speed_up(model).roi_head.bbox_roi_extractor[0]
+    maps = [torch.randn(1, 64, 64 // stride, 64 // stride) for stride in (1, 2, 4, 8)]
+    with pytest.raises(UserError, match='1 of 2 RoIs.* nan'):
+        pool(maps, torch.tensor([[0, 1.0, 2, 30, 40], [0, float('nan'), 4, 50, 60]]))
 
 
 @pytest.mark.parametrize('at_once', [1, 2**30])
@@ -288,7 +298,7 @@ def test_packed_images_are_the_same_without_a_copy(library, shape):
         ('mmseg', dict(type='Resize', scale=(900, 900), keep_ratio=True), (675, 900)),  # larger than the photo
     ],
 )
-@pytest.mark.parametrize('name', ['photo.jpg', 'turned.jpg', 'photo.png'])
+@pytest.mark.parametrize('name', ['photo.jpg', 'turned.jpg', 'xmp.jpg', 'photo.png'])
 def test_reduced_photos_have_the_same_sizes_and_nearly_the_same_pixels(library, resize, size, name, tmp_path):
     """A photo of 640x480 pixels; turned by EXIF, 480x640."""
     from PIL import Image
@@ -298,14 +308,15 @@ def test_reduced_photos_have_the_same_sizes_and_nearly_the_same_pixels(library, 
     exif = Image.Exif()
     if name == 'turned.jpg':
         exif[0x0112] = 6
-    photo.save(tmp_path / name, quality=95, exif=exif)
+    xmp = b'<rdf:Description tiff:Orientation="6"/>' if name == 'xmp.jpg' else b''  # OpenCV does not turn by it
+    photo.save(tmp_path / name, quality=95, exif=exif, xmp=xmp)
     load, sample = dict(type='LoadImageFromFile'), dict(img_path=str(tmp_path / name), seg_fields=[])
     results = []
     __import__(f'{library}.datasets')
     with DefaultScope.overwrite_default_scope(library):
         for steps in (
             [load, resize],
-            [dict(type='DeferredImage', load=load), dict(type='DecodingResize', resize=resize)],
+            [dict(type='LoadDeferredImage', load=load), dict(type='LoadResizedImage', resize=resize)],
         ):
             results.append(Compose(steps)(dict(sample)))
     plain, fast = results

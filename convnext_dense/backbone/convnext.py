@@ -101,7 +101,7 @@ class StagedBackbone(BaseModule):
             x = run_again(downsample, x) if self.with_cp == 'cheap' and x.requires_grad else downsample(x)
             for block in stage:
                 x = checkpoint(block, x, use_reentrant=False) if self.with_cp is True and x.requires_grad else block(x)
-            norm = getattr(self, f'norm{i}', None)  # of stages that are returned
+            norm = getattr(self, f'norm{i}', None) if self.out_norm else None  # only returned stages have one
             maps.append(x if norm is None else norm(x))
         return tuple(maps[i] for i in self.out_indices)
 

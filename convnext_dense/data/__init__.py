@@ -11,17 +11,17 @@ from convnext_dense.data.checks import (
     read_classes,
 )
 from convnext_dense.data.datasets import ListedLabels, ShapesInstances, ShapesLabels, write_shapes
-from convnext_dense.data.decoding import DecodingResize, DeferredImage
+from convnext_dense.data.decoding import LoadDeferredImage, LoadResizedImage
 from convnext_dense.data.importing import import_data
 from convnext_dense.data.pictures import LoadAnyImage
 from convnext_dense.data.preprocessor import BandsPreprocessor
 
 __all__ = [
     'BandsPreprocessor',
-    'DecodingResize',
-    'DeferredImage',
     'ListedLabels',
     'LoadAnyImage',
+    'LoadDeferredImage',
+    'LoadResizedImage',
     'ShapesInstances',
     'ShapesLabels',
     'check_coco',

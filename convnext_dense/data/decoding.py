@@ -15,11 +15,11 @@ REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.
 
 
 @TRANSFORMS.register_module()
-class DeferredImage:
-    """A step that only reads the file of a JPEG; :class:`DecodingResize` decodes it.
+class LoadDeferredImage:
+    """A step that only reads the file of a JPEG; :class:`LoadResizedImage` decodes it.
 
     Args:
-        load: MMCV's ``LoadImageFromFile``, for other formats.
+        load: MMCV's ``LoadImageFromFile`` with no option but ``backend_args``, for other formats.
     """
 
     def __init__(self, load: dict) -> None:
@@ -39,8 +39,8 @@ class DeferredImage:
 
 
 @TRANSFORMS.register_module()
-class DecodingResize:
-    """A step that resizes images, which decodes those of :class:`DeferredImage`.
+class LoadResizedImage:
+    """A step that resizes images, which decodes those of :class:`LoadDeferredImage`.
 
     libjpeg leaves out what an image of a half, a fourth or an eighth of the size does not need. Annotations and sizes
     are those of the step itself; pixels differ, as a reduced image is an average and not a sample of its pixels.

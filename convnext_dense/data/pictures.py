@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from convnext_dense.compat.errors import UserError
 
 TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange width and height
+XMP = {'xmp', 'XML:com.adobe.xmp'}  # Pillow's names of its block
 TIFF = ('.tif', '.tiff')
 BITS, BANDS, EXTRA_BANDS = 258, 277, 338  # tags of a TIFF file
 OPACITY = ((1,), (2,))  # of the extra band, multiplied with the colours or not
@@ -50,7 +51,11 @@ def read_header(file: Path | BinaryIO) -> Header | None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of very large images and odd EXIF
             with Image.open(file) as image:
-                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED
+                tags = image.getexif()
+                if image.format != 'TIFF' and XMP & set(image.info):  # Pillow turns by it too, OpenCV does not
+                    tags = Image.Exif()
+                    tags.load(image.info.get('exif'))
+                is_turned = tags.get(ExifTags.Base.Orientation, 1) in TURNED
                 return Header(image.size[::-1] if is_turned else image.size, image.format)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

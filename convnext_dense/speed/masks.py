@@ -35,16 +35,20 @@ class ProductMaskHead(FCNMaskHead):
         masks = masks[torch.arange(len(masks), device=masks.device), chosen].float()
         threshold = rcnn_test_cfg.mask_thr_binary
         image = masks.new_zeros(len(masks), height, width, dtype=torch.bool if threshold >= 0 else torch.uint8)
-        rows = weights(bboxes[:, 1::2], height, masks.shape[1])
-        wide = masks @ weights(bboxes[:, 0::2], width, masks.shape[2]).mT
-        for some, ys, xs in pieces(bboxes, height, width):
-            pasted = rows[some, ys] @ wide[some, :, xs]
-            image[some, ys, xs] = pasted >= threshold if threshold >= 0 else pasted * 255
+        with torch.autocast(masks.device.type, enabled=False):
+            rows = weights(bboxes[:, 1::2], height, masks.shape[1])
+            wide = masks @ weights(bboxes[:, 0::2], width, masks.shape[2]).mT
+            for some, ys, xs in pieces(bboxes, height, width):
+                pasted = rows[some, ys] @ wide[some, :, xs]
+                image[some, ys, xs] = pasted >= threshold if threshold >= 0 else pasted * 255
         return image
 
 
 def weights(sides: Tensor, size: int, count: int) -> Tensor:
     """Return how much each of ``count`` pixels of a mask adds to each of ``size`` pixels of an image: (N, size, count).
+
+    Pixels of the image more than one away from the box get nothing. A box without a width has the middle of its mask on
+    either side, as in MMDetection.
 
     Args:
         sides: Low and high side of the boxes (N, 2).
@@ -53,10 +57,10 @@ def weights(sides: Tensor, size: int, count: int) -> Tensor:
     """
     low, high = sides.float()[:, None].unbind(-1)
     centers = torch.arange(size, device=sides.device) + 0.5
-    places = ((centers - low) / (high - low)).masked_fill(high == low, 0.5) * count - 0.5  # MMDetection's for no width
-    near = (centers > low.floor() - 1) & (centers < high.ceil() + 1)
+    places = ((centers - low) / (high - low)).masked_fill(high == low, 0.5) * count - 0.5
+    is_near = (centers > low.floor() - 1) & (centers < high.ceil() + 1)
     distances = (places[..., None] - torch.arange(count, device=sides.device)).abs()
-    return (1 - distances).clamp(min=0) * near[..., None]
+    return (1 - distances).clamp(min=0) * is_near[..., None]
 
 
 def pieces(boxes: Tensor, height: int, width: int) -> Iterator[tuple[slice, slice, slice]]:

@@ -58,7 +58,7 @@ def split(rois: Tensor, levels: Tensor, layers: Sequence[RoIAlign], maps: Sequen
     scales = [
         check_pooling(OP, each, rois, cells, layer.spatial_scale) for layer, each in zip(layers, maps, strict=False)
     ]
-    scale = rois.new_tensor(scales)[levels]
+    scale = rois.new_tensor(scales)[levels.clamp(0, len(maps) - 1)]  # of a RoI that is no number, the check says so
     checked = check_samples(rois, len(maps[0]), cells, scale, layers[0].sampling_ratio, layers[0].aligned)
     counts = levels.bincount(minlength=len(maps)).tolist()
     some = levels.argsort(stable=True).split(counts)

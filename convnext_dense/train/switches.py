@@ -102,14 +102,15 @@ def decode_reduced(cfg: Config, value: bool) -> str:
     found = [pipeline for pipeline in pipelines if resizing(pipeline)]
     if not found:
         raise UserError(
-            '--fast-jpeg is for trainings that resize images as soon as they are loaded; this config does not. Give '
-            '--size PIXELS with it, or move Resize (with a scale), RandomResize or RandomChoiceResize in the '
-            'train_pipeline behind LoadImageFromFile and LoadAnnotations.'
+            '--fast-jpeg is for trainings that resize images as soon as they are loaded; this config does not, or its '
+            'LoadImageFromFile has options of its own. Give --size PIXELS with it, or move Resize (with a scale), '
+            'RandomResize or RandomChoiceResize in the train_pipeline behind LoadImageFromFile (with no option but '
+            'backend_args) and LoadAnnotations.'
         )
     for pipeline in found:
         place = resizing(pipeline)
-        pipeline[0] = dict(type='DeferredImage', load=pipeline[0])
-        pipeline[place] = dict(type='DecodingResize', resize=pipeline[place])
+        pipeline[0] = dict(type='LoadDeferredImage', load=pipeline[0])
+        pipeline[place] = dict(type='LoadResizedImage', resize=pipeline[place])
     return '--fast-jpeg: JPEG files are decoded at about the size to which they are resized'
 
 
@@ -117,7 +118,7 @@ def resizing(pipeline: Sequence[dict]) -> int | None:
     """Return the place of the step that resizes images as soon as they are loaded; None where there is none."""
     types = [step.get('type') for step in pipeline]
     place = next((i for i, name in enumerate(types) if name not in LOADERS), 0)
-    if types[0] != 'LoadImageFromFile' or types[place] not in RESIZES:
+    if types[0] != 'LoadImageFromFile' or set(pipeline[0]) - {'type', 'backend_args'} or types[place] not in RESIZES:
         return None
     return place if types[place] != 'Resize' or pipeline[place].get('scale') else None
 
