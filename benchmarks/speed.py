@@ -39,7 +39,7 @@ from convnext_dense.train.screen import quiet
 from convnext_dense.train.stats import prepare_step, prepare_test
 
 DEVICE = device_type()
-PICTURE = RESULTS.parent.parent / 'docs/speed.png'
+PICTURE = pathlib.Path(__file__).parent.parent / f'docs/speed{"" if DEVICE == "cpu" else "_gpu"}.png'
 ROUNDS, CALLS = 2, 2  # turns of each lane, and calls that count in a turn
 LOST = 0.75  # share of the speed-up of the results that a smoke run must reach
 REFERENCE = 'stock'
@@ -360,7 +360,7 @@ COUNTED = {'saved (MB)': 'saved_mb', 'relayout (MB)': 'relayout_mb', 'launches':
 def write(name: str, rows: list[dict[str, Any]]) -> None:
     """Write the results of a table of this file."""
     title = TABLES[name].title if DEVICE == 'cpu' else f'{TABLES[name].title}; here {TABLES[name].gpu_size}'
-    write_results(name if DEVICE == 'cpu' else f'gpu-{name}', title, COLUMNS, rows)
+    write_results(name, title, COLUMNS, rows)
 
 
 def draw_picture() -> None:

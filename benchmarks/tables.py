@@ -12,7 +12,7 @@ import torch
 import convnext_dense
 from convnext_dense.train.stats import format_markdown
 
-RESULTS = Path(__file__).parent / 'results'
+RESULTS = Path(__file__).parent / 'results' / ('gpu' if torch.cuda.is_available() else '')
 
 
 def read_results(name: str) -> dict[str, Any] | None:
@@ -30,7 +30,7 @@ def write_results(name: str, title: str, columns: Mapping[str, str], rows: Seque
         columns: Name -> format.
         rows: By column.
     """
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     machine = f'{torch.cpu.get_capabilities()["cpu_name"]}, {os.cpu_count()} cores'
     if torch.cuda.is_available():
         machine = torch.cuda.get_device_name()

@@ -35,6 +35,7 @@ def keep_boxes_precise(model: nn.Module) -> nn.Module:
     """Let the heads of a detector hand on in fp32 what they compute in bf16.
 
     MMDetection gives anchors the type of the scores: in bf16 their corners would be off by up to 2 pixels of 1000.
+    Heads that have another name, such as the stages of a ``CascadeRPNHead``, stay as they are.
 
     Args:
         model: Any model; it is changed.

@@ -32,12 +32,13 @@ def fast_coco_metric() -> Iterator[None]:
         kinds = ('bbox', 'proposal', 'segm') if 'masks' in results[0] else ('bbox', 'proposal')
         return {kind: partial(as_annotations, results, self.cat_ids, kind) for kind in kinds}
 
+    faster, lvis = in_parts(COCOeval_faster), lvis_metric.LVISEval  # None where lvis is not installed
     with contextlib.ExitStack() as exchanged:
         for owner, name, value in (
             (coco_metric.CocoMetric, 'results2json', results2json),
             (coco_metric, 'load', lambda given: given() if isinstance(given, partial) else load(given)),
-            (coco_metric, 'COCOeval', in_parts(COCOeval_faster)),
-            (lvis_metric, 'LVISEval', lvis_metric.LVISEval and of_lvis(lvis_metric.LVISEval, COCOeval_faster)),
+            (coco_metric, 'COCOeval', faster),
+            (lvis_metric, 'LVISEval', lvis and of_lvis(lvis, faster)),
         ):
             exchanged.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
@@ -45,15 +46,16 @@ def fast_coco_metric() -> Iterator[None]:
 
 
 def of_lvis(slow: type, fast: type) -> type:
-    """Return ``LVISEval`` with the curves of faster-coco-eval; the one of lvis 0.5 fails with NumPy of today."""
+    """Return ``LVISEval`` with precision and recall by ``fast``; the evaluation of lvis 0.5 fails with NumPy 2."""
 
     class FastLVISEval(slow):
         def evaluate(self) -> None:
-            """Fill ``eval`` with the curves of all categories."""
+            """Fill ``eval`` with precision and recall of all categories."""
             from faster_coco_eval import COCO
 
             truth, found = self.lvis_gt.dataset, self.lvis_dt.dataset
-            # Where nobody has looked for a category, its predictions do not count, and faster-coco-eval fails at them.
+            # An image tells of some categories alone whether they are in it. Predictions of others do not count, and
+            # faster-coco-eval fails at them.
             judged = {(each['image_id'], each['category_id']) for each in truth['annotations']}
             judged |= {(each['id'], category) for each in truth['images'] for category in each['neg_category_ids']}
             kept = [each for each in found['annotations'] if (each['image_id'], each['category_id']) in judged]
@@ -75,7 +77,7 @@ def in_parts(base: type) -> type:
 
     class EvaluationInParts(base):
         def evaluate(self) -> None:
-            """Fill ``eval`` with the curves of all categories."""
+            """Fill ``eval`` with precision and recall of all categories."""
             if not self.params.useCats:
                 super().evaluate()
                 return
