@@ -13,6 +13,7 @@ table has the machine's own speed, it was measured in the same turns.
 import argparse
 import copy
 import json
+import pathlib
 import resource
 import statistics
 import subprocess
