@@ -13,13 +13,13 @@ table has the machine's own speed, it was measured in the same turns.
 import argparse
 import copy
 import json
-import pathlib
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +40,7 @@ from convnext_dense.train.screen import quiet
 from convnext_dense.train.stats import prepare_step, prepare_test
 
 DEVICE = device_type()
-PICTURE = pathlib.Path(__file__).parent.parent / f'docs/speed{"" if DEVICE == "cpu" else "_gpu"}.png'
+PICTURE = Path(__file__).parent.parent / f'docs/speed{"" if DEVICE == "cpu" else "_gpu"}.png'
 ROUNDS, CALLS = 2, 2  # turns of each lane, and calls that count in a turn
 LOST = 0.75  # share of the speed-up of the results that a smoke run must reach
 REFERENCE = 'stock'

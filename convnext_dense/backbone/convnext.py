@@ -101,7 +101,8 @@ class StagedBackbone(BaseModule):
             x = run_again(downsample, x) if self.with_cp == 'cheap' and x.requires_grad else downsample(x)
             for block in stage:
                 x = checkpoint(block, x, use_reentrant=False) if self.with_cp is True and x.requires_grad else block(x)
-            norm = getattr(self, f'norm{i}', None) if self.out_norm else None  # only returned stages have one
+            # returned stages alone have a norm; PyTorch 2.4 compiles `i in self.out_indices` to wrong numbers
+            norm = getattr(self, f'norm{i}', None) if self.out_norm else None
             maps.append(x if norm is None else norm(x))
         return tuple(maps[i] for i in self.out_indices)
 

@@ -73,8 +73,8 @@ def compile_maps(model: nn.Module, **options: Any) -> nn.Module:
     """
     options = {'dynamic': True, **options}
     if options.get('backend', 'inductor') == 'inductor' and hasattr(inductor_config, STRIDES):
-        settings = list_mode_options(options.pop('mode', None) or 'default') | (options.get('options') or {})
-        options['options'] = {STRIDES: True, **settings}
+        of_mode = list_mode_options(options.pop('mode', None) or 'default', options['dynamic'])
+        options['options'] = {STRIDES: True, **of_mode, **(options.get('options') or {})}
     for module in model.modules():
         backbone = getattr(module, 'backbone', None)
         if isinstance(backbone, StagedBackbone):
