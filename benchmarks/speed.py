@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,8 @@ CASCADE = 'det/cascade_convnext_t_coco', (800, 480)
 UPERNET = 'seg/upernet_convnext_t_ade20k'
 COLUMNS = {
     'lane': '', 'time (s)': '.3f', 'fastest': '.3f', 'slowest': '.3f', 'speed-up': '.2f', 'GFLOP': '.0f',
-    'GFLOP/s': '.0f', 'peak memory (GB)': '.2f', 'saved (MB)': '.0f', 'relayout (MB)': '.0f', 'launches': 'd',
-    'waits': 'd', 'difference': '.0e',
+    'GFLOP/s': '.0f', 'share': '.0%', 'GB/s': '.0f', 'peak memory (GB)': '.2f', 'saved (MB)': '.0f',
+    'relayout (MB)': '.0f', 'launches': 'd', 'waits': 'd', 'difference': '.0e',
 }  # fmt: skip
 
 
@@ -57,13 +58,14 @@ class Lane(NamedTuple):
     """A way to run a model.
 
     Attributes:
-        side: 'ours' or 'stock'; 'timm', 'torchvision' or 'transformers' for the bare backbone; 'machine' for what the
-            machine can do.
+        side: 'ours' or 'stock'; 'timm', 'torchvision' or 'transformers' for the bare backbone; a key of ``CEILINGS``
+            for what the machine can do.
         amp: In bf16.
         fast: With the layers of ``speed_up``; ours alone.
         keep: With the memory kept that is freed.
         compiled: Backbone and neck by ``torch.compile``; ours alone.
         kernels: RoIAlign as a sparse matrix; else torchvision's kernels, which do what mmcv's compiled ones do.
+        with_cp: What the backbone computes again; ours alone.
     """
 
     side: str
@@ -72,11 +74,17 @@ class Lane(NamedTuple):
     keep: bool = True
     compiled: bool = False
     kernels: bool = True
+    with_cp: bool | str = False
 
 
-CEILINGS = {
-    'machine: 3x3 convolution, fp32': Lane('machine'),
-    'machine: 3x3 convolution, bf16': Lane('machine', amp=True),
+BF16 = ', bf16'  # end of the names of lanes in it
+COPIED = 2**28  # bytes
+MACHINE = {
+    'machine: product': Lane('product'),
+    'machine: 3x3 convolution': Lane('convolution'),
+    'machine: product, bf16': Lane('product', amp=True),
+    'machine: 3x3 convolution, bf16': Lane('convolution', amp=True),
+    'machine: copy': Lane('copy'),
 }
 CASCADE_LANES = {
     REFERENCE: Lane('stock', keep=False, kernels=False),
@@ -86,7 +94,7 @@ CASCADE_LANES = {
     'ours': Lane('ours'),
     'stock, bf16': Lane('stock', amp=True, keep=False, kernels=False),
     'ours, bf16': Lane('ours', amp=True),
-    **CEILINGS,
+    **MACHINE,
 }
 UPERNET_LANES = {
     REFERENCE: Lane('stock', keep=False),
@@ -95,7 +103,7 @@ UPERNET_LANES = {
     'ours': Lane('ours'),
     'stock, bf16': Lane('stock', amp=True, keep=False),
     'ours, bf16': Lane('ours', amp=True),
-    **CEILINGS,
+    **MACHINE,
 }
 BACKBONE_LANES = {
     REFERENCE: Lane('stock', keep=False),
@@ -104,6 +112,12 @@ BACKBONE_LANES = {
     'stock, bf16': Lane('stock', amp=True, keep=False),
     'timm, bf16': Lane('timm', amp=True, keep=False),
     'ours, bf16': Lane('ours', amp=True, keep=False),
+    **MACHINE,
+}
+BACKWARD_LANES = {
+    **BACKBONE_LANES,
+    "ours, with_cp='cheap'": Lane('ours', keep=False, with_cp='cheap'),
+    'ours, with_cp=True': Lane('ours', keep=False, with_cp=True),
 }
 
 
@@ -184,7 +198,7 @@ TABLES = {
         'UperNet, ConvNeXt-T: a training step, two crops of 512x512', UPERNET, (512, 512), step, UPERNET_LANES
     ),
     'forward': Table('ConvNeXt-T: four maps of 512x512', UPERNET, (512, 512), forward, BACKBONE_LANES),
-    'backward': Table('ConvNeXt-T: forward and backward, 512x512', UPERNET, (512, 512), backward, BACKBONE_LANES),
+    'backward': Table('ConvNeXt-T: forward and backward, 512x512', UPERNET, (512, 512), backward, BACKWARD_LANES),
 }
 
 
@@ -228,7 +242,7 @@ def run(table: Table, lane_name: str, counted: bool) -> dict[str, Any]:
         keep_memory()
     if not lane.kernels:
         roi_samples.FEW_CHANNELS = 10**9
-    work = convolution(lane.amp) if lane.side == 'machine' else build(table, lane)
+    work = CEILINGS[lane.side](lane.amp) if lane.side in CEILINGS else build(table, lane)
     torch.manual_seed(0)
     digest = numbers_of(work())
     times = []
@@ -255,6 +269,7 @@ def build(table: Table, lane: Lane) -> Callable[[], object]:
     cfg = load_config(table.config)
     run_config.fit_classes(cfg)
     run_config.drop_initial_weights(cfg.model)
+    cfg.model.backbone.with_cp = lane.with_cp
     torch.manual_seed(0)
     with model_scope(cfg), quiet():
         model = MODELS.build(cfg.model)
@@ -305,19 +320,29 @@ class Values(nn.Module):
         return list(given.values())
 
 
-def convolution(amp: bool) -> Callable[[], object]:
+def convolution(amp: bool) -> Callable[[], Tensor]:
     """Return a convolution of RoI features, the most frequent layer of the heads, at its best."""
+    return partial(F.conv2d, *drawn(amp, (1000, 256, 7, 7), (256, 256, 3, 3)), padding=1)
+
+
+def product(amp: bool) -> Callable[[], Tensor]:
+    """Return a product of two large matrices."""
+    return partial(torch.matmul, *drawn(amp, (4096, 4096), (4096, 4096)))
+
+
+def copy_memory(amp: bool) -> Callable[[], Tensor]:
+    """Return a copy of ``COPIED`` bytes into memory that is there."""
+    return partial(Tensor.copy_, *torch.ones(2, COPIED // 4, device=DEVICE))
+
+
+CEILINGS = {'product': product, 'convolution': convolution, 'copy': copy_memory}
+
+
+def drawn(amp: bool, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """Return random numbers whose channels are last in memory."""
+    order = {4: torch.channels_last, 2: torch.contiguous_format}
     dtype = torch.bfloat16 if amp else torch.float32
-    x, weight = (
-        torch.randn(shape).to(DEVICE, dtype, memory_format=torch.channels_last)
-        for shape in ((1000, 256, 7, 7), (256, 256, 3, 3))
-    )
-
-    @torch.inference_mode()
-    def work() -> object:
-        return F.conv2d(x, weight, padding=1)
-
-    return work
+    return [torch.randn(shape).to(DEVICE, dtype, memory_format=order[len(shape)]) for shape in shapes]
 
 
 def numbers_of(result: Any) -> list[float]:
@@ -325,7 +350,7 @@ def numbers_of(result: Any) -> list[float]:
     if isinstance(result, dict):  # of a training step
         return [float(result['loss'])]
     if isinstance(result, Tensor):
-        return [float(result.float().norm())]
+        return [float(result.detach().float().norm())]
     first = result[0]
     if isinstance(first, Tensor):  # maps
         return [float(each.float().norm()) for each in result]
@@ -344,15 +369,28 @@ def rows_of(turns: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         times, counts = [value for turn in found for value in turn['times']], found[0]['counts']
         median, is_machine = statistics.median(times), lane.startswith('machine')
         row = {'lane': lane, 'time (s)': median, 'fastest': min(times), 'slowest': max(times)}
-        if counts:
+        if counts.get('gflop'):
             row |= {'GFLOP': counts['gflop'], 'GFLOP/s': counts['gflop'] / median}
+        if lane == 'machine: copy':
+            row['GB/s'] = 2 * COPIED / median / 1e9  # read and written
         if not is_machine:
             row |= {'speed-up': stock_time / median, 'peak memory (GB)': max(turn['peak'] for turn in found)}
             row |= {key: counts.get(name) for key, name in COUNTED.items()}
             pairs = zip(found[0]['digest'], reference['digest'], strict=True)
             row['difference'] = max(abs(one - other) / abs(other) for one, other in pairs)
         rows.append(row)
+    add_shares(rows)
     return rows
+
+
+def add_shares(rows: list[dict[str, Any]]) -> None:
+    """Add to each row of a model which share it reaches of the fastest product or convolution in its precision."""
+    for is_bf16 in (False, True):
+        same = [row for row in rows if 'GFLOP/s' in row and row['lane'].endswith(BF16) == is_bf16]
+        best = max((row['GFLOP/s'] for row in same if 'speed-up' not in row), default=None)
+        for row in same:
+            if best and 'speed-up' in row:
+                row['share'] = row['GFLOP/s'] / best
 
 
 COUNTED = {'saved (MB)': 'saved_mb', 'relayout (MB)': 'relayout_mb', 'launches': 'launches', 'waits': 'waits'}

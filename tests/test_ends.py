@@ -171,6 +171,7 @@ class DyingDataset(HangingDataset):
         ),
     ],
 )
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # it was told within a finalizer
 def test_a_worker_that_does_not_answer_ends_the_run(dataset, message, tmp_path):
     options = {
         'train_dataloader.num_workers': 1,
@@ -183,6 +184,14 @@ def test_a_worker_that_does_not_answer_ends_the_run(dataset, message, tmp_path):
         toy_runs.train(tmp_path, **options)
     assert 'continues from' in str(error.value) or 'No checkpoint was written yet' in str(error.value)
     assert not multiprocessing.active_children()  # although the error still holds the frames of the loop
+
+
+def test_a_worker_that_dies_while_the_config_is_formatted():
+    error = SyntaxError('Failed to format the config file')  # as MMEngine says it, of what yapf makes of PyTorch's
+    error.__context__ = IndexError('tuple index out of range')
+    error.__context__.__context__ = RuntimeError('DataLoader worker (pid 8) is killed by signal: Killed. ')
+    with pytest.raises(UserError, match='is killed by signal: Killed'), mistakes.run_errors():
+        raise error
 
 
 def test_a_worker_that_dies_while_its_batch_is_taken_over():

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 IMPORT = """
 import sys, convnext_dense
-for name in ('torchvision', 'mmcv', 'mmdet', 'mmseg', 'timm', 'pycocotools'):
+for name in ('torch._inductor', 'torchvision', 'mmcv', 'mmdet', 'mmseg', 'timm', 'pycocotools'):
     assert name not in sys.modules, name
 """
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._inductor import config as inductor_config
-from torch._inductor import list_mode_options
 
 from convnext_dense.backbone import StagedBackbone
 from convnext_dense.speed.memory import keep_memory
@@ -71,8 +69,10 @@ def compile_maps(model: nn.Module, **options: Any) -> nn.Module:
     Returns:
         The model.
     """
+    from torch._inductor import config, list_mode_options  # takes half a second
+
     options = {'dynamic': True, **options}
-    if options.get('backend', 'inductor') == 'inductor' and hasattr(inductor_config, STRIDES):
+    if options.get('backend', 'inductor') == 'inductor' and hasattr(config, STRIDES):
         of_mode = list_mode_options(options.pop('mode', None) or 'default', options['dynamic'])
         options['options'] = {STRIDES: True, **of_mode, **(options.get('options') or {})}
     for module in model.modules():

@@ -82,11 +82,11 @@ def unused_parameters(error: BaseException, model: torch.nn.Module | None) -> st
 def missing_data(error: BaseException, runner: Runner | None) -> str | None:
     """Answer what PyTorch says of a worker of a data loader that does not answer or has gone.
 
-    It says the latter wherever the run is, also to a library that makes another exception of it.
+    It says the latter wherever the run is, also to libraries that make another exception of it, and a third of that.
     """
-    text = str(error)
-    if error.__context__ is not None:
-        text += f'\n{error.__context__}'
+    text, earlier = str(error), error.__context__
+    while earlier is not None:
+        text, earlier = f'{text}\n{earlier}', earlier.__context__
     if match := LATE_DATA.search(text):
         return (
             f'No data came within {match["seconds"]} s: a worker of the data loader hangs{awaited(runner)}. See '
