@@ -11,6 +11,7 @@ from functools import cache, partial
 
 import pytest
 import torch
+from mmengine.config import config as mmengine_config
 
 from convnext_dense.compat.checkpoints import SAFE_TORCH
 from convnext_dense.compat.warnings import WARNINGS
@@ -33,8 +34,21 @@ def pytest_configure(config):
     config.addinivalue_line('filterwarnings', 'ignore:.*instance named of .* has been created:UserWarning')
     # torch.hub leaves the connection of a download that fails to the garbage collector, in whatever test it works
     config.addinivalue_line('filterwarnings', 'ignore:unclosed <socket:ResourceWarning')
+    format_once()
     if torch.__version__ < SAFE_TORCH:  # every test that downloads a .pth file would fail
         config.addinivalue_line('filterwarnings', 'ignore:PyTorch .* can be attacked by a .pth file:UserWarning')
+
+
+def format_once():
+    """Format each text of a config once: runs do it for every checkpoint, which takes a third of many tests."""
+    formatted, format_code = {}, mmengine_config.FormatCode
+
+    def look_up(text, **style):
+        if text not in formatted:
+            formatted[text] = format_code(text, **style)
+        return formatted[text]
+
+    mmengine_config.FormatCode = look_up
 
 
 @pytest.fixture(autouse=True)
