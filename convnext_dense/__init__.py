@@ -7,7 +7,7 @@ MMEngine's root registries. Where PyTorch is not installed it does nothing, so t
 
 from importlib.util import find_spec
 
-__version__ = '0.2.0'
+__version__ = '0.3.0.dev0'
 
 if find_spec('torch'):  # else convnext_dense.runtime alone can be used
     from convnext_dense import compat

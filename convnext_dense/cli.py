@@ -261,7 +261,7 @@ COMMANDS = {
         shown=True,
     ),
     'publish': Command(
-        'Write trained weights for others, with config and card',
+        'Write trained weights for others, with their config',
         'convnext_dense.weights.publish:publish',
         (
             option('checkpoint', metavar='CHECKPOINT', help='checkpoint file of a training'),
@@ -270,7 +270,7 @@ COMMANDS = {
             option('--format', dest='file_format', choices='convnext_dense.weights.publish:FORMATS',
                    default='safetensors', help='default: %(default)s'),
             switch('--half', 'store matrices and kernels in float16'),
-            option('--metrics', nargs='+', action=Options, metavar='NAME=NUMBER', help='what the card shall say'),
+            option('--metrics', nargs='+', action=Options, metavar='NAME=NUMBER', help="in place of the log's"),
             FORCE, TRUST,
         ),
         shown=True,

@@ -70,6 +70,8 @@ def test_a_config_and_its_errors(data, tmp_path):
     assert 'no errors' in text
     with pytest.raises(UserError, match='batch_size'):
         check_data('seg/upernet_convnext_atto_shapes', cfg_options={**options, 'train_dataloader.batch_size': 1})
+    with pytest.raises(UserError, match=r'is a config.*--format.*--fix'):  # which a config leaves nothing to do
+        check_data('seg/upernet_convnext_atto_shapes', out=tmp_path / 'sound', data_format='coco', seed=0)
 
 
 def test_a_sound_copy_and_the_original_stays(data, tmp_path):

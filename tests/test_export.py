@@ -26,6 +26,7 @@ from convnext_dense.export import export, parity, write
 from convnext_dense.export.graph import Graph, average_pool, recording
 from convnext_dense.export.steps import Steps, read_steps
 from convnext_dense.predict import load_model, predict
+from convnext_dense.report.compare import predict as predict_and_compare
 from convnext_dense.results import Objects
 from convnext_dense.runtime import Exported
 from convnext_dense.swap import swap_backbone
@@ -282,6 +283,8 @@ def test_a_segmentor_without_scores_is_not_tiled(tmp_path):
         model(np.zeros((90, 90, 3), np.uint8), tile=50)
     with pytest.raises(UserError, match='checkpoint'):
         predict(tmp_path / 'model.onnx', [tmp_path], tmp_path / 'out', tile=50)
+    with pytest.raises(UserError, match='--compare .* checkpoint'):
+        predict_and_compare(tmp_path / 'model.onnx', [tmp_path], tmp_path / 'out', compare=tmp_path)
 
 
 def test_no_file_where_predictions_differ(detector, tmp_path, monkeypatch):

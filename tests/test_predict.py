@@ -74,6 +74,12 @@ def segmentor(checkpoints):
     return load_model(checkpoints['label maps'], device='cpu')
 
 
+def test_a_config_without_faster_layers(checkpoints, detector):
+    plain = load_model(checkpoints['objects'], device='cpu', cfg_options={'speed_up': False})
+    rooms = [[type(part).__module__ for part in model.network.modules()] for model in (plain, detector)]
+    assert [any('convnext_dense.speed' in room for room in each) for each in rooms] == [False, True]
+
+
 def test_objects_equal_those_of_mmdetection(detector, checkpoints, images):
     from mmdet.apis import inference_detector, init_detector
 

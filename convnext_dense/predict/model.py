@@ -137,7 +137,8 @@ def load_model(
         tta: Test-time augmentation, as the config says.
         cfg_options: Dotted keys of the config to override.
         amp: Mixed precision: fp16 on a GPU, bf16 on a CPU that has it.
-        fast: Exchange layers for faster ones, as :func:`~convnext_dense.speed.speed_up` does.
+        fast: Exchange layers for faster ones, as :func:`~convnext_dense.speed.speed_up` does, unless the config has
+            ``speed_up = False``.
 
     Raises:
         UserError: There is no such model, it has no config, or its weights do not fit.
@@ -166,7 +167,7 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'The model cannot run on {device} ({reason}). Give --device cpu, cuda or cuda:N.') from error
-    if fast:
+    if fast and cfg.get('speed_up', True):
         keep_boxes_precise(speed_up(network))
     network.eval()  # of which a distilled model returns nothing
     return Model(network, cfg, dataset, name, checkpoint)

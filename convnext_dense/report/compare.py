@@ -15,6 +15,7 @@ from convnext_dense.data.annotation import number
 from convnext_dense.data.checks.configs import SEGMENTATION_TYPES
 from convnext_dense.data.formats.coco import class_names, plain, read_json
 from convnext_dense.data.formats.masks import read_label_map
+from convnext_dense.predict.exported import ExportedModel
 from convnext_dense.predict.inputs import find_sources
 from convnext_dense.predict.model import load_model
 from convnext_dense.predict.output import read_images, result_name
@@ -73,6 +74,11 @@ def predict(
         raise UserError(f'--compare {compare} {problem}: {loaded.name} predicts {loaded.kind}, which need {wanted}.')
     right = {} if is_of_maps else read_right(Path(compare), loaded.classes)
     if is_of_maps:
+        if isinstance(loaded, ExportedModel):
+            raise UserError(
+                f'--compare of label maps needs the config, which says whether 0 is a class, and {loaded.name} is an '
+                'exported model without it. Give the checkpoint.'
+            )
         options['save'] = sorted({*(options.get('save') or ('pictures',)), 'maps'})
     elif options.get('score') is None:
         options['keep_all'] = True

@@ -58,9 +58,16 @@ def check_data(
         **data_options: Of ``import_data``.
 
     Raises:
-        UserError: The data has errors; the message lists them after the notes.
+        UserError: The data has errors, which the message lists after the notes; or options of data alone come with a
+            config.
     """
     is_config = Path(source).suffix == '.py' or not Path(source).exists()
+    given = [f'--{name.removeprefix("data_")}' for name, value in dict(data_options, fix=out).items() if value]
+    if is_config and given:
+        raise UserError(
+            f'{source} is a config, which says itself how its data is read: {shorten(given)} are for a file or '
+            'folder of data. Give that, or leave them out.'
+        )
     report = report_on_config(source, cfg_options) if is_config else report_on_data(source, out, data_options)
     examples = report.pop('examples', {})
     report['same images'], examples['images in two splits'] = find_same(report.pop('images'))
