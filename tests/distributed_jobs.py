@@ -7,7 +7,6 @@ the metrics.
 
 import hashlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -66,13 +65,16 @@ def wait_for(file: Path, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-if __name__ == '__main__':
-    if 'RANK' in os.environ:
-        torch.distributed.init_process_group('gloo')
-        launch.leave_group = torch.distributed.barrier  # torchrun's store serves one group: all jobs share it
-    for function, arguments in json.loads(sys.argv[1]):
+def run_jobs(jobs: list[tuple[str, dict]]) -> None:
+    """Make the runs."""
+    for function, arguments in jobs:
         if function == 'test':
             wait_for(Path(arguments['checkpoint']))
         getattr(runs, function)(**arguments)
-    if 'RANK' in os.environ:
-        torch.distributed.destroy_process_group()
+
+
+if __name__ == '__main__':
+    torch.distributed.init_process_group('gloo')
+    launch.leave_group = torch.distributed.barrier  # torchrun's store serves one group: all jobs share it
+    run_jobs(json.loads(sys.argv[1]))
+    torch.distributed.destroy_process_group()
