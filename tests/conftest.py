@@ -8,10 +8,13 @@ import sys
 import tempfile
 import threading
 from functools import cache, partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import config as mmengine_config
+from mmengine.dataset import base_dataset as mmengine_dataset
+from mmengine.runner import runner as mmengine_runner
 
 from convnext_dense.compat.checkpoints import SAFE_TORCH
 from convnext_dense.compat.warnings import WARNINGS
@@ -34,21 +37,23 @@ def pytest_configure(config):
     config.addinivalue_line('filterwarnings', 'ignore:.*instance named of .* has been created:UserWarning')
     # torch.hub leaves the connection of a download that fails to the garbage collector, in whatever test it works
     config.addinivalue_line('filterwarnings', 'ignore:unclosed <socket:ResourceWarning')
-    format_once()
+    spare_repeats()
     if torch.__version__ < SAFE_TORCH:  # every test that downloads a .pth file would fail
         config.addinivalue_line('filterwarnings', 'ignore:PyTorch .* can be attacked by a .pth file:UserWarning')
 
 
-def format_once():
-    """Format each text of a config once: runs do it for every checkpoint, which takes a third of many tests."""
+def spare_repeats():
+    """Spare the runs in this process what each does anew, which takes half of the time of many tests."""
     formatted, format_code = {}, mmengine_config.FormatCode
 
-    def look_up(text, **style):
+    def look_up(text, **style):  # for every checkpoint
         if text not in formatted:
             formatted[text] = format_code(text, **style)
         return formatted[text]
 
     mmengine_config.FormatCode = look_up
+    mmengine_runner.collect_env = cache(mmengine_runner.collect_env)  # starts a compiler
+    mmengine_dataset.gc = SimpleNamespace(collect=int)  # to save memory in workers, of all that pytest keeps
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,11 @@ def relative_error(ours, theirs):
 
 
 @pytest.fixture(
-    params=[('convnext_atto', False), ('convnextv2_atto', True), ('convnext_tiny', False)], ids=lambda p: p[0]
+    params=[
+        pytest.param(('convnext_atto', False), id='V1'),
+        pytest.param(('convnextv2_atto', True), id='V2'),
+        pytest.param(('convnext_tiny', False), id='V1 tiny', marks=pytest.mark.slow),
+    ]
 )
 def pair(request, from_timm):
     """timm's model with noticeable random weights, and ours with the same."""

@@ -21,8 +21,9 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize('place', ['meta', 'message_hub'])
-@pytest.mark.parametrize(('inferencer', 'base'), CONFIGS)
+@pytest.mark.parametrize(
+    ('inferencer', 'base', 'place'), [*((*each, 'meta') for each in CONFIGS), (*CONFIGS[2], 'message_hub')]
+)
 @pytest.mark.filterwarnings('ignore')  # of the stock libraries, of which the user is told at most once
 def test_an_inferencer_takes_the_config_from_the_checkpoint(inferencer, base, place, tmp_path):
     (tmp_path / 'config.py').write_text(f'_base_ = {base!r}\n')

@@ -63,7 +63,13 @@ print(sorted(name for name in sys.modules if name.startswith('convnext_dense.com
 """
 
 
-@pytest.mark.parametrize('order', [(EXTEND, IMPORT), (IMPORT, EXTEND)], ids=['installed', 'added later'])
+@pytest.mark.parametrize(
+    'order',
+    [
+        pytest.param((EXTEND, IMPORT), id='installed'),
+        pytest.param((IMPORT, EXTEND), id='added later', marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_module_serves_the_ops(order, run_python, tmp_path):
     (tmp_path / '_ext.py').write_text(STAND_IN)
     result = run_python('\n'.join([*order, USE]), tmp_path)
@@ -125,6 +131,7 @@ def test_the_stock_packages_import_silently_without_pkg_resources(run_python, tm
     assert (result.stdout.splitlines()[-1:], result.stderr) == (['FasterRCNN'], '')  # a fork prints of its own
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(compat.ops_backend() == 'compiled', reason='this mmcv needs nobody to serve its ops')
 def test_the_package_comes_before_a_first_import_of_mmdet(run_python):
     """As docs/versions.md says: nothing of this package can act before it is imported; the test above has the cure."""

@@ -66,7 +66,7 @@ def shrink(cfg: Config) -> None:
             elif key in SMALL:
                 node[key] = SMALL[key]
     backbone.init_cfg = None
-    if backbone.get('arch') in ('large', 'xlarge', 'huge'):
+    if backbone.get('arch') in VARIANTS:
         backbone.arch = dict(depths=(1, 1, 1, 1), dims=VARIANTS[backbone.arch].dims)
     cfg.launcher = 'none'
     fit_to_cpu(cfg)

@@ -10,9 +10,9 @@ from PIL import Image
 
 import convnext_dense  # noqa: F401 - makes mmdet importable
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data import write_shapes
-from convnext_dense.data.checks import check_coco, check_dataset, check_segmentation, configs, files
+from convnext_dense.data import check_coco, check_dataset, check_segmentation, write_shapes
 from convnext_dense.data.checks import coco as coco_checks
+from convnext_dense.data.checks import configs, files
 from convnext_dense.data.shapes import LABELS, SHAPES
 
 WIDTH, HEIGHT = 32, 24

@@ -488,33 +488,3 @@ def test_library_that_is_not_installed(tmp_path, monkeypatch, builder, library, 
     with pytest.raises(UserError, match=re.escape(message)):
         getattr(datasets, builder)(tmp_path / 'shapes')
     assert list(tmp_path.iterdir()) == []
-
-
-WITHOUT_LIBRARIES = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition('.')[0] in ('mmdet', 'mmseg'):
-            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
-
-sys.meta_path.insert(0, Absent())
-import convnext_dense.data
-from mmengine.registry import DATASETS
-for name in ('ShapesInstances', 'ShapesLabels'):
-    try:
-        DATASETS.get(name)(sys.argv[1])
-    except ValueError as error:
-        print(error)
-"""
-
-
-def test_the_module_works_without_the_libraries(tmp_path):
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, '-c', WITHOUT_LIBRARIES, str(tmp_path / 'shapes')]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert re.findall(r"(\w+) is not installed. Install it: pip install 'convnext-dense\[mm\]'", done.stdout) == [
-        'mmdet',
-        'mmseg',
-    ], done.stderr
-    assert list(tmp_path.iterdir()) == []

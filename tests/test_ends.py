@@ -147,7 +147,7 @@ class HangingDataset(toy_runs.ToyDataset):
 
     def prepare_data(self, idx):
         if idx == 7:
-            time.sleep(5) if self.end == 'hang' else os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(3) if self.end == 'hang' else os.kill(os.getpid(), signal.SIGKILL)
         return super().prepare_data(idx)
 
 

@@ -94,20 +94,20 @@ def test_train_kill_resume_test(options, tmp_path, run_command):
     done = int(Path(read_if_there(tmp_path / 'last_checkpoint')).stem.split('_')[1])
     assert done < EPOCHS, 'killed too late to resume'
 
-    resumed = subprocess.run([*train, '--resume'], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert resumed.returncode == 0, resumed.stderr
-    assert f'resumed epoch: {done}, iter: {done * ITERS_PER_EPOCH}' in resumed.stdout
+    code, resumed, errors = run_command('train', CONFIG, '--work-dir', tmp_path, '--resume', options=options)
+    assert code == 0, errors
+    assert f'resumed epoch: {done}, iter: {done * ITERS_PER_EPOCH}' in resumed
     losses = [row for row in logged_rows(tmp_path) if 'loss' in row]
     assert [row['step'] for row in losses] == list(range(done * ITERS_PER_EPOCH + 1, EPOCHS * ITERS_PER_EPOCH + 1))
     checkpoint = read_checkpoint(tmp_path / f'epoch_{EPOCHS}.pth')
     steps = {int(state['step']) for state in checkpoint['optimizer']['state'].values()}
     assert steps == {EPOCHS * ITERS_PER_EPOCH} == {checkpoint['meta']['iter']}
-    check_screen(resumed.stdout, resumed.stderr, tmp_path)
+    check_screen(resumed, errors, tmp_path)
 
     arguments = ('test', CONFIG, tmp_path / f'epoch_{EPOCHS}.pth', '--work-dir', tmp_path / 'test')
     code, shown, errors = run_command(*arguments, options=options)
     assert code == 0, errors
-    assert ap_rows(shown) == ap_rows(resumed.stdout)
+    assert ap_rows(shown) == ap_rows(resumed)
     assert 'predictions' in shown
 
 

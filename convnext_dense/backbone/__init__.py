@@ -2,5 +2,3 @@
 
 from convnext_dense.backbone.block import Block, LayerNorm2d
 from convnext_dense.backbone.convnext import ConvNeXt, StagedBackbone
-
-__all__ = ['Block', 'ConvNeXt', 'LayerNorm2d', 'StagedBackbone']

@@ -11,21 +11,6 @@ from .patches import PATCHES, Patch, add_patch, patch_report, replace_function
 from .unpickling import TRUST_VARIABLE, trust_checkpoints
 from .warnings import silence
 
-__all__ = [
-    'TRUST_VARIABLE',
-    'Patch',
-    'add_patch',
-    'check_exists',
-    'explained_import',
-    'ops_backend',
-    'patch_report',
-    'prepare',
-    'read_checkpoint',
-    'replace_function',
-    'silence',
-    'trust_checkpoints',
-]
-
 
 def prepare() -> None:
     """Prepare the stack. Calling it again changes nothing."""

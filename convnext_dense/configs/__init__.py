@@ -15,26 +15,3 @@ from convnext_dense.configs.files import (
     walk,
 )
 from convnext_dense.configs.text import Changes, Path, Source, apply, at, config_text, dotted, nest
-
-__all__ = [
-    'CLASS_AGNOSTIC',
-    'LIBRARIES',
-    'PACKAGE',
-    'SPLITS',
-    'TASKS',
-    'Changes',
-    'Path',
-    'Source',
-    'apply',
-    'at',
-    'config_folder',
-    'config_text',
-    'dotted',
-    'find_config',
-    'load_config',
-    'model_scope',
-    'nest',
-    'package_name',
-    'require_library',
-    'walk',
-]

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_dense.export.boxes import best, chances_of, decode, large, priors_of, problems_of, rows_of, suppress
-from convnext_dense.export.frame import Frame, as_tensor
-from convnext_dense.export.kinds import deviations
+from convnext_dense.export.frame import Frame, as_tensor, deviations
 
 METHODS = (
     'predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process', '_bbox_mask_post_process',

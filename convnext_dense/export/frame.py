@@ -1,9 +1,12 @@
-"""The sizes that a graph works with; while it is recorded they are tensors, so that the graph takes images of any."""
+"""What all kinds of graphs share: the sizes of an image, and whether a part of a model does what a graph repeats.
+
+While a graph is recorded the sizes are tensors, so that it takes images of any.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,3 +68,23 @@ class Frame(NamedTuple):
     def corner(self, boxes: Tensor) -> Tensor:
         """Return width, height, width and height of the image, in the type of boxes."""
         return as_tensor(self.shape).flip(0).repeat(2).to(boxes)
+
+
+def deviations(part: Any, bases: Sequence[type], *methods: str) -> list[str]:
+    """Return why a part cannot be exported: methods that it has from none of the known classes.
+
+    A class may inherit from a known one, and do something else.
+
+    Args:
+        part: Such as a head.
+        bases: The known classes.
+        *methods: Their names.
+
+    >>> deviations(True, [int], '__add__')
+    []
+    >>> deviations(True, [int], '__add__', '__or__')
+    ['bool has a way of its own to its results (__or__)']
+    """
+    known = [getattr(base, name) for base in bases for name in methods if hasattr(base, name)]
+    own = [name for name in methods if hasattr(type(part), name) and getattr(type(part), name) not in known]
+    return [f'{type(part).__name__} has a way of its own to its results ({", ".join(own)})'] if own else []

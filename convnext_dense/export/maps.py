@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext_dense.export.frame import Frame
-from convnext_dense.export.kinds import deviations
+from convnext_dense.export.frame import Frame, deviations
 
 ONE_BY_ONE = ('MaskFormerHead', 'IterativeDecodeHead')
 

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext_dense.export.dense import Found
-from convnext_dense.export.frame import Frame
-from convnext_dense.export.kinds import deviations
+from convnext_dense.export.frame import Frame, deviations
 
 METHODS = ('predict', 'predict_by_feat', '_predict_by_feat_single')
 

@@ -12,8 +12,7 @@ from torchvision.ops import roi_align
 
 from convnext_dense.export.boxes import chances_of, decode, first, large, priors_of, problems_of, rows_of, suppress
 from convnext_dense.export.dense import Found
-from convnext_dense.export.frame import Frame
-from convnext_dense.export.kinds import deviations
+from convnext_dense.export.frame import Frame, deviations
 
 METHODS = ('predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process', 'regress_by_class')
 ROI_METHODS = ('predict', 'predict_bbox', 'predict_mask', '_bbox_forward', '_mask_forward', '_refine_roi')

@@ -20,7 +20,7 @@ from convnext_dense import __version__
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import explained, replaced, write_text
 from convnext_dense.export.graph import Graph, recording
-from convnext_dense.export.parity import Report, compare, pictures
+from convnext_dense.export.parity import compare, pictures
 from convnext_dense.export.steps import read_steps
 from convnext_dense.predict.model import Model, load_model, test_pipeline
 from convnext_dense.results import LABEL_MAPS
@@ -160,7 +160,11 @@ def export(
         save = target.record(graph, example(graph, meta, samples[0][1]))
     with explained(file), replaced(file) as draft:
         save(draft, json.dumps(meta))
-        report = prove(loaded, draft, samples, tolerance, file)
+        try:
+            report = compare(loaded, load(draft, torch.get_num_threads(), 'cpu'), samples, tolerance)
+        except ValueError as error:  # it does not take all of the images
+            raise UserError(f'{file} was not written: {error}') from error
+        report.check(file)
         meta['parity'] = report.summary()
         lines = [str(report), f'written to {file}; {describe_speed(meta["parity"])}']
         if to == 'openvino':
@@ -175,27 +179,6 @@ def export(
     if not meta['parity']['objects']:
         tell('nothing was found on any image, so that no objects were compared; name other images with --images')
     return '\n'.join(lines)
-
-
-def prove(model: Model, draft: Path, samples: Sequence, tolerance: float, file: Path) -> Report:
-    """Return how an exported model predicts otherwise than PyTorch.
-
-    Args:
-        model: The model.
-        draft: What was exported of it.
-        samples: Of :func:`~convnext_dense.export.parity.pictures`.
-        tolerance: As for :func:`export`.
-        file: Where the draft shall go.
-
-    Raises:
-        UserError: It differs too much, or takes not all of the images.
-    """
-    try:
-        report = compare(model, load(draft, torch.get_num_threads(), 'cpu'), samples, tolerance)
-    except ValueError as error:
-        raise UserError(f'{file} was not written: {error}') from error
-    report.check(file)
-    return report
 
 
 def describe_speed(found: Mapping[str, Any]) -> str:

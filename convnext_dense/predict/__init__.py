@@ -3,5 +3,3 @@
 from convnext_dense.predict.model import Model, load_model
 from convnext_dense.predict.run import predict
 from convnext_dense.results import LabelMap, Objects
-
-__all__ = ['LabelMap', 'Model', 'Objects', 'load_model', 'predict']

@@ -114,8 +114,10 @@ def predict_with(
     drawn = DRAWN_SCORE if score is None else score
     lowest = 0 if keep_all else drawn
     settings = dict(
-        model=model.checkpoint, modified=modified(model.checkpoint), classes=classes, score=lowest, tile=tile,
-        overlap=overlap, tta=model.has_tta, save=sorted(formats), folder=str(root), config=config_digest(model),
+        model=model.checkpoint, classes=classes, score=lowest, tile=tile, overlap=overlap, tta=model.has_tta,
+        modified=os.path.getmtime(model.checkpoint) if os.path.isfile(model.checkpoint) else None,  # not of an address
+        config=hashlib.sha256(model.settings.encode()).hexdigest()[:16],  # which options may have changed
+        save=sorted(formats), folder=str(root),
     )  # fmt: skip
     with explained(folder), Output(folder, model, formats, settings, drawn) as output:
         left = [source for source in sources if output.done.get(source.name) != source.state]
@@ -158,16 +160,6 @@ def write(output: Output, frame: Frame, result: Result) -> str | None:
 def one_line(error: Exception) -> str:
     """Return an exception in one line."""
     return ': '.join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-
-
-def config_digest(model: Predictor) -> str:
-    """Return a digest of a model's config, which options may have changed."""
-    return hashlib.sha256(model.settings.encode()).hexdigest()[:16]
-
-
-def modified(checkpoint: str) -> float | None:
-    """Return when a checkpoint was last written; None for an address."""
-    return os.path.getmtime(checkpoint) if os.path.isfile(checkpoint) else None
 
 
 def choose_formats(kind: str, save: Sequence[str] | None) -> tuple[str, ...]:

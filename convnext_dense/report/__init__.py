@@ -2,5 +2,3 @@
 
 from convnext_dense.report.hook import ReportHook
 from convnext_dense.report.run import report
-
-__all__ = ['ReportHook', 'report']

@@ -103,14 +103,3 @@ def exchange(part: object) -> None:
     if faster := FASTER.get(f'{kind.__module__}.{kind.__qualname__}'):
         file, name = faster.split('.')
         part.__class__ = getattr(importlib.import_module(f'{__name__}.{file}'), name)
-
-
-__all__ = [
-    'BFloat16OptimWrapper',
-    'compile_maps',
-    'has_bf16',
-    'keep_boxes_precise',
-    'keep_memory',
-    'speed_up',
-    'speed_up_data',
-]

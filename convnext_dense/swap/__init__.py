@@ -2,5 +2,3 @@
 
 from .exchange import Swap, swap_backbone, write_swap
 from .proof import Proof, prove
-
-__all__ = ['Proof', 'Swap', 'prove', 'swap_backbone', 'write_swap']

@@ -5,5 +5,3 @@ from convnext_dense.train.runner import OneLineRunner
 from convnext_dense.train.saves import SafeCheckpointHook
 from convnext_dense.train.screen import ProgressBarHook
 from convnext_dense.train.summary import RunSummaryHook
-
-__all__ = ['OneLineRunner', 'ProgressBarHook', 'RunSummaryHook', 'SafeCheckpointHook', 'test', 'train']

@@ -4,5 +4,3 @@ from convnext_dense.weights.load import fit, load_weights
 from convnext_dense.weights.mmengine import CheckWeightsHook
 from convnext_dense.weights.report import Report
 from convnext_dense.weights.sources import Checkpoint, fetch
-
-__all__ = ['CheckWeightsHook', 'Checkpoint', 'Report', 'fetch', 'fit', 'load_weights']
