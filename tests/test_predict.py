@@ -78,6 +78,7 @@ def test_a_config_without_faster_layers(checkpoints, detector):
     plain = load_model(checkpoints['objects'], device='cpu', cfg_options={'speed_up': False})
     rooms = [[type(part).__module__ for part in model.network.modules()] for model in (plain, detector)]
     assert [any('convnext_dense.speed' in room for room in each) for each in rooms] == [False, True]
+    assert all(model.network.rpn_head._forward_hooks for model in (plain, detector))  # boxes stay precise in bf16
 
 
 def test_objects_equal_those_of_mmdetection(detector, checkpoints, images):

@@ -167,8 +167,10 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'The model cannot run on {device} ({reason}). Give --device cpu, cuda or cuda:N.') from error
-    if fast and cfg.get('speed_up', True):
-        keep_boxes_precise(speed_up(network))
+    if fast:
+        keep_boxes_precise(network)
+        if cfg.get('speed_up', True):
+            speed_up(network)
     network.eval()  # of which a distilled model returns nothing
     return Model(network, cfg, dataset, name, checkpoint)
 
