@@ -32,9 +32,8 @@ def pytest_configure(config):
     for message, category, module in WARNINGS:
         beginning = message.replace(':', '.')  # a colon separates the fields of pytest's filter
         config.addinivalue_line('filterwarnings', f'ignore:{beginning}:{category.__name__}:{module}')
-    # NumPy 2 of pycocotools' arrays; MMEngine of the second runner in one process, which only tests have
+    # NumPy 2 of pycocotools' arrays
     config.addinivalue_line('filterwarnings', 'ignore:__array_:DeprecationWarning')
-    config.addinivalue_line('filterwarnings', 'ignore:.*instance named of .* has been created:UserWarning')
     # torch.hub leaves the connection of a download that fails to the garbage collector, in whatever test it works
     config.addinivalue_line('filterwarnings', 'ignore:unclosed <socket:ResourceWarning')
     spare_repeats()

@@ -84,6 +84,6 @@ def test_the_first_batch_is_drawn_into_the_work_dir(options, tmp_path):
     train.train(
         'seg/upernet_convnext_atto_shapes',
         str(tmp_path),
-        cfg_options={**values, **more, 'visualizer.name': 'first batch'},
+        cfg_options={**values, **more},
     )
     assert cv2.imread(str(Path(tmp_path, 'first_batch.png'))) is not None

@@ -468,7 +468,6 @@ def test_a_segmentor_trains_and_scores_on_masks(tmp_path):
 
     root = write_maps(tmp_path / 'd', [np.kron([[0, 1], [1, 0]], np.ones((32, 32), int))] * 6)
     options = {'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'train_dataloader.batch_size': 2}
-    options['visualizer.name'] = 'own data'
     runner = train.train('seg/upernet_convnext_atto_shapes', str(tmp_path / 'w'), data=root, cfg_options=options)
     assert runner.iter == 2
     assert runner.model.decode_head.num_classes == 2
@@ -479,7 +478,7 @@ def test_boxes_alone_under_a_mask_head(shapes, coco, tmp_path, capsys):
     from convnext_dense import train
 
     source = write_yolo(shapes, coco, tmp_path / 'd', with_polygons=False)
-    options = {'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 4, 'visualizer.name': 'boxes'}
+    options = {'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 4}
     runner = train.train('det/cascade_convnext_atto_shapes', str(tmp_path / 'w'), data=source, cfg_options=options)
     assert 'the model gets no mask heads' in capsys.readouterr().err
     assert not runner.model.roi_head.with_mask

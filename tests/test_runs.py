@@ -1,7 +1,7 @@
 """Whole runs through the commands on drawn data, and every mistake of a user that a run answers."""
 
-import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +16,8 @@ from mmengine.config import Config
 from convnext_dense import UserError, cli, configs
 from convnext_dense.compat import read_checkpoint
 from convnext_dense.data import write_shapes
+from convnext_dense.train import OneLineRunner, mistakes
 from convnext_dense.train import config as run_config
-from convnext_dense.train import mistakes
 from convnext_dense.train import run as runs
 from convnext_dense.train.resume import resume_training
 from convnext_dense.train.stats import build, build_on_meta
@@ -27,7 +27,6 @@ CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
 COCO_CONFIG = ROOT / 'configs/det/cascade_convnext_t_coco.py'
 DRAWN = dict(num_train=8, num_val=3, size=64)
 EPOCHS, ITERS_PER_EPOCH = 3, 2
-NUMBERS = itertools.count()
 CLASSES = dict(classes=('date', 'fig', 'hazelnut'))
 
 
@@ -62,9 +61,8 @@ def run_command(capfd):
 
     def run(*arguments, options: dict) -> tuple[int, str, str]:
         capfd.readouterr()
-        name = {'visualizer.name': f'run_{next(NUMBERS)}'}  # MMEngine keeps the visualizers of a process by their names
         try:
-            cli.main(arguments=command(*arguments, options={**options, **name}))
+            cli.main(arguments=command(*arguments, options=options))
         except SystemExit as leave:
             return leave.code, *capfd.readouterr()
         return 0, *capfd.readouterr()
@@ -305,6 +303,21 @@ def test_options_that_do_not_fit(arguments, message, femto, tmp_path):
         given[name] = given[name].format(folder=femto.parent)
     with pytest.raises(UserError, match=message):
         runs.test(CONFIG, **given)
+
+
+def test_runs_of_one_second_share_nothing(tmp_path):
+    for name in ('first', 'second', 'third'):  # two of them start in one second
+        cfg = Config(dict(model=torch.nn.Identity(), work_dir=str(tmp_path / name), experiment_name='run'))
+        cfg.visualizer = dict(type='Visualizer', name='visualizer', vis_backends=[dict(type='LocalVisBackend')])
+        runner = OneLineRunner.from_cfg(cfg)
+        assert runner.message_hub.get_info('owner') is None
+        runner.message_hub.update_info('owner', name)
+        runner.logger.info(f'log of the {name}')
+        runner.visualizer.add_scalar(name, 1)
+    for name in ('first', 'second', 'third'):
+        (log,) = (tmp_path / name).glob('*/*.log')
+        assert re.findall(r'log of the (\w+)', log.read_text()) == [name]
+        assert [row.keys() & {'first', 'second', 'third'} for row in logged_rows(tmp_path / name)] == [{name}]
 
 
 def test_nothing_to_resume_from(tmp_path):

@@ -127,7 +127,7 @@ def test_the_command_line_has_every_switch():
 def test_a_run_with_all_of_them(tmp_path):
     options = drawn_data(tmp_path, num_train=8)
     options |= {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 2, 'train_dataloader.batch_size': 2}
-    options |= {'visualizer.name': 'switches', 'default_hooks.checkpoint.interval': 2}
+    options |= {'default_hooks.checkpoint.interval': 2}
     runner = train.train(
         SEG, str(tmp_path / 'w'), cfg_options=options, ema=True, early_stop=9, save_best=True, accumulate=2, freeze=1,
         log='mlflow', profile=False,

@@ -207,7 +207,7 @@ def make_runner(work_dir, look=lambda runner: None, max_epochs=1, hooks=(), **op
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
         custom_hooks=[Look(look), *hooks],
-        experiment_name=work_dir.name,
+        experiment_name=str(work_dir),
         log_level='WARNING',
         **options,
     )

@@ -38,7 +38,6 @@ def options(tmp_path_factory):
         'model.test_cfg.rcnn.max_per_img': 20,
         'optim_wrapper.optimizer.lr': 0.01,
         'custom_hooks': [],
-        'visualizer.name': 'published',  # MMEngine keeps one visualizer of a name; an earlier one logs elsewhere
     }
 
 

@@ -22,7 +22,6 @@ from convnext_dense.compat.errors import RunStopped
 from convnext_dense.train import launch
 from convnext_dense.train import run as runs
 
-NUMBERS = itertools.count()
 CONFIG = """
 default_scope = 'mmengine'
 runner_type = 'OneLineRunner'
@@ -175,9 +174,7 @@ def train(
     draft = folder / f'{os.getpid()}.py'
     draft.write_text(CONFIG.replace('BY_EPOCH', by))
     draft.replace(config)  # in one step: the other process reads it
-    number = next(NUMBERS)
-    options = {'experiment_name': f'toy_{number}', 'visualizer.name': f'toy_{number}', 'randomness.seed': 5, **options}
-    options['visualizer.type'] = 'Visualizer'
+    options = {'visualizer.type': 'Visualizer', 'randomness.seed': 5, **options}
     if kill is not None:
         options['custom_hooks'] = [*options.get('custom_hooks', []), dict(type='KillHook', step=kill)]
     if 'custom_hooks' in options:

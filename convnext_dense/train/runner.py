@@ -4,9 +4,10 @@ import errno
 import functools
 import weakref
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 from zipfile import BadZipFile
 
 from mmengine.device import get_device
@@ -15,6 +16,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner, load_checkpoint
+from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -33,6 +35,8 @@ from convnext_dense.train.saves import SafeCheckpointHook
 from convnext_dense.train.screen import tame_console
 from convnext_dense.train.shards import divide, shard, whole_state
 from convnext_dense.train.steps import LOOPS_BY_STEPS, MissedValidationHook, StepBatches, StepSeedHook, seed_batches
+
+STAMP = '%Y%m%d_%H%M%S'  # how MMEngine writes the start of a run
 
 
 class EndingLoader(DataLoader):
@@ -67,6 +71,23 @@ class OneLineRunner(Runner):
     signal: int | None = None  # that has come
     roll_call: RollCall | None = None  # while the run trains
     saved_step: int = -1  # the latest that can be resumed
+    _starts: ClassVar[set[str]] = set()  # of the runs in this process
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Set up the process; a run that starts in the second of an earlier one gets the next free second as its start.
+
+        MMEngine finds a run's logger, scalars and default scope by this start, so that runs of one second shared them.
+        """
+        super().setup_env(env_cfg)
+        while self._timestamp in self._starts:
+            self._timestamp = (datetime.strptime(self._timestamp, STAMP) + timedelta(seconds=1)).strftime(STAMP)
+        self._starts.add(self._timestamp)
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """Build the visualizer under the run's name; the config's name is that of every run in one process."""
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, 'name': self.experiment_name}
+        return super().build_visualizer(visualizer)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """Build the model; with our backbone it gets faster layers, unless the config has ``speed_up = False``.
