@@ -2,8 +2,8 @@
 
     make bench-scale
 
-Each row is a process of its own, or two. Memory is what the model and its step add to the process; samples a second are
-those of the first command's training, as its log has them, without the first steps.
+Each row is a process of its own, or two. Memory is what the model and its step add to the process; images a second are
+those of the first command's training, as its log has them, without the first steps, and the median of some turns.
 """
 
 import os
@@ -28,16 +28,18 @@ MEMORY = [  # UperNet's size, images of a step, side of their crops, recomputati
     ('s', 2, 512, False),
     ('b', 2, 512, False),
 ]
+ROUNDS = 3  # turns of each row of processes
 PROCESSES = [(1, 1), (1, 2), (2, 1)]  # processes, threads of each
 
 
 def main() -> None:
     """Measure both tables and write them."""
-    columns = {'model': '', 'images': 'd', 'crops': 'd', 'with_cp': '', 'memory (MB)': 'd', 'step (s)': '.2f'}
+    columns = {'model': '', 'images': 'd', 'crops': 'd', 'with_cp': '', 'memory (MB)': 'd'}
     title = 'UperNet: a training step by batch, size, depth and recomputation'
     write_results('memory', title, columns, [step_of(*each) for each in MEMORY])
     columns = {'processes': 'd', 'threads of each': 'd', 'images/s': '.2f', 'speed-up': '.2f'}
-    rows = [samples_of(*each) for each in PROCESSES]
+    turns = [[samples_of(*each) for each in PROCESSES] for _ in range(ROUNDS)]
+    rows = [{**found[0], 'images/s': statistics.median(each['images/s'] for each in found)} for found in zip(*turns)]
     for row in rows:
         row['speed-up'] = row['images/s'] / rows[0]['images/s']
     title = 'Cascade Mask R-CNN, ConvNeXt-atto, drawn images: training by processes'
@@ -55,7 +57,7 @@ def step_of(arch: str, batch: int, side: int, with_cp: bool | str) -> dict[str, 
         )
         found = measure_config(config, (side, side), training=True, amp=False)
     row = {'model': f'ConvNeXt-{arch.upper()}', 'images': batch, 'crops': side, 'with_cp': str(with_cp)}
-    return row | {'memory (MB)': found['training memory (MB)'], 'step (s)': found['step time (ms)'] / 1000}
+    return row | {'memory (MB)': found['training memory (MB)']}
 
 
 def samples_of(processes: int, threads: int) -> dict[str, object]:
@@ -66,6 +68,7 @@ def samples_of(processes: int, threads: int) -> dict[str, object]:
         options = [
             f'train_cfg.max_epochs={processes}', 'train_cfg.val_interval=9', 'default_hooks.logger.interval=1',
             'train_dataloader.batch_size=4', 'log_processor.window_size=1',
+            *(f'{split}_evaluator.ann_file={folder}/data/annotations/instances_val.json' for split in ('val', 'test')),
             *(
                 f'{split}_dataloader.dataset.{option}'
                 for split in ('train', 'val', 'test')

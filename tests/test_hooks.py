@@ -44,7 +44,7 @@ def logger(tmp_path):
     ],
 )
 def test_the_screen_shows_lines_and_the_log_everything(message, level, is_ours, is_shown, logger, tmp_path, capsys):
-    logger.handlers[0].stream.stream = sys.stdout
+    logger.handlers[0].setStream(sys.stdout)
     logger.handle(logger.makeRecord('name', level, screen.__file__ if is_ours else 'file', 1, message, (), None))
     assert (message.strip() in capsys.readouterr().out) == is_shown
     assert message.strip() in (tmp_path / 'log').read_text()

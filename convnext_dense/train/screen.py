@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
-from typing import TextIO
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -17,6 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS, LOG_PROCESSORS
 from mmengine.runner import LogProcessor, Runner
 from tqdm import tqdm
+from tqdm.contrib import DummyTqdmFile
 
 from convnext_dense.train.launch import process_rank
 
@@ -61,23 +61,12 @@ def is_for_the_screen(record: logging.LogRecord) -> bool:
     return is_short and not message.startswith(NOISE)
 
 
-class AboveBar:
-    """A stream whose text is written above a progress bar, which stays in one piece at the bottom of the screen."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.flush = stream, stream.flush
-
-    def write(self, text: str) -> None:
-        """Write text."""
-        tqdm.write(text, file=self.stream, end='')
-
-
 def tame_console(logger: MMLogger) -> None:
     """Let the stream handlers of an MMEngine logger show single lines above the progress bar."""
     for handler in logger.handlers:
         if type(handler) is logging.StreamHandler:
             handler.addFilter(is_for_the_screen)
-            handler.setStream(AboveBar(handler.stream))
+            handler.setStream(DummyTqdmFile(handler.stream))
 
 
 def write_to_log(logger: logging.Logger, text: str) -> None:
