@@ -2,8 +2,8 @@
 
     make bench-scale
 
-Each row is a process of its own, or two. Memory is what the model and its step add to the process; images a second are
-those of the first command's training, as its log has them, without the first steps, and the median of some turns.
+Each row is a process of its own, or two, and the median of some turns. Memory is what the model and its step add to the
+process; images a second are those of the first command's training, as its log has them, without the first steps.
 """
 
 import os
@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tables import write_results
@@ -28,22 +29,27 @@ MEMORY = [  # UperNet's size, images of a step, side of their crops, recomputati
     ('s', 2, 512, False),
     ('b', 2, 512, False),
 ]
-ROUNDS = 3  # turns of each row of processes
+ROUNDS = 3  # turns of each row
 PROCESSES = [(1, 1), (1, 2), (2, 1)]  # processes, threads of each
 
 
 def main() -> None:
     """Measure both tables and write them."""
-    columns = {'model': '', 'images': 'd', 'crops': 'd', 'with_cp': '', 'memory (MB)': 'd'}
+    columns = {'model': '', 'images': 'd', 'crops': 'd', 'with_cp': '', 'memory (MB)': '.0f'}
     title = 'UperNet: a training step by batch, size, depth and recomputation'
-    write_results('memory', title, columns, [step_of(*each) for each in MEMORY])
+    write_results('memory', title, columns, take_turns(step_of, MEMORY, 'memory (MB)'))
     columns = {'processes': 'd', 'threads of each': 'd', 'images/s': '.2f', 'speed-up': '.2f'}
-    turns = [[samples_of(*each) for each in PROCESSES] for _ in range(ROUNDS)]
-    rows = [{**found[0], 'images/s': statistics.median(each['images/s'] for each in found)} for found in zip(*turns)]
+    rows = take_turns(samples_of, PROCESSES, 'images/s')
     for row in rows:
         row['speed-up'] = row['images/s'] / rows[0]['images/s']
     title = 'Cascade Mask R-CNN, ConvNeXt-atto, drawn images: training by processes'
     write_results('processes', title, columns, rows)
+
+
+def take_turns(measure: Callable[..., dict], cases: Sequence[tuple], value: str) -> list[dict]:
+    """Return a row for each case, with the median of its value over some turns."""
+    turns = [[measure(*case) for case in cases] for _ in range(ROUNDS)]
+    return [{**rows[0], value: statistics.median(row[value] for row in rows)} for rows in zip(*turns, strict=True)]
 
 
 def step_of(arch: str, batch: int, side: int, with_cp: bool | str) -> dict[str, object]:
