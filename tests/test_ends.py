@@ -20,10 +20,6 @@ from convnext_dense.compat.errors import NotFiniteError, RunStopped
 from convnext_dense.train import ends, mistakes, resume
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning'),
-    pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step:UserWarning'),
-]
 EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
 ITERS = {'by_iter': True, 'default_hooks.checkpoint': dict(by_epoch=False, interval=6)}
 BEST = {'default_hooks.checkpoint.save_best': 'score', 'default_hooks.checkpoint.rule': 'greater'}

@@ -33,10 +33,6 @@ from convnext_dense.weights.inspect import inspect
 
 EXAMPLES = int(os.environ.get('HOSTILE_EXAMPLES', 1))  # of each kind; more where time allows
 MOST_SECONDS = 30
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning'),
-    pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step:UserWarning'),
-]
 COUNTS = Counter()  # (what, outcome) -> number
 
 

@@ -16,11 +16,6 @@ from convnext_dense.compat import read_checkpoint
 from convnext_dense.compat.errors import NotFiniteError
 from convnext_dense.train import numbers
 
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning'),
-    pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step:UserWarning'),
-]
-
 
 @HOOKS.register_module()
 class StateHook(Hook):

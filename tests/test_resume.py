@@ -28,10 +28,6 @@ from convnext_dense.train.steps import StepBatches, seed_all
 
 ROOT = Path(__file__).parent.parent
 JOBS = Path(__file__).with_name('kill_jobs.py')
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning'),
-    pytest.mark.filterwarnings('ignore:Detected call of `scheduler.step:UserWarning'),
-]
 
 ITERS = {'by_iter': True, 'default_hooks.checkpoint': dict(by_epoch=False, interval=3)}
 ENDLESS = {'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True)}

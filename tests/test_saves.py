@@ -20,7 +20,6 @@ from convnext_dense.compat import files, read_checkpoint
 from convnext_dense.compat.checkpoints import check_records
 from convnext_dense.train import OneLineRunner, mistakes, saves
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning')
 FULL = OSError(errno.ENOSPC, 'No space left on device')
 KEEP_ONE = {'default_hooks.checkpoint.max_keep_ckpts': 1}
 KEEP_BEST = {**KEEP_ONE, 'default_hooks.checkpoint.save_best': 'score', 'default_hooks.checkpoint.rule': 'greater'}

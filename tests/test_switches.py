@@ -122,8 +122,6 @@ def test_the_command_line_has_every_switch():
     assert flags == set(SWITCHES)
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_run_with_all_of_them(tmp_path):
     options = drawn_data(tmp_path, num_train=8)
     options |= {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 2, 'train_dataloader.batch_size': 2}

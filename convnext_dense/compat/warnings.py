@@ -39,6 +39,8 @@ WARNINGS = (
     (r'`reduce_zero_label` will be deprecated', UserWarning, r'mmseg\.datasets\.transforms\.loading'),
     # mmseg's SegTTAModel hands labels without a channel to mmengine, once an image, and mmengine adds it
     (r'The shape of value will convert from', UserWarning, r'mmengine\.structures\.pixel_data'),
+    # gradients are accumulated before the first step of the optimizer; no value of the schedule is skipped
+    (r'Detected call of `scheduler\.step\(\)` before', UserWarning, r'mmengine\.optim\.scheduler\.param_scheduler'),
     # upstream's configs ask for pinned memory, which without a GPU changes nothing
     (r"'pin_memory' argument is set as true but no", UserWarning, r'torch\.utils\.data\.dataloader'),
     # Python >= 3.13 warns about a call in MMEngine, at its import; where warnings are errors, it ends there
