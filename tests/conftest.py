@@ -12,9 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.config import config as mmengine_config
-from mmengine.dataset import base_dataset as mmengine_dataset
-from mmengine.runner import runner as mmengine_runner
 
 from convnext_dense.compat.checkpoints import SAFE_TORCH
 from convnext_dense.compat.warnings import WARNINGS
@@ -43,6 +40,12 @@ def pytest_configure(config):
 
 def spare_repeats():
     """Spare the runs in this process what each does anew, which takes half of the time of many tests."""
+    # after the package's import of MMEngine, which lets its warnings through
+    from mmengine.config import config as mmengine_config
+    from mmengine.dataset import base_dataset as mmengine_dataset
+    from mmengine.runner import runner as mmengine_runner
+    from yapf.yapflib import yapf_api
+
     formatted, format_code = {}, mmengine_config.FormatCode
 
     def look_up(text, **style):  # for every checkpoint
@@ -50,7 +53,7 @@ def spare_repeats():
             formatted[text] = format_code(text, **style)
         return formatted[text]
 
-    mmengine_config.FormatCode = look_up
+    mmengine_config.FormatCode = yapf_api.FormatCode = look_up  # onedl-mmengine looks it up at each call
     mmengine_runner.collect_env = cache(mmengine_runner.collect_env)  # starts a compiler
     mmengine_dataset.gc = SimpleNamespace(collect=int)  # to save memory in workers, of all that pytest keeps
 

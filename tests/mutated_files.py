@@ -104,7 +104,8 @@ def of_records(change, compression=zipfile.ZIP_STORED):
             records = [[name, archive.read(name)] for name in archive.namelist()]
             comment = archive.comment
         records = change(draw, records) or records
-        with warnings.catch_warnings(action='ignore'), zipfile.ZipFile(file, 'w', compression) as archive:
+        with warnings.catch_warnings(), zipfile.ZipFile(file, 'w', compression) as archive:
+            warnings.simplefilter('ignore')
             for name, content in records:
                 archive.writestr(name, bytes(content))
             archive.comment = comment

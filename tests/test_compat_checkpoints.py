@@ -221,11 +221,14 @@ def test_the_types_that_the_process_allows_stay_as_they_are(foreign, tmp_path):
     def allowed():
         return set(torch.serialization.get_safe_globals()), dict(torch._weights_only_unpickler._get_allowed_globals())
 
-    torch.save({'log': bytearray(b'abc\xff'), 'empty': bytearray(), 'mean': np.float64(1)}, tmp_path / 'file.pth')
+    content = {'log': bytearray(b'abc\xff'), 'empty': bytearray(), 'mean': np.float64(1)}
+    if 'builtins.bytearray' not in allowed()[1]:  # PyTorch 2.4
+        content = {'mean': np.float64(1)}
+    torch.save(content, tmp_path / 'file.pth')
     torch.serialization.add_safe_globals([argparse.Namespace])
     before = allowed()
     try:
-        assert read_checkpoint(tmp_path / 'file.pth') == {'log': b'abc\xff', 'empty': b'', 'mean': 1}
+        assert read_checkpoint(tmp_path / 'file.pth') == content
         with pytest.raises(UserError):
             read_checkpoint(foreign)
         assert allowed() == before

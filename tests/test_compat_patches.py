@@ -107,6 +107,8 @@ def test_find_loader(name, function, monkeypatch):
 
 
 def test_distutils(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith('distutils.')]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, 'distutils', None)
     module = upstream_copy(BY_NAME['distutils'].module)
     with pytest.raises(ImportError, match='distutils'):

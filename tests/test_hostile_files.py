@@ -146,7 +146,8 @@ def is_equal(one, other):
 def outcome(call, expected, file):
     """Return 'refused', 'same' or 'other', as what the call gives is; or 'failure' and what went wrong."""
     try:
-        with time_limit(), warnings.catch_warnings(action='ignore'):
+        with time_limit(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
             found = 'same' if is_equal(call(), expected) else 'other'
     except UserError as error:
         found = 'refused' if file.name in str(error) else f'failure, which does not name the file: {error}'

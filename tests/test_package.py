@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 
 IMPORT = """
-import sys, convnext_dense
-for name in ('torch._inductor', 'torchvision', 'mmcv', 'mmdet', 'mmseg', 'timm', 'pycocotools'):
+import sys, torch, convnext_dense
+compiler = ('torch._inductor',) if torch.__version__ >= '2.6' else ()  # older ones have it at once
+for name in (*compiler, 'torchvision', 'mmcv', 'mmdet', 'mmseg', 'timm', 'pycocotools'):
     assert name not in sys.modules, name
 """
 

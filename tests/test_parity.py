@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from convnext_dense import UserError
+from convnext_dense.compat import read_checkpoint
 from convnext_dense.configs import load_config
 
 FILE = Path(__file__).parent.parent / 'benchmarks/parity.py'
@@ -125,7 +126,7 @@ def test_other_rates_are_refused(tmp_path, monkeypatch):
 def test_initial_weights_are_the_same_under_both_names(tmp_path):
     parity.write_configs(options(tmp_path))
     parity.write_initial(tmp_path, 3)
-    ours, stock = (torch.load(parity.initial(tmp_path, side, 3))['state_dict'] for side in parity.SIDES)
+    ours, stock = (read_checkpoint(parity.initial(tmp_path, side, 3))['state_dict'] for side in parity.SIDES)
     assert {parity.stock_name(name) for name in ours} == stock.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(stock[parity.stock_name(name)], tensor, rtol=0, atol=0)

@@ -14,6 +14,7 @@ from convnext_dense import UserError
 from convnext_dense.configs import load_config
 from convnext_dense.train.switches import apply_switches
 
+needs_fsdp = pytest.mark.skipif(torch.__version__ < '2.6', reason='--fsdp needs PyTorch 2.6')
 WAYS = {'copies': {}, 'zero': {'zero': True}, 'fsdp': {'fsdp': True}}
 
 
@@ -83,7 +84,7 @@ def test_one_process_has_no_parts(switch):
     ('switch', 'change', 'named'),
     [
         ('zero', {'optim_wrapper.optimizer.type': 'Lion'}, ('--zero', 'AdamW', 'Lion')),
-        ('fsdp', {'custom_hooks': [dict(type='EMAHook')]}, ('--fsdp', '--ema')),
+        pytest.param('fsdp', {'custom_hooks': [dict(type='EMAHook')]}, ('--fsdp', '--ema'), marks=needs_fsdp),
     ],
 )
 def test_what_cannot_be_divided(switch, change, named, monkeypatch):
