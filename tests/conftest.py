@@ -46,7 +46,7 @@ def spare_repeats():
     from mmengine.runner import runner as mmengine_runner
     from yapf.yapflib import yapf_api
 
-    formatted, format_code = {}, mmengine_config.FormatCode
+    formatted, format_code = {}, yapf_api.FormatCode
 
     def look_up(text, **style):  # for every checkpoint
         if text not in formatted:
