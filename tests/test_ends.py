@@ -38,6 +38,31 @@ def stop(folder: Path, number: int, step: int, hooks=(), options=None, **where) 
     return stopped.value
 
 
+HOLDER = """
+import sys
+from pathlib import Path
+from convnext_dense.train.launch import alone_in
+with alone_in(Path(sys.argv[1])):
+    print('in it', flush=True)
+    input()
+"""
+
+
+def test_a_work_dir_has_one_training_at_a_time(tmp_path):
+    (tmp_path / 'run').mkdir()
+    other = subprocess.Popen(
+        [sys.executable, '-c', HOLDER, str(tmp_path / 'run')], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=f'process {other.pid} on .*--work-dir'):
+            toy_runs.train(tmp_path, 'run')
+        assert [file.name for file in (tmp_path / 'run').iterdir()] == ['.training']
+        other.kill()
+    toy_runs.train(tmp_path, 'run')
+    assert not (tmp_path / 'run/.training').exists()
+
+
 CASES = {  # what is trained -> options, hooks
     'epochs': ({}, []),
     'iterations': (ITERS, []),

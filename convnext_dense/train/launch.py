@@ -1,10 +1,13 @@
 """The processes of a run: who they are, what starts them, how they end, and which of them speaks."""
 
+import contextlib
 import datetime
 import os
 import re
+import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +15,11 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.dist import is_distributed as is_in_group
 
 from convnext_dense.compat.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 LAUNCHERS = {  # launcher -> the variable with the number of processes, the command that starts them
     'pytorch': ('WORLD_SIZE', 'tools/dist_train.sh CONFIG GPUS'),
@@ -149,6 +157,39 @@ def check_same_checkpoint(file: str | None) -> None:
         )
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a work dir during this one: two would overwrite each other's checkpoints.
+
+    The system frees the lock of a process that is killed.
+
+    Raises:
+        UserError: Another training is in it.
+    """
+    if fcntl is None or process_rank() > 0:
+        yield
+        return
+    place = folder / '.training'
+    with place.open('a+') as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise UserError(
+                f'Another training writes to {folder}: {file.read()}. Wait for its end, or give this one a folder of '
+                f'its own with --work-dir. If that machine is gone, delete {place}.'
+            ) from None
+        except OSError:
+            pass  # the disk has no locks
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+        file.flush()
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
+
+
 def say_once(text: str) -> None:
     """Print a message on standard error unless another process of the run on this machine has already printed one.
 
@@ -159,8 +200,6 @@ def say_once(text: str) -> None:
     if slate is None:
         print(text, file=sys.stderr, flush=True)
         return
-    import fcntl  # on Unix only, as the launchers of several processes are
-
     with slate.open('a') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not was_said():

@@ -68,22 +68,23 @@ def train(
         work_dir = work_dir or os.path.join('work_dirs', f'{Path(config).stem}_{name}')
         config = prepare_data(config, data, Path(work_dir, 'data'), switches['batch'], **options)
     cfg = open_config(config, cfg_options, 'train', launcher, work_dir)
-    notes = resume_training(cfg, resume)
-    if amp:
-        run_config.enable_amp(cfg)
-    notes += apply_switches(cfg, **switches)
-    notes += run_config.settle(cfg)
-    notes += run_config.fit_lr(cfg, launch.num_processes(cfg.launcher), auto_scale_lr)
-    runner = build_runner(cfg, notes, ('train', 'val'), check)
-    launch.check_same_checkpoint(cfg.load_from if cfg.resume else None)
-    with prints_in_log(runner.logger):
-        with build_errors():  # what MMEngine would build in train(), so that mistakes are answered the same way
-            _ = runner.train_loop
-            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-            if runner._val_loop is not None:
-                _ = runner.val_loop
-        with caught_signals(runner), run_errors(runner), fast_coco_metric():
-            runner.train()
+    with launch.alone_in(Path(cfg.work_dir)):
+        notes = resume_training(cfg, resume)
+        if amp:
+            run_config.enable_amp(cfg)
+        notes += apply_switches(cfg, **switches)
+        notes += run_config.settle(cfg)
+        notes += run_config.fit_lr(cfg, launch.num_processes(cfg.launcher), auto_scale_lr)
+        runner = build_runner(cfg, notes, ('train', 'val'), check)
+        launch.check_same_checkpoint(cfg.load_from if cfg.resume else None)
+        with prints_in_log(runner.logger):
+            with build_errors():  # what MMEngine would build in train(), so that mistakes are answered the same way
+                _ = runner.train_loop
+                runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+                if runner._val_loop is not None:
+                    _ = runner.val_loop
+            with caught_signals(runner), run_errors(runner), fast_coco_metric():
+                runner.train()
     launch.leave_group()
     return runner
 
