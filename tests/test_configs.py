@@ -9,6 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.infer.infer import BaseInferencer
 
+from convnext_dense.compat.versions import FORKS, find_installed
 from convnext_dense.configs import load_config, model_scope, walk
 from convnext_dense.train.stats import build_on_meta, count_config, own_configs
 from convnext_dense.variants import VARIANTS
@@ -113,7 +114,8 @@ def test_the_page_has_the_figures_of_the_metafile_and_of_counting(leaf, leaf_sta
         assert load(leaf).model.backbone.init_cfg.checkpoint in row['initial weights']
     is_counted = leaf.stem.split('_')[0] not in ('dino', 'mask2former')
     assert is_counted == (stats.uncounted == '')
-    assert row['params, M'] == with_published(f'{total.params / 1e6:.2f}', printed.get('Parameters (M)'))
+    if not (leaf.stem.startswith('dino') and set(FORKS) & set(find_installed()['mmdet'])):  # whose DINO has 0.1 M more
+        assert row['params, M'] == with_published(f'{total.params / 1e6:.2f}', printed.get('Parameters (M)'))
     counted = f'{total.macs / 1e9:.2f}' if is_counted else '-'
     assert row['GFLOPs'] == with_published(counted, printed.get('GFLOPs'))
 

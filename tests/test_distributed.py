@@ -123,7 +123,7 @@ def test_segmentor_trains_alike(segmentors):
     for alone, first, second in steps:
         assert sorted(first['images'] + second['images']) == sorted(alone['images'])
         assert not set(first['images']) & set(second['images'])
-        assert abs(first['losses']['loss'] - second['losses']['loss']) > 1e-3  # they see different images
+        assert first['losses'] != second['losses']
         means = {name: (loss + second['losses'][name]) / 2 for name, loss in first['losses'].items()}
         assert means == pytest.approx(alone['losses'], rel=ROUNDING)
         assert first['rates'] == second['rates'] == pytest.approx(alone['rates'], rel=1e-12)

@@ -178,6 +178,15 @@ class EpochLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
 
+class Chain(itertools.chain):
+    """One iterator after the other."""
+
+    def skip_iter(self, number: int) -> None:
+        """Drop so many items; MMEngine of onedl calls it where the original calls ``next``."""
+        for _ in range(number):
+            next(self)
+
+
 class IterLoop(IterBasedTrainLoop):
     """MMEngine's loop over iterations; where it continues, the data that were seen are not loaded again."""
 
@@ -192,7 +201,9 @@ class IterLoop(IterBasedTrainLoop):
         num_skipped = batches.skipped if isinstance(batches, StepBatches) else 0
         if self._iter == self._max_iters:  # no data are needed
             num_skipped = self._iter
-        self.dataloader_iterator = itertools.chain(itertools.repeat(None, num_skipped), self.dataloader_iterator)
+        if getattr(self, 'fast_forward_on_resume', False):  # of onedl-mmengine, which then takes none
+            num_skipped = 0
+        self.dataloader_iterator = Chain(itertools.repeat(None, num_skipped), self.dataloader_iterator)
         return super().run()
 
 
