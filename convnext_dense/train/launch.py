@@ -170,20 +170,20 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     place = folder / '.training'
-    with place.open('a+') as file:
+    with place.open('a+b', buffering=0) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
             raise UserError(
-                f'Another training writes to {folder}: {file.read()}. Wait for its end, or give this one a folder of '
-                f'its own with --work-dir. If that machine is gone, delete {place}.'
+                f'Another training writes to {folder}: {file.read().decode()}. Wait for its end, or give this one a '
+                f'folder of its own with --work-dir. If that machine is gone, delete {place}.'
             ) from None
         except OSError:
             pass  # the disk has no locks
-        file.truncate(0)
-        file.write(f'process {os.getpid()} on {socket.gethostname()}')
-        file.flush()
+        with contextlib.suppress(OSError):  # the disk is full
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
         try:
             yield
         finally:
