@@ -1,5 +1,6 @@
 """What a call asks of any device, counted without a clock: steering figures where there is no GPU."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -66,6 +67,13 @@ class Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def convolution_backward_flop(grad, image, weight, *options, **_: Any) -> int:
+    """Return the operations of both gradients from the shapes; PyTorch counts a depthwise convolution as a full one."""
+    transposed, *_, wanted = options[4:8]
+    batch, _, *places = image if transposed else grad
+    return 2 * batch * math.prod(places) * math.prod(weight) * sum(wanted[:2])
+
+
 def count(work: Callable[[], object]) -> dict[str, float]:
     """Call ``work`` and return its counts, the bytes that autograd kept, and what convolutions and products compute."""
     saved: dict[int, int] = {}
@@ -75,7 +83,8 @@ def count(work: Callable[[], object]) -> dict[str, float]:
         saved[storage.data_ptr()] = storage.nbytes()  # a storage once
         return tensor
 
-    counter, reads, flops = Counter(), Reads(), FlopCounterMode(display=False)
+    formulas = {torch.ops.aten.convolution_backward: convolution_backward_flop}
+    counter, reads, flops = Counter(), Reads(), FlopCounterMode(display=False, custom_mapping=formulas)
     with (
         mock.patch.object(torch, 'inference_mode', torch.no_grad),  # in which operations are not taken apart
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
