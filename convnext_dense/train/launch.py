@@ -161,7 +161,8 @@ def check_same_checkpoint(file: str | None) -> None:
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other trainings out of a work dir during this one: two would overwrite each other's checkpoints.
 
-    The system frees the lock of a process that is killed.
+    The system frees the lock of a process that is killed. Its data workers have no part in it, as they would have in a
+    lock of ``flock``.
 
     Raises:
         UserError: Another training is in it.
