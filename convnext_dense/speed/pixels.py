@@ -25,9 +25,9 @@ class CountingRandomCrop(RandomCrop):
             return super().crop_bbox(results)
         box = self.draw(results['img'].shape)
         for _ in range(TRIES if self.cat_max_ratio < 1 else 0):
-            counts = cv2.calcHist([self.crop(labels, box)], [0], None, [256], [0, 256]).ravel()
-            counts[self.ignore_index] = 0
-            if (counts > 0).sum() > 1 and counts.max() / counts.sum(dtype=float) < self.cat_max_ratio:
+            counts = count_labels(self.crop(labels, box))
+            counts[VALUES == self.ignore_index] = 0
+            if (counts > 0).sum() > 1 and counts.max() / counts.sum() < self.cat_max_ratio:
                 break
             box = self.draw(results['img'].shape)
         return box
@@ -36,6 +36,13 @@ class CountingRandomCrop(RandomCrop):
         """Return a random crop of an image of this shape."""
         top, left = (random.randint(max(side - crop, 0) + 1) for side, crop in zip(shape, self.crop_size, strict=False))
         return top, top + self.crop_size[0], left, left + self.crop_size[1]
+
+
+def count_labels(labels: np.ndarray) -> np.ndarray:
+    """Return how often a label map (H, W) of uint8 has each of 256 labels: pixels of a row change theirs rarely."""
+    pixels = labels.ravel()
+    ends = np.append(np.flatnonzero(pixels[1:] != pixels[:-1]), pixels.size - 1)
+    return np.bincount(pixels[ends], np.diff(ends, prepend=-1), 256)
 
 
 class TablePhotoMetricDistortion(PhotoMetricDistortion):
@@ -63,14 +70,14 @@ class TablePhotoMetricDistortion(PhotoMetricDistortion):
         if not random.randint(2):
             return img
         turn = random.randint(-self.hue_delta, self.hue_delta)
-        return change_hsv(img, 0, (VALUES.astype(int) + turn) % 180)
+        return change_hsv(img, 0, ((VALUES.astype(int) + turn) % 180).astype(np.uint8))
 
 
 def change_hsv(img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     """Exchange the 256 values of hue (channel 0) or saturation (1) of an image (H, W, 3) in the order BGR."""
-    tables = np.stack([VALUES] * 3, axis=-1)
-    tables[:, channel] = table
-    return mmcv.hsv2bgr(cv2.LUT(mmcv.bgr2hsv(img), tables[:, None]))
+    hsv = mmcv.bgr2hsv(img)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    return mmcv.hsv2bgr(hsv)
 
 
 class PixelsLastPack(PackSegInputs):
