@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, NamedTuple, NoReturn
 
 from mmengine.config import DictAction
@@ -307,11 +307,9 @@ COMMANDS = {
 
 
 def main(name: str | None = None, arguments: Sequence[str] | None = None) -> None:
-    """Run a command.
+    """Run the command ``name``, that of a script in ``tools/``; by default the first of ``arguments`` names it.
 
-    Args:
-        name: The command of a script in ``tools/``; by default the first word of the command line names it.
-        arguments: The words behind the program's name, by default those of ``sys.argv``.
+    ``arguments`` are the words behind the program's name, by default those of ``sys.argv``.
     """
     silence()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -325,7 +323,7 @@ def main(name: str | None = None, arguments: Sequence[str] | None = None) -> Non
         os.environ.setdefault('LOCAL_RANK', str(local_rank))
     trust = trust_checkpoints() if options.pop('trust_checkpoint', False) else contextlib.nullcontext()
     with user_errors(), trust:
-        result = find(COMMANDS[name].function)(**options)
+        result = resolve_name(COMMANDS[name].function)(**options)
         if COMMANDS[name].shown:
             print(result)
     if type(result) is int:
@@ -360,20 +358,14 @@ def option_parser(name: str, program: str | None = None) -> argparse.ArgumentPar
     parser = QuietParser(prog=program, description=f'{COMMANDS[name].help}.')
     for flags, settings in COMMANDS[name].options:
         choices = settings.get('choices')
-        given = dict(settings, choices=tuple(find(choices))) if isinstance(choices, str) else settings
+        given = dict(settings, choices=tuple(resolve_name(choices))) if isinstance(choices, str) else settings
         parser.add_argument(*flags, **given)
     return parser
 
 
-def find(place: str) -> Any:
-    """Import and return what stands at ``'module:name'``."""
-    module, _, name = place.partition(':')
-    return getattr(import_module(module), name)
-
-
 def show_stats(**options) -> None:
     """Print the table of ``convnext_dense.train.stats``, then what could not be counted, as an error."""
-    table, failures = find('convnext_dense.train.stats:describe_models')(**options)
+    table, failures = resolve_name('convnext_dense.train.stats:describe_models')(**options)
     print(table)
     if failures:
         raise UserError('\n'.join(failures))

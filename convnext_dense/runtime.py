@@ -173,12 +173,9 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def neighbours(length: int, count: int, ends: bool = False) -> tuple[np.ndarray, ...]:
-    """Return the two neighbours of each new place along an axis, and their weights, each (count,).
+    """Return the two neighbours of each of ``count`` new places along an axis, and their weights, each (count,).
 
-    Args:
-        length: Of the axis.
-        count: How many places it shall have.
-        ends: Whether a place outside of the axis takes its last pixel alone.
+    With ``ends``, a place outside of the axis takes its last pixel alone.
     """
     places = ((np.arange(count) + 0.5) / (count / length) - 0.5).astype(np.float32)
     first = np.floor(places)
@@ -215,11 +212,7 @@ def paste(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold
 def weights_of(pixels: slice, low: float, high: float, count: int) -> np.ndarray:
     """Return the bilinear weights (pixels, count) of a mask's places for the pixels of an axis; none beyond its ends.
 
-    Args:
-        pixels: Of the axis.
-        low: Where the box begins.
-        high: Where it ends.
-        count: The mask's places along the axis.
+    The box, which the ``count`` places of the mask fill, lies between ``low`` and ``high``.
     """
     with np.errstate(divide='ignore', invalid='ignore'):
         places = (np.arange(pixels.start, pixels.stop, dtype=np.float32) + 0.5 - low) / (high - low) * 2 - 1

@@ -121,20 +121,12 @@ class InstanceTTA(BaseTTAModel):
         self.max_per_img = tta_cfg['max_per_img']
 
     def test_step(self, data: Mapping[str, Sequence]) -> list[BaseDataElement]:
-        """Return a data sample for each image.
-
-        Args:
-            data: ``inputs`` and ``data_samples``; each a list of views, each view a list of images.
-        """
+        """Return a data sample for each image; ``data`` as in :class:`WholeImageTTA`."""
         samples = [[as_upright(sample) for sample in view] for view in data['data_samples']]
         return super().test_step({**data, 'data_samples': samples})
 
     def merge_preds(self, data_samples_list: Sequence[Sequence[BaseDataElement]]) -> list[BaseDataElement]:
-        """Return a data sample for each image; its boxes and masks are at the original size, not mirrored.
-
-        Args:
-            data_samples_list: The views of each image.
-        """
+        """Return a data sample for each image from its views: boxes and masks at the original size, not mirrored."""
         merged = []
         for views in data_samples_list:
             views[0].pred_instances = self.merge(views)

@@ -62,10 +62,7 @@ def resolve_variant(arch: str | Mapping) -> Variant:
 
 
 def channels(arch: str | Mapping) -> list[int]:
-    """Return the widths of the four feature maps, for the ``in_channels`` of the neck or head behind a backbone.
-
-    Args:
-        arch: As for :func:`resolve_variant`.
+    """Return the widths of the four feature maps of an ``arch``, for the ``in_channels`` of the neck behind it.
 
     >>> channels('tiny')
     [96, 192, 384, 768]

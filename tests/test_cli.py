@@ -22,7 +22,7 @@ CONFIG = 'det/cascade_convnext_atto_shapes'
 def calls(monkeypatch):
     """Record the options with which a command calls its function."""
     calls = []
-    monkeypatch.setattr(cli, 'find', lambda place: lambda **options: calls.append((place, options)))
+    monkeypatch.setattr(cli, 'resolve_name', lambda place: lambda **options: calls.append((place, options)))
     return calls
 
 
@@ -46,13 +46,14 @@ def test_a_command_has_help_and_a_function(name, capsys):
         assert leave.value.code == 0
         assert f'{name} ' in (shown := capsys.readouterr().out)
     assert shown.startswith(f'usage: convnext-dense {name} ')
-    assert callable(cli.find(cli.COMMANDS[name].function))
+    assert callable(cli.resolve_name(cli.COMMANDS[name].function))
 
 
 def test_default_format_is_allowed():
     parser = cli.option_parser('publish')
     assert parser.parse_args(['in.pth', 'out/', '--format', 'pth']).file_format == 'pth'
-    assert parser.parse_args(['in.pth', 'out/']).file_format in cli.find('convnext_dense.weights.publish:FORMATS')
+    formats = cli.resolve_name('convnext_dense.weights.publish:FORMATS')
+    assert parser.parse_args(['in.pth', 'out/']).file_format in formats
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_trust_holds_during_the_call(monkeypatch):
 
     seen = []
     monkeypatch.setattr(cli, 'trust_checkpoints', trust)
-    monkeypatch.setattr(cli, 'find', lambda place: lambda **options: seen.append(bool(inside)))
+    monkeypatch.setattr(cli, 'resolve_name', lambda place: lambda **options: seen.append(bool(inside)))
     cli.main('test', [CONFIG, 'x.pth', '--trust-checkpoint'])
     cli.main('test', [CONFIG, 'x.pth'])
     assert seen == [True, False]
@@ -128,7 +129,7 @@ def test_traceback_on_demand(monkeypatch):
 
 
 def test_exit_code_of_the_doctor(monkeypatch):
-    monkeypatch.setattr(cli, 'find', lambda place: lambda: 1)
+    monkeypatch.setattr(cli, 'resolve_name', lambda place: lambda: 1)
     with pytest.raises(SystemExit) as leave:
         cli.main(arguments=['doctor'])
     assert leave.value.code == 1

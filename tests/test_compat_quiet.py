@@ -71,7 +71,7 @@ def test_a_listed_log_line_is_dropped_and_its_neighbours_are_shown(line, is_show
 def test_every_command_is_silenced(silence, monkeypatch, capsys):
     category, message, module = SAMPLES[0]
     monkeypatch.setitem(cli.COMMANDS, 'run', cli.Command('Run', 'a function', shown=True))
-    monkeypatch.setattr(cli, 'find', lambda place: lambda: shown(message, category, module))
+    monkeypatch.setattr(cli, 'resolve_name', lambda place: lambda: shown(message, category, module))
     cli.main('run', [])
     assert capsys.readouterr().out == 'False\n'
 

@@ -191,12 +191,12 @@ def test_the_newest_checkpoint_is_taken_whatever_the_note_says(run):
 
 
 def test_the_latest_checkpoint_is_found_after_a_move(tmp_path):
-    assert resume.latest_checkpoint(tmp_path) is None
+    assert not resume.candidates(tmp_path)
     for name in ('epoch_9.pth', 'epoch_10.pth'):
         (tmp_path / name).touch()
-    assert resume.latest_checkpoint(tmp_path) == tmp_path / 'epoch_10.pth'
+    assert resume.candidates(tmp_path)[0] == tmp_path / 'epoch_10.pth'
     (tmp_path / 'last_checkpoint').write_text('/where/it/was/epoch_9.pth')
-    assert resume.latest_checkpoint(tmp_path) == tmp_path / 'epoch_9.pth'
+    assert resume.candidates(tmp_path)[0] == tmp_path / 'epoch_9.pth'
 
 
 def test_damaged_checkpoints_are_passed_over_and_named(run):

@@ -196,19 +196,15 @@ def find_own_model(module: ModuleType) -> None:
     module.BaseInferencer._load_model_from_metafile = load_model_from_metafile
 
 
-for module, link, why, apply in (
-    (
-        'mmengine.config.config',
-        'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/config/utils.py#L17',
-        'only packages of OpenMMLab can be named in _base_',
-        find_own_base,
+CODE = 'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/'
+NO_BASE = 'only packages of OpenMMLab can be named in _base_'
+NO_MODEL = "an inferencer knows the models of its own library's index alone"
+for patch in (
+    Patch(
+        'find-own-base', MMENGINE, 'mmengine.config.config', NO_BASE, find_own_base, link=CODE + 'config/utils.py#L17'
     ),
-    (
-        'mmengine.infer.infer',
-        'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/infer/infer.py#L386',
-        "an inferencer knows the models of its own library's index alone",
-        find_own_model,
+    Patch(
+        'find-own-model', MMENGINE, 'mmengine.infer.infer', NO_MODEL, find_own_model, link=CODE + 'infer/infer.py#L386'
     ),
 ):
-    name = apply.__name__.replace('_', '-')
-    add_patch(Patch(name=name, packages=MMENGINE, module=module, link=link, why=why, apply=apply))
+    add_patch(patch)

@@ -32,7 +32,7 @@ from convnext_dense.speed import keep_boxes_precise, speed_up
 from convnext_dense.train import config as run_config
 from convnext_dense.train.launch import device_type
 from convnext_dense.train.mistakes import build_errors
-from convnext_dense.train.resume import latest_checkpoint
+from convnext_dense.train.resume import candidates
 from convnext_dense.train.screen import quiet, tell
 from convnext_dense.weights.meta import config_name, read_dataset, read_meta
 from convnext_dense.weights.sources import fetch
@@ -197,7 +197,7 @@ def find_checkpoint(source: str | os.PathLike) -> str:
     folder = Path(source)
     if folder.is_dir():
         best = sorted(folder.glob('best_*.pth'), key=lambda file: file.stat().st_mtime)
-        checkpoint = best[-1] if best else latest_checkpoint(folder)
+        checkpoint = best[-1] if best else next(iter(candidates(folder)), None)
         if checkpoint is None:
             raise UserError(
                 f'The folder {folder} holds no checkpoint. Give the work dir of a run, or a checkpoint file.'

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.compat.files import write_text
 from convnext_dense.report.objects import ERRORS, RECALLS
-from convnext_dense.train.page import image, page_text
+from convnext_dense.train.page import image, page_text, table
 
 MOST_CURVES = 10  # in one plot
 MOST_CELLS = 40  # classes in a plot of the confusion
@@ -110,13 +110,6 @@ def sections(report: Mapping[str, Any]) -> Iterator[str]:
         at = ', shares of the pixels of the true class'
     yield f'<h2>Confusion</h2><p>Rows: what is right; columns: what was predicted{at}.'
     yield image(draw_confusion(report), 'confusion of the classes')
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table."""
-    titles = ''.join(f'<th align="left">{html.escape(cell)}</th>' for cell in head)
-    body = ''.join(f'<tr>{"".join(f"<td>{html.escape(cell)}</td>" for cell in row)}</tr>' for row in rows)
-    return f'<table><tr>{titles}</tr>{body}</table>'
 
 
 def show(value: float | None) -> str:

@@ -26,7 +26,7 @@ class CountingRandomCrop(RandomCrop):
         box = self.draw(results['img'].shape)
         for _ in range(TRIES if self.cat_max_ratio < 1 else 0):
             counts = count_labels(self.crop(labels, box))
-            counts[VALUES == self.ignore_index] = 0
+            counts[self.ignore_index == VALUES] = 0
             if (counts > 0).sum() > 1 and counts.max() / counts.sum() < self.cat_max_ratio:
                 break
             box = self.draw(results['img'].shape)

@@ -23,7 +23,7 @@ from convnext_dense.compat.files import write_text
 from convnext_dense.data import check_run
 from convnext_dense.data.records import IMPORTED
 from convnext_dense.train.config import fit_classes
-from convnext_dense.train.page import image, listed, page_text
+from convnext_dense.train.page import image, listed, page_text, table
 from convnext_dense.train.pictures import draw_batch
 
 STRIDES = (4, 8, 16, 32, 64)  # of the maps that detectors look for objects on
@@ -134,15 +134,9 @@ def spread(values: Iterable[float]) -> str:
     return f'{values[0]:.0f} to {values[-1]:.0f}, half of them up to {values[(len(values) - 1) // 2]:.0f}'
 
 
-def escaped(value: object) -> str:
-    """Return a value as it can stand in a page."""
-    return html.escape(str(value))
-
-
 def page_parts(tables: Mapping[str, Mapping], notes: Sequence[str], picture: Path) -> Iterator[str]:
     """Yield the parts of a page: samples, tables and notes."""
     yield image(picture.read_bytes(), 'augmented samples')
-    for name, table in tables.items():
-        cells = ''.join(f'<tr><td>{escaped(key)}</td><td>{escaped(value)}</td></tr>' for key, value in table.items())
-        yield f'<h2>{escaped(name)}</h2><table>{cells}</table>'
+    for name, values in tables.items():
+        yield f'<h2>{html.escape(name)}</h2>{table((), values.items())}'
     yield listed(notes)

@@ -18,7 +18,8 @@ import torch
 
 from convnext_dense import configs
 from convnext_dense.compat.errors import UserError
-from convnext_dense.ladder import STEPS, ModernizedResNet, steps
+from convnext_dense.compat.files import write_text
+from convnext_dense.ladder import STEPS, ModernizedResNet, Step, steps
 from convnext_dense.train.screen import tell
 from convnext_dense.train.stats import STRIDE, count_call, count_config, format_markdown, measure_config, num_params
 from convnext_dense.train.summary import read_scalars
@@ -54,18 +55,11 @@ def climb(
     seeds: int = 3,
     jobs: int = 1,
 ) -> str:
-    """Count, measure and, on request, train every step; return a table.
+    """Count, measure and, on request, train every step; return a table. The options are those of the command.
 
     The table is also written to ``ladder.json`` and ``ladder.md``, and drawn as ``ladder.png``. What is finished in
-    ``out`` is not done again, so that a run that was interrupted goes on.
-
-    Args:
-        out: The folder to write to.
-        size: Width and height in pixels of the image with which a Mask R-CNN of each step is measured.
-        rounds: How often the steps are measured, in turns; medians are reported. 0: not at all.
-        train: Train UperNet with each step on the drawn data.
-        seeds: How many trainings each step gets.
-        jobs: How many trainings run at a time. With several, each has one thread.
+    ``out`` is not done again, so that a run that was interrupted goes on. ``size`` is width and height in pixels. Of
+    several trainings at a time, ``jobs``, each has one thread.
 
     Raises:
         UserError: A number is out of range, or a training fails.
@@ -77,7 +71,7 @@ def climb(
         )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [count_step(step) for step in steps()]
+    rows = [count_step(step) for step in STEPS]
     measured = measure_steps(folder / 'measured.json', tuple(size), rounds) if rounds else {}
     learned = train_steps(folder / 'runs', seeds, jobs) if train else read_steps(folder / 'runs')
     for row in rows:
@@ -91,23 +85,17 @@ def climb(
     return table
 
 
-def count_step(name: str) -> dict[str, object]:
+def count_step(step: Step) -> dict[str, object]:
     """Return a step's accuracies in the paper and its counted costs, at 224x224 and as Mask R-CNN at 1280x800."""
-    step = next(step for step in STEPS if step.name == name)
-    row = {'step': name, 'top-1': step.top1, 'top-1 large': step.top1_large}
+    row = {'step': step.name, 'top-1': step.top1, 'top-1 large': step.top1_large}
     for suffix, large in (('', False), (' large', True)):
         with torch.device('meta'):
-            backbone, image = ModernizedResNet(name, large).eval(), torch.empty(1, 3, 224, 224)
+            backbone, image = ModernizedResNet(step.name, large).eval(), torch.empty(1, 3, 224, 224)
         _, macs, _ = count_call(backbone, image)
         row[f'GFLOPs{suffix}'] = macs / 1e9
         row.setdefault('params (M)', num_params(backbone) / 1e6)
-    detector = count_config(step_config(f'mask_rcnn_{name}_coco'), (1280, 800)).parts['total']
+    detector = count_config(f'ladder/mask_rcnn_{step.name}_coco', (1280, 800)).parts['total']
     return row | {'detector params (M)': detector.params / 1e6, 'detector GFLOPs': detector.macs / 1e9}
-
-
-def step_config(name: str) -> Path:
-    """Return a config of the ladder: ``mask_rcnn_STEP_coco``, or ``upernet_STEP_shapes`` on the drawn data."""
-    return configs.config_folder() / f'ladder/{name}.py'
 
 
 def measure_steps(file: Path, size: tuple[int, int], rounds: int) -> dict[str, dict[str, float]]:
@@ -121,19 +109,17 @@ def measure_steps(file: Path, size: tuple[int, int], rounds: int) -> dict[str, d
         for step in steps():
             key = f'{step} {size[0]}x{size[1]} {turn}'
             if key not in known:
-                config = step_config(f'mask_rcnn_{step}_coco')
+                config = f'ladder/mask_rcnn_{step}_coco'
                 columns = measure_config(config, size, False, False) | measure_config(config, size, True, False)
                 known[key] = {name: columns[name] for name in MEASURED}
-                file.write_text(json.dumps(known, indent=1))
+                write_text(json.dumps(known, indent=1), file)
                 tell(f'measured: {key}')
             found[step].append(known[key])
-    return {step: medians(turns) for step, turns in found.items()}
-
-
-def medians(turns: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
-    """Return the median of each column over several measurements, without columns that could not be measured."""
-    names = [name for name in MEASURED if turns[0][name] is not None]
-    return {name: statistics.median(turn[name] for turn in turns) for name in names}
+    medians = {}
+    for step, turns in found.items():
+        names = [name for name in MEASURED if turns[0][name] is not None]  # others could not be measured here
+        medians[step] = {name: statistics.median(turn[name] for turn in turns) for name in names}
+    return medians
 
 
 def train_steps(folder: Path, seeds: int, jobs: int) -> dict[str, list[float]]:
@@ -150,7 +136,7 @@ def train_step(folder: Path, step: str, seed: int, jobs: int) -> None:
     if read_score(work_dir) is not None:
         return
     work_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, '-m', 'convnext_dense.cli', 'train', str(step_config(f'upernet_{step}_shapes'))]
+    command = [sys.executable, '-m', 'convnext_dense.cli', 'train', f'ladder/upernet_{step}_shapes']
     command += ['--work-dir', str(work_dir), '--resume', '--cfg-options', f'randomness.seed={seed}']
     environment = os.environ | ({'OMP_NUM_THREADS': '1'} if jobs > 1 else {})
     with (work_dir / 'output.txt').open('a') as output:
@@ -169,7 +155,7 @@ def read_steps(folder: Path) -> dict[str, list[float]]:
 
 def read_score(work_dir: Path) -> float | None:
     """Return the mIoU at the end of a run, in percent; None where it has not ended."""
-    last = configs.load_config(step_config('upernet_resnet_shapes')).train_cfg.max_iters
+    last = configs.load_config('ladder/upernet_resnet_shapes').train_cfg.max_iters
     rows = read_scalars(sorted(work_dir.glob('*/vis_data/scalars.json')))
     return next((row['mIoU'] for row in rows if row.get('step') == last and 'mIoU' in row), None)
 

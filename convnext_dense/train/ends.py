@@ -45,11 +45,7 @@ def caught_signals(runner: Runner) -> Iterator[None]:
 
 
 class SignalHandler:
-    """What the process of a run, and the workers of its data loaders, do with a signal.
-
-    Args:
-        runner: Gets the number of the first signal as ``signal``.
-    """
+    """Notes the first signal of a run as ``runner.signal``; the workers of its data loaders inherit it."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner, self.owner, self.first = runner, os.getpid(), 0.0
@@ -57,7 +53,8 @@ class SignalHandler:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; let a later Ctrl-C end the run at once."""
         if os.getpid() != self.owner:
-            linger(number)
+            if number == signal.SIGTERM:  # a worker of a data loader serves the step that is to be finished
+                signal.alarm(LINGER)
         elif self.runner.signal is None:
             self.runner.signal, self.first = number, time.monotonic()
             if process_rank() == 0:
@@ -65,12 +62,6 @@ class SignalHandler:
                 os.write(2, f'{signal.Signals(number).name}: the step is finished and saved{again}\n'.encode())
         elif number == signal.SIGINT and time.monotonic() - self.first > REPEATED:
             raise KeyboardInterrupt
-
-
-def linger(number: int) -> None:
-    """Let a worker of a data loader, which has inherited the handler, serve the step that is to be finished."""
-    if number == signal.SIGTERM:  # the others are no reason for it to end
-        signal.alarm(LINGER)
 
 
 class StopHook(Hook):

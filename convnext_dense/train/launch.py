@@ -68,10 +68,7 @@ def join_group(timeout: float) -> None:
     """Let the processes that torchrun has started meet where MMEngine, which does it otherwise, cannot.
 
     MMEngine asks for a GPU. After a restart, PyTorch 2.14 hands out addresses of processes that have gone, so that each
-    start gets names of its own.
-
-    Args:
-        timeout: Seconds for which a process waits for the others.
+    start gets names of its own. A process waits ``timeout`` seconds for the others.
     """
     restarts, is_cuda = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)), device_type() == 'cuda'
     if is_in_group() or (is_cuda and not restarts):
@@ -198,7 +195,7 @@ def say_once(text: str) -> None:
     the mark. No process ends before the message is on the screen, because its launcher would then end the others.
     """
     slate = shared_file()
-    if slate is None:
+    if slate is None or fcntl is None:
         print(text, file=sys.stderr, flush=True)
         return
     with slate.open('a') as file:

@@ -53,10 +53,8 @@ class FiniteHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Look at the gradients before each step of an optimizer from now on."""
         self.wrappers = wrappers_of(runner.optim_wrapper)
-        self.handles = [
+        for wrapper in self.wrappers:
             wrapper.optimizer.register_step_pre_hook(lambda *_, wrapper=wrapper: self.check(wrapper))
-            for wrapper in self.wrappers
-        ]
         model = unwrap_model(runner.model)
         self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # such as running means
         self.copies = [buffer.clone() for buffer in self.buffers]

@@ -49,14 +49,9 @@ def prepare_data(
 ) -> Path:
     """Import data for a config, and return the config file for it: ``OUT/data.py``.
 
-    A file that is there already, for the same data, is taken as it is: the user may have edited it.
-
-    Args:
-        config: Of a detector or a segmentor, as for :func:`~convnext_dense.configs.load_config`.
-        source: The data, as for :func:`~convnext_dense.data.importing.import_data`, like the options.
-        out: The folder to write to.
-        batch: Images for a step, which the schedule follows; 'auto' and None leave the config's.
-        **options: Of ``import_data``.
+    A file that is there already, for the same data, is taken as it is: the user may have edited it. ``source`` and the
+    options are those of :func:`~convnext_dense.data.importing.import_data`. The schedule follows ``batch``, the images
+    of a step; 'auto' and None leave the config's.
 
     Raises:
         UserError: The data cannot be read, or does not suit the config.
@@ -72,7 +67,7 @@ def prepare_data(
             raise UserError(
                 f'{file} exists, for other data or another config. Choose another --work-dir, or remove it.'
             )
-        show(f'config      {file}, as it is; remove it to read the data again')
+        print(f'config      {file}, as it is; remove it to read the data again', file=sys.stderr)
         return file
     cfg = configs.load_config(config)
     task = SCOPES.get(cfg.get('default_scope'))
@@ -93,7 +88,7 @@ def prepare_data(
     if batch not in (None, 'auto'):
         changes['train_dataloader', 'batch_size'] = cfg.train_dataloader.batch_size
     advice = 'Edit it as you like; it is a config like any other.'
-    show(f'{found.describe()}\nschedule    {describe_schedule(changes)}\nconfig      {file}')
+    print(f'{found.describe()}\nschedule    {describe_schedule(changes)}\nconfig      {file}', file=sys.stderr)
     text = config_text(
         f'{heading}\n\n{advice}\n', package_name(configs.find_config(config).absolute()), nest(cfg, changes)
     )
@@ -115,11 +110,6 @@ def learns_masks(cfg: Config, found: Imported) -> bool:
     if not found.has_masks:
         found.notes.append('the objects have boxes and no masks: the model gets no mask heads')
     return found.has_masks
-
-
-def show(text: str) -> None:
-    """Print what became of the data on standard error, as all that is no result."""
-    print(text, file=sys.stderr)
 
 
 def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> Changes:
@@ -161,7 +151,7 @@ def data_changes(cfg: Config, found: Imported, task: str, with_masks: bool) -> C
 
 def preprocessor_changes(cfg: Config, images: ImageKind, task: str) -> Changes:
     """Return what a model needs for images smaller than a segmentor's crop, and of other channels than three."""
-    given = plain(cfg.model.get('data_preprocessor') or {})
+    given = cfg.model.get('data_preprocessor') or {}
     padded = {} if task == 'det' or given.get('size') or given.get('size_divisor') else {'size': crop_size(cfg)}
     if images.mean is None:
         return {('model', 'data_preprocessor', key): value for key, value in padded.items()}
@@ -196,13 +186,7 @@ def pipeline_of(
 ) -> Source | list:
     """Return the pipeline of a dataset that reads files, by the name of its variable where it needs no change.
 
-    Args:
-        cfg: The config.
-        dataset: Its dataset.
-        found: The data.
-        split: 'train', 'val' or 'test'.
-        with_masks: Masks are learned.
-        is_cropped: Images of all sizes become batches, also where the config is for images of one size.
+    With ``is_cropped``, images of all sizes become batches, also where the config is for images of one size.
     """
     pipeline = copy.deepcopy(list(dataset.get('pipeline') or []))
     if is_cropped and not any(step.get('type') in CROPS for step in walk(cfg.get('train_dataloader'))):
@@ -218,14 +202,7 @@ def pipeline_of(
     for name in (f'{split}_pipeline', 'test_pipeline'):
         if pipeline == list(cfg.get(name) or ()):
             return Source(f'_base_.{name}')
-    return plain(pipeline)
-
-
-def plain(node: Any) -> Any:
-    """Return a node of a config as plain dicts, lists and tuples."""
-    if isinstance(node, Mapping):
-        return {key: plain(value) for key, value in node.items()}
-    return type(node)(map(plain, node)) if isinstance(node, list | tuple) else node
+    return pipeline
 
 
 def head_changes(cfg: Config, num_classes: int, with_masks: bool) -> Changes:
@@ -245,7 +222,7 @@ def differences(old: Any, new: Any, path: tuple) -> Iterator[tuple[tuple, Any]]:
         for key in new:
             yield from differences(old[key], new[key], (*path, key))
     elif old != new:
-        yield path, new_list(old, new, path) if isinstance(new, list) else plain(new)
+        yield path, new_list(old, new, path) if isinstance(new, list) else new
 
 
 def new_list(old: list, new: list, path: tuple) -> Source | list:
@@ -254,7 +231,7 @@ def new_list(old: list, new: list, path: tuple) -> Source | list:
     if len(counts) != 1 or [{**each, 'num_classes': None} for each in old] != [
         {**each, 'num_classes': None} for each in new
     ]:
-        return plain(new)
+        return new
     return Source(f'[dict(head, num_classes={counts.pop()}) for head in _base_.{dotted(path)}]')
 
 
@@ -278,7 +255,7 @@ def schedule_changes(cfg: Config, num_images: int, task: str) -> Changes:
     changes: Changes = {
         ('train_cfg', 'max_epochs' if by_epoch else 'max_iters'): new,
         ('train_cfg', 'val_interval'): every,
-        ('param_scheduler',): [scaled(plain(s), new / old, total, by_epoch) for s in walk(cfg.get('param_scheduler'))],
+        ('param_scheduler',): [scaled(dict(s), new / old, total, by_epoch) for s in walk(cfg.get('param_scheduler'))],
     }
     if 'checkpoint' in (cfg.get('default_hooks') or {}):
         changes['default_hooks', 'checkpoint', 'interval'] = every
@@ -288,13 +265,9 @@ def schedule_changes(cfg: Config, num_images: int, task: str) -> Changes:
 
 
 def scaled(schedule: dict, factor: float, total: int, by_epoch: bool) -> dict:
-    """Return a phase of the lr for a training of another length.
+    """Return a phase of the lr, an entry of ``param_scheduler``, for a training that is ``factor`` times as long.
 
-    Args:
-        schedule: One entry of ``param_scheduler``.
-        factor: New length over old.
-        total: Iterations of the new training.
-        by_epoch: The training counts epochs.
+    The new one has ``total`` iterations; with ``by_epoch`` it counts epochs.
     """
     if by_epoch and not schedule.get('by_epoch', True):  # the warm-up, in iterations
         end = schedule.get('end')

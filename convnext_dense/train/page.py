@@ -22,6 +22,13 @@ def listed(lines: Iterable[str]) -> str:
     return f'<ul>{"".join(f"<li>{html.escape(line)}</li>" for line in lines)}</ul>'
 
 
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a table."""
+    titles = ''.join(f'<th align="left">{html.escape(cell)}</th>' for cell in head)
+    body = ''.join(f'<tr>{"".join(f"<td>{html.escape(str(cell))}</td>" for cell in row)}</tr>' for row in rows)
+    return f'<table><tr>{titles}</tr>{body}</table>'
+
+
 def image(content: bytes, text: str = '', kind: str = 'png') -> str:
     """Return a picture, with the text that stands for it, from the bytes of a PNG file, or of one of another kind."""
     return f'<img src="data:image/{kind};base64,{base64.b64encode(content).decode()}" alt="{html.escape(text)}">'

@@ -34,11 +34,7 @@ def draw_batch(
 ) -> None:
     """Write a PNG with training samples and their ground truth, as the pipeline gives them to the model.
 
-    Args:
-        visualizer: Of the run.
-        inputs: Images (channels, H, W) before normalisation, BGR; of other channels the first is shown in grey.
-        samples: The data samples of the images.
-        file: Where to write.
+    ``inputs`` are images (channels, H, W) before normalisation, BGR; of other channels the first is shown in grey.
     """
     images = [as_rgb(image) for image in inputs[:MOST]]
     drawn = [draw(visualizer, image, sample, draw_pred=False) for image, sample in zip(images, samples, strict=False)]

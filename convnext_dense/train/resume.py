@@ -102,11 +102,6 @@ def newest_sound(cfg: Config) -> tuple[Path | None, dict, list[str]]:
     return None, {}, notes
 
 
-def latest_checkpoint(work_dir: Path) -> Path | None:
-    """Return the checkpoint that a run in this folder wrote last; None where there is none."""
-    return next(iter(candidates(work_dir)), None)
-
-
 def how_to_continue(cfg: Config) -> str:
     """Return a sentence on the checkpoint with which a training that has ended early goes on."""
     file = next(iter(checkpoints_of(cfg)), None)
@@ -121,9 +116,7 @@ def checkpoints_of(cfg: Config) -> list[Path]:
 def candidates(work_dir: Path, hook: Mapping = MappingProxyType({})) -> list[Path]:
     """Return the checkpoints of a run: the one that MMEngine noted, wherever the folder is now, then the newest.
 
-    Args:
-        work_dir: Of the run.
-        hook: Config of its checkpoint hook, which may give other names or another place.
+    ``hook`` is the config of the run's checkpoint hook, which may give other names or another place.
     """
     templates = dict.fromkeys(filter(None, (hook.get('filename_tmpl'), 'epoch_{}.pth', 'iter_{}.pth')))
     folders = [work_dir] + ([Path(hook['out_dir'], work_dir.name)] if hook.get('out_dir') else [])

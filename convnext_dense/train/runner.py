@@ -34,7 +34,7 @@ from convnext_dense.train.resume import INEXACT, STATE_KEY, restore, training_st
 from convnext_dense.train.saves import SafeCheckpointHook
 from convnext_dense.train.screen import tame_console
 from convnext_dense.train.shards import divide, shard, whole_state
-from convnext_dense.train.steps import LOOPS_BY_STEPS, MissedValidationHook, StepBatches, StepSeedHook, seed_batches
+from convnext_dense.train.steps import LOOPS_BY_STEPS, MissedValidationHook, StepBatches, StepSeedHook, load_batch
 
 STAMP = '%Y%m%d_%H%M%S'  # how MMEngine writes the start of a run
 
@@ -151,14 +151,9 @@ class OneLineRunner(Runner):
         """Whether each process has a part of the model."""
         return self.cfg.get('fsdp', False) and self.distributed
 
-    @property
-    def timeout(self) -> float:
-        """Seconds for which a process waits for another one, or for its data."""
-        return run_timeout(self.cfg)
-
     def train(self) -> nn.Module:
         """Train; signals and mistakes in the middle of it are those of all processes."""
-        self.roll_call = RollCall(self.timeout)
+        self.roll_call = RollCall(run_timeout(self.cfg))
         try:
             return super().train()
         finally:
@@ -191,7 +186,7 @@ class OneLineRunner(Runner):
             loader.__class__ = EndingLoader
         speed_up_data(loader.dataset)
         if isinstance(loader.batch_sampler, StepBatches):
-            seed_batches(loader.dataset)
+            loader.dataset.__getitems__ = functools.partial(load_batch, loader.dataset)  # PyTorch asks it for a batch
         return loader
 
     @functools.cached_property

@@ -42,10 +42,6 @@ class OwnFiles(LocalBackend):
     """The local disk, as a hook sees it that deletes checkpoints: nothing goes at once, and nothing of others.
 
     A file is known by its name: one that a run has noted with the path of another folder is looked for in this one.
-
-    Args:
-        folder: Where the checkpoints are.
-        names: Those of checkpoints.
     """
 
     def __init__(self, folder: Path, names: re.Pattern) -> None:

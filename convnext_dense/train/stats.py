@@ -317,8 +317,8 @@ def prepare_step(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool
     if not cfg.get('optim_wrapper') or not cfg.get('train_dataloader'):
         raise ValueError('a training step needs optim_wrapper and train_dataloader')
     wrapper_cfg = run_config.without_amp(cfg.optim_wrapper)
-    if amp and torch.cuda.is_available():
-        wrapper_cfg['type'] = 'AmpOptimWrapper'  # MMEngine has none on a CPU
+    if amp:
+        wrapper_cfg['type'] = 'AmpOptimWrapper' if torch.cuda.is_available() else 'BFloat16OptimWrapper'
     crop = (cfg.model.get('data_preprocessor') or {}).get('size')
     side = crop[0] if crop else round_up(math.sqrt(size[0] * size[1]))
     model = revert_sync_batchnorm(model)
@@ -327,12 +327,8 @@ def prepare_step(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool
     MessageHub.get_current_instance().update_info_dict(dict(epoch=0, iter=0))  # for which a few heads ask
     wrapper, num_images = build_optim_wrapper(model, wrapper_cfg), cfg.train_dataloader.get('batch_size', 1)
     batch = samples.draw_for(cfg, range(num_images), True, side)
-
-    def work() -> object:
-        with torch.autocast('cpu', enabled=amp and not torch.cuda.is_available()):
-            return model.train_step(copy.deepcopy(batch), wrapper)
-
-    return work, {'step images': f'{num_images} x {side}x{side}'}
+    images = {'step images': f'{num_images} x {side}x{side}'}
+    return lambda: model.train_step(copy.deepcopy(batch), wrapper), images
 
 
 def resident_bytes(field: str) -> float:

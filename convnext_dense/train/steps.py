@@ -4,7 +4,6 @@ Both follow from the seed, the process and the number of the step. A training th
 what one without a break does, with any number of workers, and whatever was validated or loaded ahead in between.
 """
 
-import functools
 import itertools
 import random
 from collections.abc import Iterator, Mapping
@@ -128,11 +127,6 @@ class StepBatches:
                 yield places
             if places is None:  # an empty dataset
                 return
-
-
-def seed_batches(dataset: Dataset) -> None:
-    """Let a dataset load a :class:`StepBatch` by :func:`load_batch`, through the method that PyTorch asks for one."""
-    dataset.__getitems__ = functools.partial(load_batch, dataset)
 
 
 def load_batch(dataset: Dataset, batch: list[int]) -> list:

@@ -40,13 +40,11 @@ class RunSummaryHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Start the clock."""
         self.started, self.first_iter = time.monotonic(), runner.iter
-        self.is_first = True
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Draw the first batch as the model gets it."""
-        if self.is_first and hasattr(runner.visualizer, 'dataset_meta'):
+        if runner.iter == self.first_iter and hasattr(runner.visualizer, 'dataset_meta'):
             self.draw_first_batch(runner, data_batch)
-        self.is_first = False
 
     @master_only
     def draw_first_batch(self, runner: Runner, batch: dict) -> None:

@@ -43,11 +43,9 @@ MOST_IMAGES = 256  # of a batch that is tried
 
 
 def apply_switches(cfg: Config, **given: Any) -> list[str]:
-    """Change a config as the switches say, and return a note on each.
+    """Change the config of a training as the switches say, and return a note on each.
 
-    Args:
-        cfg: Of a training; it is changed.
-        **given: Names of :data:`SWITCHES` and their values; None and False change nothing.
+    ``given`` are names of :data:`SWITCHES` and their values; None and False change nothing.
 
     Raises:
         UserError: A value is out of range, or the config has nothing that the switch could change.
@@ -188,7 +186,7 @@ def scaled(value: Any, factor: float) -> Any:
 def set_batch(cfg: Config, value: str) -> str:
     """Take so many images for a step, or as many as the GPU holds."""
     if value != 'auto':
-        if not value.isdigit() or int(value) < 1:
+        if not value.isdecimal() or int(value) < 1:
             raise UserError(f'--batch takes auto, or a number of 1 or more; got {value!r}.')
         cfg.train_dataloader.batch_size = int(value)
         return f'--batch: {value} images for each process and step'
