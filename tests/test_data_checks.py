@@ -425,7 +425,7 @@ def test_missing_images(coco):
         (coco.images / f'{index}.jpg').unlink()
     message = coco.error()
     assert f'6 of 8 images named in {coco.file} are missing: {coco.images / "0.jpg"}, ' in message
-    assert '4.jpg, .... ' in message
+    assert '4.jpg, ... (6). ' in message
     assert '5.jpg' not in message
     assert f'The folder {coco.images} holds 6.jpg, 7.jpg.' in message
     assert 'Add the files, or correct the folders and suffixes in train_dataloader.dataset.' in message

@@ -139,7 +139,10 @@ def write_shapes(
         UserError: A parameter is out of range, or something else is in the folder's place, or it cannot be written.
     """
     parameters = dict(version=FORMAT_VERSION, seed=seed, num_train=num_train, num_val=num_val, size=size)
-    _check_parameters(parameters)
+    for name, (low, high) in RANGES.items():
+        value = parameters[name]
+        if type(value) is not int or not low <= value <= high:
+            raise UserError(f'{name}={value!r} for the drawn data set: give a whole number from {low} to {high}.')
     root = Path(root).expanduser()
     target = root.resolve()  # through links: only a real folder can be renamed into place
     try:
@@ -154,13 +157,6 @@ def write_shapes(
             'Choose a folder on a disk that is writable and has room, or mend the cause and start again.'
         ) from error
     return root
-
-
-def _check_parameters(parameters: dict[str, int]) -> None:
-    for name, (low, high) in RANGES.items():
-        value = parameters[name]
-        if type(value) is not int or not low <= value <= high:
-            raise UserError(f'{name}={value!r} for the drawn data set: give a whole number from {low} to {high}.')
 
 
 def _is_written(target: Path, parameters: dict[str, int]) -> bool:

@@ -31,10 +31,10 @@ class LoadDeferredImage:
             content = fileio.get(results['img_path'], backend_args=self.load.backend_args)
         except OSError:
             return self.load(results)  # which says what is wrong with it
-        header = read_header(io.BytesIO(content))
-        if header is None or header.kind != 'JPEG':
+        size, kind = read_header(io.BytesIO(content))
+        if kind != 'JPEG':
             return self.load(results)
-        shape = header.size[::-1]
+        shape = size[::-1]
         return {**results, 'img_bytes': content, 'img_shape': shape, 'ori_shape': shape}
 
 

@@ -26,7 +26,7 @@ from convnext_dense.data.annotation import polygon_area
 from convnext_dense.data.formats import FORMATS, recognise
 from convnext_dense.data.formats.masks import LabelMaps, recoded
 from convnext_dense.data.pictures import ImageKind, distinct_colours, find_kind
-from convnext_dense.data.records import IMPORTED, Collection, Picture, Thing
+from convnext_dense.data.records import IMPORTED, Collection, Picture, Thing, distinct
 from convnext_dense.data.splits import complete_splits
 
 BACKGROUND = 'background'
@@ -240,8 +240,7 @@ def rename_classes(collection: Collection, names: list[str], is_numbered: bool) 
         UserError: A name is there twice, or there are too few.
     """
     own = collection.classes
-    if len(set(names)) != len(names):
-        raise UserError(f'--classes names a class twice: {", ".join(names)}.')
+    distinct(names, '--classes')
     if set(own) <= set(names) and not isinstance(collection, LabelMaps):
         number = [names.index(name) for name in own]
         for picture in collection.pictures:
@@ -280,10 +279,10 @@ def write_det(collection: Collection, folder: Path, with_masks: bool, base: Path
         things = [thing for picture in pictures for thing in picture.things]
         if with_masks and (without := sum(not thing.segmentation for thing in things)):
             collection.notes.append(f'{split}: {without} objects have no mask; they are neither learned nor counted')
-        if all(thing.is_crowd for thing in things) and split == 'train':
-            cure = faults or 'Add annotations.'
-            raise UserError(f'{collection.root}: the training images have no object to learn from. {cure}')
         if all(thing.is_crowd for thing in things):
+            if split == 'train':
+                cure = faults or 'Add annotations.'
+                raise UserError(f'{collection.root}: the training images have no object to learn from. {cure}')
             collection.notes.append(f'the {split} images have no object, so that they give no scores')
         write_text(json.dumps(coco_of(pictures, collection.classes, with_masks, base)), folder / f'{split}.json')
 
@@ -312,7 +311,7 @@ def annotation_of(thing: Thing, with_masks: bool) -> dict[str, Any]:
     if isinstance(segmentation, list):
         area = sum(map(polygon_area, segmentation))
     elif segmentation:
-        area = float(sum(mask_of(thing, *reversed(segmentation['size'])).ravel()))
+        area = float(mask_of(thing, *reversed(segmentation['size'])).sum())
     entry = {'bbox': [x, y, w, h], 'area': area, 'iscrowd': int(is_crowd)}
     return {**entry, 'segmentation': segmentation} if segmentation else entry
 

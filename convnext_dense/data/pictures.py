@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -22,51 +23,40 @@ BITS, BANDS, EXTRA_BANDS = 258, 277, 338  # tags of a TIFF file
 OPACITY = ((1,), (2,))  # of the extra band, multiplied with the colours or not
 PERCENTILES = (0.5, 99.5)  # of an image's values, which become 0 and 255
 PLAIN_MODES = ('1', 'L', 'P', 'LA', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')  # of Pillow, with 8 bits
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for damaged files
 MOST_LOOKED_AT = 200  # images of a data set
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
     """Return width and height in pixels as an image is loaded, turned as EXIF says; None where it cannot be read."""
-    if path.suffix.lower() in TIFF and not is_plain(path):  # Pillow shows one page, or knows no such bands
-        return tiff_size(path)
-    header = read_header(path)
-    return None if header is None else header.size
-
-
-class Header(NamedTuple):
-    """What Pillow reads without the pixels.
-
-    Attributes:
-        size: Width and height in pixels as an image is loaded, turned as EXIF says.
-        kind: Pillow's name of the format.
-    """
-
-    size: tuple[int, int]
-    kind: str
-
-
-def read_header(file: Path | BinaryIO) -> Header | None:
-    """Return the header of an image file; None where it cannot be read."""
+    if path.suffix.lower() not in TIFF or is_plain(path):
+        return read_header(path)[0]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of very large images and odd EXIF
-            with Image.open(file) as image:
-                tags = image.getexif()
-                if image.format != 'TIFF' and XMP & set(image.info):  # Pillow turns by it too, OpenCV does not
-                    tags = Image.Exif()
-                    tags.load(image.info.get('exif'))
-                is_turned = tags.get(ExifTags.Base.Orientation, 1) in TURNED
-                return Header(image.size[::-1] if is_turned else image.size, image.format)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-
-
-def tiff_size(path: Path) -> tuple[int, int] | None:
-    """Return width and height of a TIFF file of any kind; None where it cannot be read."""
-    try:
-        return read_bands(path).shape[1::-1]
+        return read_bands(path).shape[1::-1]  # Pillow shows one page, or knows no such bands
     except UserError:
         return None
+
+
+def read_header(file: Path | BinaryIO) -> tuple[tuple[int, int] | None, str | None]:
+    """Return the size of an image, as :func:`image_size`, and Pillow's name of its format; None, None for others."""
+    try:
+        with silent(), Image.open(file) as image:
+            tags = image.getexif()
+            if image.format != 'TIFF' and XMP & set(image.info):  # Pillow turns by it too, OpenCV does not
+                tags = Image.Exif()
+                tags.load(image.info.get('exif'))
+            is_turned = tags.get(ExifTags.Base.Orientation, 1) in TURNED
+            return image.size[::-1] if is_turned else image.size, image.format
+    except UNREADABLE:
+        return None, None
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Hide Pillow's warnings of very large images and odd EXIF; outside of threads, for all of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
 
 
 def read_bands(path: Path) -> np.ndarray:
@@ -225,22 +215,20 @@ def find_kind(paths: Sequence[Path]) -> ImageKind:
     odd = [path for path in paths if not is_plain(path)]
     if not odd:
         return ImageKind()
-    bands = {path: read_bands(path) for path in odd}
-    channels = {1: 3}.get(bands[odd[0]].shape[2], bands[odd[0]].shape[2])
-    for path, values in bands.items():
-        if (values.shape[2] == 1) != (bands[odd[0]].shape[2] == 1) and values.shape[2] != channels:
+    bands, types, ends = zip(*map(summarise, odd), strict=True)
+    channels = {1: 3}.get(bands[0], bands[0])
+    for path, number in zip(odd, bands, strict=True):
+        if (number == 1) != (bands[0] == 1) and number != channels:
             raise UserError(
-                f'The image {odd[0]} has {bands[odd[0]].shape[2]} bands, and {path} has {values.shape[2]}. Take out '
-                'those of the other kind.'
+                f'The image {odd[0]} has {bands[0]} bands, and {path} has {number}. Take out those of the other kind.'
             )
-    deep = [values for values in bands.values() if values.dtype != np.uint8]
+    deep = [each for each in types if each != np.uint8]
     stretch, notes = None, []
     if deep:
-        finite = [values[np.isfinite(values)] for values in deep]
-        ends = np.array([np.percentile(values, PERCENTILES) for values in finite if values.size] or [(0, 1)])
-        stretch = (round(float(ends[:, 0].min()), 6), round(float(ends[:, 1].max()), 6))
+        low, high = zip(*([pair for pair in ends if pair is not None] or [(0, 1)]), strict=True)
+        stretch = (round(float(min(low)), 6), round(float(max(high)), 6))
         notes.append(
-            f'{deep[0].dtype} images: {stretch[0]:g} becomes 0 and {stretch[1]:g} becomes 255, the smallest '
+            f'{deep[0]} images: {stretch[0]:g} becomes 0 and {stretch[1]:g} becomes 255, the smallest '
             f'{PERCENTILES[0]}th and the largest {PERCENTILES[1]}th percentile of {len(deep)} images; see LoadAnyImage '
             'in the config'
         )
@@ -251,17 +239,22 @@ def find_kind(paths: Sequence[Path]) -> ImageKind:
     return ImageKind(channels, False, stretch, mean, std, tuple(notes))
 
 
+def summarise(path: Path) -> tuple[int, np.dtype, np.ndarray | None]:
+    """Return how many bands an image has, their type, and the percentiles of the values of other types than 8 bits."""
+    values = read_bands(path)
+    finite = values[np.isfinite(values)] if values.dtype != np.uint8 else values[:0]
+    return values.shape[2], values.dtype, np.percentile(finite, PERCENTILES) if finite.size else None
+
+
 def is_plain(path: Path) -> bool:
     """Tell by the header of an image whether it has 8 bits and the colours of a picture."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            with Image.open(path) as image:
-                if image.mode not in PLAIN_MODES or (image.format == 'TIFF' and not is_plain_tiff(image)):
-                    return False
+        with silent(), Image.open(path) as image:
+            if image.mode not in PLAIN_MODES or (image.format == 'TIFF' and not is_plain_tiff(image)):
+                return False
         with path.open('rb') as opened:
             head = opened.read(26)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except UNREADABLE:
         return False
     return not (head.startswith(b'\x89PNG') and head[24] == 16)  # of which Pillow shows 8 bits
 
@@ -273,15 +266,10 @@ def is_plain_tiff(image: Image.Image) -> bool:
     return not is_deep and image.n_frames == 1 and ((bands or 1) in (1, 3) or (bands == 4 and extra in OPACITY))
 
 
-def measure(
-    paths: Sequence[Path], channels: int = 3, stretch: Sequence[float] | None = None
-) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel over images, for ``data_preprocessor``.
+def measure(paths: Sequence[Path], channels: int, stretch: Sequence[float] | None) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel over images as :func:`read_image` returns them.
 
-    Args:
-        paths: The images; each counts alike, whatever its size.
-        channels: As for :func:`read_image`; the result is in the same order.
-        stretch: As for :func:`read_image`.
+    Each image counts alike, whatever its size.
     """
     sums = np.zeros((2, channels))
     for path in paths:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from convnext_dense.compat.errors import UserError, shorten
@@ -209,10 +211,33 @@ def bare_name(file: Path) -> str:
     return name or file.stem
 
 
-def name_first(title: str, files: Iterable[Path]) -> str:
-    """Say what files were found by the first of them; empty where there are none."""
-    first = next(iter(files), None)
-    return f'{title}: {first.name} and others' if first else ''
+def read_json(file: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Return what a JSON file holds: an object with these keys, of which the first has a list.
+
+    Raises:
+        UserError: It is something else.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{file} is not JSON: {error}. Export or copy it again.') from error
+    if not isinstance(content, dict) or not isinstance(content.get(keys[0]), list):
+        raise UserError(f'{file} has no list "{keys[0]}". Such files have {", ".join(keys)}. Export it again.')
+    return content
+
+
+def distinct(names: Sequence[str], place: object) -> Sequence[str]:
+    """Return names of classes, each of which is there once, for those after a second one would count one too many.
+
+    Raises:
+        UserError: One is there twice.
+    """
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(
+            f'{place} names {shorten(twice, 8)} more than once. Give each class a name of its own; where several '
+            'values of label maps are of one class, write "VALUE NAME" lines.'
+        )
+    return names
 
 
 def fold(name: str) -> str:
@@ -241,9 +266,8 @@ KEYS: tuple[Callable[[Sequence[str]], str], ...] = (
     lambda parts: fold(parts[-1]),
     lambda parts: fold_stem(parts[-1]),
 )
-BESIDE_IMAGES = re.compile(
-    r'(^|[^a-z])(ann|label|json|xml)', re.I
-)  # folders of annotations, whose images lie beside them
+# folders of annotations, whose images lie beside them
+BESIDE_IMAGES = re.compile(r'(^|[^a-z])(ann|label|json|xml)', re.I)
 
 
 class ImageIndex:

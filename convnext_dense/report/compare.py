@@ -13,8 +13,9 @@ from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data import open_wrappers
 from convnext_dense.data.annotation import number
 from convnext_dense.data.checks.configs import SEGMENTATION_TYPES
-from convnext_dense.data.formats.coco import class_names, plain, read_json
+from convnext_dense.data.formats.coco import KEYS, class_names, plain
 from convnext_dense.data.formats.masks import read_label_map
+from convnext_dense.data.records import read_json
 from convnext_dense.predict.exported import ExportedModel
 from convnext_dense.predict.inputs import find_sources
 from convnext_dense.predict.model import load_model
@@ -101,7 +102,7 @@ def read_right(annotations: Path, classes: tuple[str, ...]) -> dict[str, list[di
     Raises:
         UserError: The file is no sound COCO JSON, or has classes that the model does not know.
     """
-    content = read_json(annotations)
+    content = read_json(annotations, KEYS)
     names = class_names(annotations, content)
     if unknown := [name for name in names.values() if name not in classes]:
         raise UserError(f'{annotations} has the classes {shorten(unknown)}, and the model knows {shorten(classes, 8)}.')

@@ -10,17 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from convnext_dense.compat.files import write_text
-from convnext_dense.configs import (
-    Changes,
-    apply,
-    at,
-    config_text,
-    dotted,
-    find_config,
-    model_scope,
-    nest,
-    package_name,
-)
+from convnext_dense.configs import Changes, apply, at, config_text, dotted, find_config, model_scope, nest, package_name
 from convnext_dense.swap.fit import fit_model, match_maps
 from convnext_dense.swap.proof import prove
 from convnext_dense.swap.read import STRIDES, Map, backbone_maps, find_owner, read_config, type_name

@@ -25,6 +25,7 @@ from convnext_dense.data.records import IMPORTED
 from convnext_dense.train.config import fit_classes
 from convnext_dense.train.page import image, listed, page_text, table
 from convnext_dense.train.pictures import draw_batch
+from convnext_dense.train.switches import check_count
 
 STRIDES = (4, 8, 16, 32, 64)  # of the maps that detectors look for objects on
 SCALE = 8  # anchors are so many strides wide
@@ -52,8 +53,9 @@ def browse(
         The numbers, and where the files are.
 
     Raises:
-        UserError: The config or its data cannot be read.
+        UserError: The config or its data cannot be read, or no sample is asked for.
     """
+    check_count('--samples', samples)
     cfg = configs.load_config(config, cfg_options)
     if not cfg.get('train_dataloader'):
         raise UserError(f'The config {config} has no train_dataloader, so that there is nothing to look at.')

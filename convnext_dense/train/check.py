@@ -185,6 +185,6 @@ def same_pairs(ours: Sequence[tuple[str, int]], theirs: Sequence[tuple[str, int]
     for i, (digest, bits) in enumerate(ours):
         differing = np.unpackbits((other ^ np.uint64(bits)).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
         is_flat = bits in (0, 2**64 - 1)  # an image of one colour, whose hash says nothing
-        near = [] if is_flat else np.flatnonzero(differing <= NEAR).tolist()
-        pairs += [(i, j) for j in dict.fromkeys([*near, *(j for j, each in enumerate(theirs) if each[0] == digest)])]
+        near = np.flatnonzero(differing <= NEAR).tolist()
+        pairs += [(i, j) for j in near if not is_flat or theirs[j][0] == digest]
     return pairs

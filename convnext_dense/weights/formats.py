@@ -341,11 +341,7 @@ RESNET = Format(
         *(
             Row(f'layer{s + 1}.{{b}}.{theirs}', f'stages.{s}.{{b}}.{ours}')
             for s in range(4)
-            for theirs, ours in (
-                ('conv{i}.', 'conv{i}.'),
-                ('bn{i}.', 'norm{i}.'),
-                ('downsample.{i}.', 'shortcut.{i}.'),
-            )
+            for theirs, ours in (('conv{i}.', 'conv{i}.'), ('bn{i}.', 'norm{i}.'), ('downsample.{i}.', 'shortcut.{i}.'))
         ),
     ),
     left_out={'fc.': 'classifier'},

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.annotation import MOST_PIXELS, FaultError, lies_apart, read_segmentation
 from convnext_dense.data.checks.files import (
     check_files,
@@ -169,14 +169,11 @@ def _odd_fields(coco: dict[str, list], ann_file: str | os.PathLike) -> Iterator[
             continue
         for field, kind in fields.items():
             if odd := [i for i, entry in enumerate(entries) if not isinstance(entry.get(field), kind)]:
-                fault = (
-                    f'{name}[{odd[0]}] with {entries[odd[0]][field]!r}'
-                    if field in entries[odd[0]]
-                    else f'{name}[{odd[0]}] without it'
-                )
+                first = entries[odd[0]]
+                fault = f'with {first[field]!r}' if field in first else 'without it'
                 yield Finding(
                     f'{ann_file}: {share(odd, entries)} {name} have no {field!r} of the right type, the first is '
-                    f'{fault}. Each needs {listed(fields)}: export the file again.'
+                    f'{name}[{odd[0]}] {fault}. Each needs {listed(fields)}: export the file again.'
                 )
 
 
@@ -415,7 +412,7 @@ def _odd_sizes(
     if not differing:
         return
     what = f'pictures have another width x height than {ann_file} says'
-    text = f'{share(differing, paths)} {what}: {some(differing, str)}.'
+    text = f'{share(differing, paths)} {what}: {shorten(differing, 5)}.'
     advice = (
         ' Boxes and masks would be misplaced. Were the pictures resized after they were annotated, or '
         'are they photos with an EXIF rotation, which loading applies? Export them and the file together again.'

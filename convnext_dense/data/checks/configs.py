@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.checks.coco import check_coco
-from convnext_dense.data.checks.files import listed, share, some
+from convnext_dense.data.checks.files import listed, share
 from convnext_dense.data.checks.segmentation import IGNORED, check_segmentation
 from convnext_dense.data.formats.voc import read_xml
 
@@ -112,7 +112,7 @@ def check_voc(dataset: Mapping, key: str) -> list[str]:
     files = [folder / dataset.get('ann_subdir', 'Annotations') / f'{name}.xml' for name in names]
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(
-            f'{share(missing, files)} annotation files of {ann_file} are missing: {some(missing, str)}. Correct '
+            f'{share(missing, files)} annotation files of {ann_file} are missing: {shorten(missing, 5)}. Correct '
             f'ann_subdir or data_prefix in {key}.'
         )
     found = dict.fromkeys(
@@ -137,7 +137,7 @@ def _check_coco_config(dataset: Mapping, key: str) -> list[str]:
     return check_coco(
         _join(dataset, ann_file),
         _prefix(dataset, 'img', key),
-        classes=classes or _default_classes(dataset),
+        classes=classes or getattr(coco_subclass(dataset), 'METAINFO', {}).get('classes'),
         classes_are_default=not classes,
         masks=any(step.get('with_mask') for step in annotation_steps(dataset)),
         polygons_only=any(step.get('poly2mask') is False for step in annotation_steps(dataset)),
@@ -215,8 +215,3 @@ def read_classes(dataset: Mapping, key: str = 'dataset') -> Sequence[str] | None
             )
         return Path(classes).read_text(encoding='utf-8').splitlines()
     return classes
-
-
-def _default_classes(dataset: Mapping) -> Sequence[str] | None:
-    kind = coco_subclass(dataset)
-    return kind.METAINFO.get('classes') if kind else None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
-from typing import Any
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.checks.remembered import look_at
 from convnext_dense.data.pictures import image_size
 
@@ -66,21 +65,17 @@ def check_present(paths: Sequence[str], what: str, key: str) -> None:
         return
     folder, name = os.path.split(missing[0])
     there = sorted(listings[folder])
-    similar = [other for other in there if _stem(other) == _stem(name)]
+    similar = [other for other in there if Path(other).stem.lower() == Path(name).stem.lower()]
     if '\\' in missing[0]:
         hint = f'{missing[0]} has backslashes, which separate folders on Windows alone; write slashes'
     elif similar:
         hint = f'Instead of {name} there is {similar[0]}: names must agree letter by letter, suffix included'
     else:
-        hint = f'The folder {folder} holds {some(there, str) if there else "nothing, or does not exist"}'
+        hint = f'The folder {folder} holds {shorten(there, 5) if there else "nothing, or does not exist"}'
     raise UserError(
-        f'{share(missing, paths)} {what} are missing: {some(missing, str)}. {hint}. '
+        f'{share(missing, paths)} {what} are missing: {shorten(missing, 5)}. {hint}. '
         f'Add the files, or correct the folders and suffixes in {key}.'
     )
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0].lower()
 
 
 def check_files(paths: Sequence[str], what: str) -> list[tuple[int, int] | None]:
@@ -93,7 +88,7 @@ def check_files(paths: Sequence[str], what: str) -> list[tuple[int, int] | None]
     broken = [f'{path} ({defect})' for path, (defect, _) in zip(paths, headers, strict=True) if defect]
     if broken:
         raise UserError(
-            f'{share(broken, paths)} {what} are broken: {some(broken, str)}. '
+            f'{share(broken, paths)} {what} are broken: {shorten(broken, 5)}. '
             'Copy or download them again, or take them out of the data set.'
         )
     return [tuple(size) if size else None for _, size in headers]
@@ -137,7 +132,6 @@ def listed(names: Iterable) -> str:
     return ', '.join(repr(name) for name in names)
 
 
-def some(items: Iterable, form: Callable[[Any], str] = repr) -> str:
-    """Name the first few."""
-    items = list(items)
-    return ', '.join(form(item) for item in items[:5]) + (', ...' if len(items) > 5 else '')
+def some(items: Iterable) -> str:
+    """Name the first few, as Python writes them."""
+    return shorten(map(repr, items), 5)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import write_text
+from convnext_dense.data.pictures import silent
 
 PATIENCE = 2.0  # seconds until the bar is shown
 
@@ -33,7 +34,7 @@ def look_at(files: Sequence[str], function: Callable[[str], Any], what: str) -> 
     Args:
         files: Paths.
         function: Called with a path, in several threads.
-        what: What the files are, for the bar and for the name of the cache.
+        what: What the files are, for the bar.
     """
     paths = [os.path.abspath(file) for file in files]
     digest = hashlib.sha256(os.path.commonpath(paths).encode()).hexdigest()[:16] if paths else ''
@@ -41,13 +42,13 @@ def look_at(files: Sequence[str], function: Callable[[str], Any], what: str) -> 
     known = read_cache(cache)
     stamps = [stamp(path) for path in paths]
     changed = [i for i, path in enumerate(paths) if known.get(path, [None])[0] != stamps[i]]
-    with ThreadPoolExecutor() as pool:
+    with silent(), ThreadPoolExecutor() as pool:
         found = pool.map(function, [files[i] for i in changed])
         bar = tqdm(found, total=len(changed), desc=f'checking {what}', delay=PATIENCE, leave=False)
         known.update({paths[i]: [stamps[i], result] for i, result in zip(changed, bar, strict=True)})
     if changed:
         with contextlib.suppress(UserError):  # where the disk refuses, nothing is remembered
-            write_text(json.dumps({path: known[path] for path in paths}), cache)
+            write_text(json.dumps(known), cache)
     return [known[path][1] for path in paths]
 
 

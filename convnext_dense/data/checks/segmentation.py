@@ -7,18 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from mmengine import fileio
 from PIL import Image
 
-from convnext_dense.compat.errors import UserError
-from convnext_dense.data.checks.files import (
-    check_files,
-    check_folder,
-    check_present,
-    listed,
-    share,
-    some,
-)
+from convnext_dense.compat.errors import UserError, shorten
+from convnext_dense.data.checks.files import check_files, check_folder, check_present, listed, share
 from convnext_dense.data.checks.remembered import look_at
+from convnext_dense.data.pictures import UNREADABLE
 from convnext_dense.data.records import IMAGE_SUFFIXES, find_files
 
 IGNORED = 255
@@ -89,7 +84,7 @@ def _other_suffixes(image_dir: str | os.PathLike, suffix: str, key: str) -> list
     if not others:
         return []
     return [
-        f'{image_dir}: {len(others)} images do not end in {suffix!r} and are not used: {some(others, str)}. '
+        f'{image_dir}: {len(others)} images do not end in {suffix!r} and are not used: {shorten(others, 5)}. '
         f'`convnext-dense train CONFIG --data FOLDER` uses images of any suffix; {key}.img_suffix takes one.'
     ]
 
@@ -104,12 +99,7 @@ def _read_names(names_file: str | os.PathLike, key: str) -> list[str]:
 
 
 def _find_names(image_dir: str | os.PathLike, suffix: str, key: str) -> list[str]:
-    found = [
-        os.path.relpath(os.path.join(folder, name), image_dir)
-        for folder, _, names in os.walk(image_dir, followlinks=True)
-        for name in names
-        if not name.startswith('.')
-    ]
+    found = list(fileio.list_dir_or_file(os.fspath(image_dir), list_dir=False, recursive=True))
     pictures = sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix))
     if not pictures:
         suffixes = listed(dict.fromkeys(os.path.splitext(name)[1] for name in sorted(found))) if found else 'no files'
@@ -129,7 +119,7 @@ def read_values(label_map: str) -> tuple[tuple[int, int], list[int]]:
     try:
         with Image.open(label_map) as opened:
             labels = np.asarray(opened)  # of a palette picture: the indices
-    except OSError as error:
+    except UNREADABLE as error:
         raise UserError(f'label map {label_map} cannot be read: {error}. Write it again, as a PNG.') from error
     if labels.ndim != 2:
         raise UserError(
@@ -167,11 +157,11 @@ def _check_values(
         elif not reduce_zero_label and max(seen - ignored) == num_classes:
             cure = f'If 0 means unlabelled and the classes count from 1, set reduce_zero_label=True in {key}.'
         raise UserError(
-            f'{label_map} holds the value {some(sorted(found), str)}; allowed are {allowed} ({setting}). '
+            f'{label_map} holds the value {shorten(sorted(found), 5)}; allowed are {allowed} ({setting}). '
             f'{share(wrong, values)} label maps have such values. {cure}'
         )
     if not seen & classes:
         raise UserError(
-            f'the {len(values)} label maps have no labelled pixel, only {some(sorted(seen), str)}; the '
+            f'the {len(values)} label maps have no labelled pixel, only {shorten(sorted(seen), 5)}; the '
             f'classes are {allowed} ({setting}). Set reduce_zero_label=False in {key} if 0 is a class.'
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from convnext_dense.compat.errors import UserError
+from convnext_dense.compat.errors import UserError, printable
 from convnext_dense.data.formats import coco, labelme, listed, masks, pairs, voc, yolo
 from convnext_dense.data.records import Collection, find_files
 
@@ -18,23 +19,25 @@ class Format(NamedTuple):
     """A row of the table.
 
     Attributes:
-        find: Says what files of the format are at a path; empty where there are none.
+        title: What it is called.
+        find: Returns the files of the format at a path.
         read: Returns the data set at a path.
         has_objects: It has objects with boxes; the others have label maps.
     """
 
-    find: Callable[..., str]
+    title: str
+    find: Callable[..., Iterable[Path]]
     read: Callable[..., Collection]
     has_objects: bool = True
 
 
 FORMATS = {
-    'coco': Format(coco.find, coco.read),
-    'voc': Format(voc.find, voc.read),
-    'yolo': Format(yolo.find, yolo.read),
-    'labelme': Format(labelme.find, labelme.read),
-    'masks': Format(masks.find, masks.read, has_objects=False),
-    'listed': Format(listed.find, listed.read, has_objects=False),
+    'coco': Format('COCO JSON', coco.find_annotations, coco.read),
+    'voc': Format('Pascal VOC XML', voc.find, voc.read),
+    'yolo': Format('YOLO', yolo.find, yolo.read),
+    'labelme': Format('LabelMe JSON', labelme.find_annotations, labelme.read),
+    'masks': Format('label maps', masks.find, masks.read, has_objects=False),
+    'listed': Format('lists of label maps', listed.find_lists, listed.read, has_objects=False),
 }
 
 
@@ -43,6 +46,12 @@ def describe(path: Path) -> str:
     kinds = Counter(file.suffix.lower() or 'other' for file in find_files(path, ['']))
     named = [f'{number} {kind}' for kind, number in kinds.most_common(4)]
     return f' Its files: {", ".join(named)}.' if named else ''
+
+
+def say_found(row: Format, *places: Path | None) -> str:
+    """Say what files of a format are at a path, and in the folders of label maps; empty where there are none."""
+    names = [printable(file.name) for file in islice(row.find(*places), 4)]
+    return f'{row.title}: {", ".join(names[:3])}{", ..." * (len(names) > 3)}' if names else ''
 
 
 def recognise(
@@ -74,7 +83,7 @@ def recognise(
         name = name or 'masks'
     places = {'masks': (images, labels)}
     asked = [name] if name else FORMATS
-    found = {each: text for each in asked if (text := FORMATS[each].find(path, *places.get(each, ())))}
+    found = {each: text for each in asked if (text := say_found(FORMATS[each], path, *places.get(each, ())))}
     if not found and (file := voc.find_cvat(path)):
         raise UserError(f'{file} is "CVAT for images" or "for video". Export from CVAT as COCO 1.0 or Pascal VOC 1.1.')
     if not found:

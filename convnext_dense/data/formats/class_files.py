@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convnext_dense.compat.errors import UserError
-from convnext_dense.data.records import find_files
+from convnext_dense.data.records import distinct, find_files
 
 # classes.txt, class_dict_seg.csv, _classes.csv, labelmap.txt, label_colors.txt; but classification_report.txt is none.
 CLASS_FILE = re.compile(
@@ -49,19 +47,10 @@ def read_class_file(path: Path) -> ClassNames:
         found = parse_classes(file.read_text(encoding='utf-8-sig', errors='replace').splitlines())
         if found.names:
             found.file = file
-            check_names(found.names if not (found.numbers or found.colours) else (), f'{file}')
+            distinct(found.names if not (found.numbers or found.colours) else (), file)
             found.names = list(dict.fromkeys(found.names))
             return found
     return ClassNames()
-
-
-def check_names(names: Sequence[str], place: str) -> None:
-    """Raise a :class:`UserError` where a name is there twice, for those after it would count one too many."""
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(
-            f'{place} names {", ".join(twice)} more than once. Each class has one name; write "VALUE NAME" lines where '
-            'several values are of one class.'
-        )
 
 
 def parse_classes(lines: Sequence[str]) -> ClassNames:

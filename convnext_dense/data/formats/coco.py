@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import json
 import mmap
 import re
 from collections.abc import Iterable, Mapping
@@ -13,29 +12,15 @@ from typing import Any
 
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.data.annotation import FaultError, bounding_box, lies_apart, number, read_box, read_segmentation
-from convnext_dense.data.formats.per_image import told_size
-from convnext_dense.data.pictures import image_size
-from convnext_dense.data.records import (
-    Collection,
-    Faults,
-    ImageIndex,
-    Picture,
-    Thing,
-    find_files,
-    split_of,
-)
+from convnext_dense.data.formats.per_image import open_picture
+from convnext_dense.data.records import Collection, Faults, ImageIndex, Picture, Thing, find_files, read_json, split_of
 
+KEYS = ('images', 'annotations', 'categories')
 HEAD = 2**10  # bytes of a file in which it begins
 IMAGES, SHAPES = re.compile(rb'"images"\s*:\s*\['), re.compile(rb'"shapes"\s*:')  # the latter of LabelMe
 NO_CLASS = ('none', 'supercategory')  # of Roboflow's root category
 COCO_BOXES = 'COCO boxes are [left, top, width, height] in pixels. Export the file again, or write them so.'
 INSTANCES = 'instances_'  # how COCO's own files begin; others of theirs hold captions, key points, panoptic segments
-
-
-def find(path: Path) -> str:
-    """Say what files of this format are at a path; empty where there are none."""
-    files = find_annotations(path)
-    return f'COCO JSON: {shorten((file.name for file in files), 3)}' if files else ''
 
 
 def find_annotations(path: Path) -> list[Path]:
@@ -64,7 +49,7 @@ def read(path: Path) -> Collection:
     """
     files = find_annotations(path)
     root = path if path.is_dir() else path.parent
-    contents = {file: read_json(file) for file in files}
+    contents = {file: read_json(file, KEYS) for file in files}
     images = ImageIndex(root)
     collection = Collection('COCO JSON', images.root, [], {})
     beside = files_beside(contents, root)
@@ -79,7 +64,8 @@ def read(path: Path) -> Collection:
         if lacking := [name for name in classes if name not in own.values()]:
             collection.notes.append(f'{file} does not have the classes {shorten(lacking, 8)}, which other files have')
     for file, content in contents.items():
-        pictures = read_file(file, content, classes, images, collection.faults)
+        label = {key: classes.index(name) for key, name in names[file].items()}
+        pictures = read_file(file, content, label, images, collection.faults)
         collection.splits.setdefault(split_of(file, root), []).extend(pictures)
     return collection
 
@@ -95,21 +81,6 @@ def files_beside(contents: Mapping[Path, Mapping], root: Path) -> dict[Path, str
     if {'train', 'val'} <= {split_of(file, root) for file in contents if file not in joined}:
         beside |= dict.fromkeys(joined, 'training and validation images have files of their own')
     return beside if len(beside) < len(contents) else {}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return what a JSON file holds.
-
-    Raises:
-        UserError: It is no JSON, or no object.
-    """
-    try:
-        content = json.loads(file.read_bytes().removeprefix(codecs.BOM_UTF8))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{file} is not JSON: {error}. Export or copy it again.') from error
-    if not isinstance(content, dict) or not isinstance(content.get('images'), list):
-        raise UserError(f'{file} has no list "images". COCO files have "images", "annotations" and "categories".')
-    return content
 
 
 def class_names(file: Path, content: Mapping) -> dict[Any, str]:
@@ -140,13 +111,14 @@ def annotations_of(content: Mapping) -> list[dict]:
     return [each for each in annotations if isinstance(each, dict)] if isinstance(annotations, Iterable) else []
 
 
-def read_file(file: Path, content: Mapping, classes: list[str], images: ImageIndex, faults: Faults) -> list[Picture]:
-    """Return the pictures of one file.
+def read_file(
+    file: Path, content: Mapping, label: Mapping[Any, int], images: ImageIndex, faults: Faults
+) -> list[Picture]:
+    """Return the pictures of one file; ``label`` is the number of the class of each category id.
 
     Raises:
         UserError: All images are missing, two have one id, or the boxes are in another format.
     """
-    label = {key: classes.index(name) for key, name in class_names(file, content).items()}
     pictures = read_images(file, content, images, faults)
     check_boxes(file, content, pictures)
     for entry in annotations_of(content):
@@ -195,30 +167,13 @@ def read_images(file: Path, content: Mapping, images: ImageIndex, faults: Faults
                 'annotations cannot be told apart. Export the file again.'
             )
         missing += [name] * (path is None)
-        pictures[key] = open_picture(path, entry, name, faults, f'{file.name}: {name}')
+        pictures[key] = open_picture(path, (entry.get('width'), entry.get('height')), f'{file.name}: {name}', faults)
     if missing and len(missing) == len(pictures):
         raise UserError(
             f'The images of {file} are not in {images.root}: {shorten(missing, 3)}. Put them there, under the names '
             'that the file says.'
         )
     return pictures
-
-
-def open_picture(path: Path | None, entry: Mapping, name: str, faults: Faults, place: str) -> Picture | None:
-    """Return the picture of an entry, without objects; None, and a fault, where it cannot be used."""
-    size = path and image_size(path)
-    if path is None:
-        faults.add('images that are not there', place)
-    elif size is None:
-        faults.add('image files that cannot be read', str(path))
-    elif told_size((entry.get('width'), entry.get('height'))) not in (size, None):
-        faults.add(
-            'images whose size in the annotations is not that of the file; were they resized, or turned as EXIF says, '
-            'after they were annotated?', place, path,
-        )  # fmt: skip
-    else:
-        return Picture(path, *size, [])
-    return None
 
 
 def check_boxes(file: Path, content: Mapping, pictures: Mapping[int | str, Picture | None]) -> None:
@@ -253,9 +208,11 @@ def read_thing(entry: Mapping, label: int, picture: Picture, faults: Faults, pla
         FaultError: Its numbers are no box and no segmentation of the image.
     """
     size, box = (picture.width, picture.height), entry.get('bbox')
-    segmentation = None
+    given, segmentation = entry.get('segmentation'), None
+    if isinstance(given, list):
+        given = [part for part in given if part != []]  # some tools write [[]] for no mask
     try:
-        segmentation = read_segmentation(without_empty(entry.get('segmentation')), *size)
+        segmentation = read_segmentation(given, *size)
     except FaultError as error:
         if not box:
             raise
@@ -268,11 +225,6 @@ def read_thing(entry: Mapping, label: int, picture: Picture, faults: Faults, pla
         faults.add('a mask elsewhere than its box, which is kept', place, picture.path, box)
         segmentation = None
     return Thing(label, box, segmentation, entry.get('iscrowd') in (1, True, '1'))
-
-
-def without_empty(segmentation: Any) -> Any:
-    """Return a segmentation without empty polygons, which some tools write for no mask."""
-    return [part for part in segmentation if part != []] if isinstance(segmentation, list) else segmentation
 
 
 def box_of(segmentation: list | dict, width: int, height: int) -> tuple[float, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,28 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convnext_dense.compat.errors import UserError
 from convnext_dense.data.annotation import FaultError, bounding_box, number, read_box, read_polygon
 from convnext_dense.data.datasets import polygons
 from convnext_dense.data.formats.per_image import find_picture, note_left_over
-from convnext_dense.data.records import (
-    Collection,
-    Faults,
-    ImageIndex,
-    Picture,
-    Thing,
-    find_files,
-    name_first,
-    split_of,
-)
+from convnext_dense.data.records import Collection, Faults, ImageIndex, Picture, Thing, find_files, read_json, split_of
 
 CIRCLE_POINTS = 32  # corners of the polygon that stands for a circle
+KEYS = ('shapes', 'imagePath')
 NO_AREA = ('line', 'linestrip', 'point', 'points')
-
-
-def find(path: Path) -> str:
-    """Say what files of this format are at a path; empty where there are none."""
-    return name_first('LabelMe JSON', find_annotations(path))
 
 
 def find_annotations(path: Path) -> Iterator[Path]:
@@ -56,9 +41,8 @@ def read(path: Path) -> Collection:
     """
     images, found = ImageIndex(path), []
     for file in find_annotations(path):
-        content = read_json(file)
-        shapes = content.get('shapes')
-        found.append((file, content, [s for s in shapes if isinstance(s, dict)] if isinstance(shapes, list) else []))
+        content = read_json(file, KEYS)
+        found.append((file, content, [shape for shape in content['shapes'] if isinstance(shape, dict)]))
     classes = sorted({str(shape['label']) for _, _, shapes in found for shape in shapes if shape.get('label')})
     collection = Collection('LabelMe JSON', images.root, classes, {})
     for file, content, shapes in found:
@@ -70,21 +54,6 @@ def read(path: Path) -> Collection:
             collection.splits.setdefault(split_of(file.parent, path), []).append(picture)
     note_left_over(collection, images, 'JSON')
     return collection
-
-
-def read_json(file: Path) -> Mapping:
-    """Return what a JSON file holds.
-
-    Raises:
-        UserError: It is no JSON, or no object.
-    """
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{file} is not JSON: {error}. Export or copy it again.') from error
-    if not isinstance(content, Mapping):
-        raise UserError(f'{file} is no object with "shapes" and "imagePath". Export it again.')
-    return content
 
 
 def read_shapes(file: Path, shapes: list[Mapping], classes: list[str], picture: Picture, faults: Faults) -> list[Thing]:

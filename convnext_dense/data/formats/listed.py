@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from convnext_dense.compat.errors import UserError, shorten
@@ -15,22 +16,12 @@ from convnext_dense.data.records import Picture, find_files, split_of
 HEAD = b'{"metainfo": {"classes": '  # as they begin
 
 
-def find(path: Path) -> str:
-    """Say what files of this format are at a path; empty where there are none."""
-    files = find_lists(path)
-    return f'lists of label maps: {shorten((file.name for file in files), 3)}' if files else ''
-
-
-def find_lists(path: Path) -> list[Path]:
-    """Return the lists at a path."""
-    files = [path] if path.is_file() else find_files(path, ['.json'])
-    return [file for file in files if file.suffix.lower() == '.json' and has_head(file)]
-
-
-def has_head(file: Path) -> bool:
-    """Tell whether a file begins like a list."""
-    with file.open('rb') as opened:
-        return opened.read(len(HEAD)) == HEAD
+def find_lists(path: Path) -> Iterator[Path]:
+    """Yield the lists at a path, which all begin alike."""
+    for file in [path] if path.is_file() else find_files(path, ['.json']):
+        with file.open('rb') as opened:
+            if file.suffix.lower() == '.json' and opened.read(len(HEAD)) == HEAD:
+                yield file
 
 
 def read(path: Path, fix: bool = False) -> LabelMaps:

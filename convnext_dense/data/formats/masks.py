@@ -12,23 +12,20 @@ import numpy as np
 from PIL import Image
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.formats.class_files import ClassNames, check_names, read_class_file
+from convnext_dense.data.formats.class_files import ClassNames, read_class_file
 from convnext_dense.data.formats.meaning import IGNORED, LabelMaps, give_meaning
-from convnext_dense.data.formats.pairs import find_pairs, listed_split, read_lists
-from convnext_dense.data.pictures import image_size
-from convnext_dense.data.records import JPEG, Picture, split_of
+from convnext_dense.data.formats.pairs import Pairing, find_pairs, listed_split, read_lists
+from convnext_dense.data.pictures import UNREADABLE, image_size, silent
+from convnext_dense.data.records import JPEG, Picture, distinct, split_of
 
 MOST_COLOURS = 256  # of label maps; a photograph has more
 MOST_NAMED = 4  # label maps that cannot be used
 
 
-def find(path: Path, images: Path | None = None, labels: Path | None = None) -> str:
-    """Say what files of this format are at a path; empty where there are none."""
-    if not path.is_dir():
-        return ''
-    found = find_pairs(path, images, labels)
-    number = len(found.pairs) or len(found.unclear)
-    return f'label maps: those of {number} images' if number else ''
+def find(path: Path, images: Path | None = None, labels: Path | None = None) -> list[Path]:
+    """Return the label maps of images in a folder, or else the images that several fit."""
+    found = find_pairs(path, images, labels) if path.is_dir() else Pairing()
+    return [label_map for _, label_map in found.pairs] or list(found.unclear)
 
 
 class MapError(UserError):
@@ -62,8 +59,7 @@ def read(
     found.check()
     known = read_class_file(path)
     if names and not (known.numbers or known.colours):
-        check_names(names, '--classes')
-        known = ClassNames(list(names))
+        known = ClassNames(list(distinct(names, '--classes')))
     collection = LabelMaps('label maps', path, [], {}, notes=found.notes(), is_fixed=fix)
     pairs, counted = count_all(found.pairs, known, collection)
     if known.file:
@@ -143,7 +139,7 @@ def count_usable(
         except MapError as error:
             return error
 
-    with ThreadPoolExecutor() as pool:
+    with silent(), ThreadPoolExecutor() as pool:
         counted = list(pool.map(count, pairs))
     faulty = {pair: each for pair, each in zip(pairs, counted, strict=True) if isinstance(each, MapError)}
     if faulty and (not collection.is_fixed or len(faulty) == len(pairs)):
@@ -212,7 +208,7 @@ def read_label_map(file: Path, as_colours: bool = False) -> tuple[np.ndarray, bo
             is_deep = image.mode.startswith(('I', 'F'))
             to_rgb = image.mode == 'RGBA' or (as_colours and not is_deep)
             values = np.asarray(image.convert('RGB') if to_rgb else image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         text = f'The label map {file} cannot be read: {error}. Write it again, as a PNG.'
         raise MapError('label maps that cannot be read', text) from error
     if values.dtype == bool:

@@ -10,15 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from convnext_dense.compat.errors import UserError, shorten
-from convnext_dense.data.records import (
-    IMAGE_SUFFIXES,
-    JPEG,
-    bare_name,
-    find_files,
-    is_label_map,
-    split_lists,
-    split_of,
-)
+from convnext_dense.data.records import IMAGE_SUFFIXES, JPEG, bare_name, find_files, is_label_map, split_lists, split_of
 
 MANY = 10  # files of one name; of more, those are compared that share a folder's name
 # Words of a file or folder: pictures of labels, or numbers of objects. They count where nothing better is there.

@@ -15,33 +15,41 @@ from convnext_dense.data.records import UNREAD, Collection, Faults, ImageIndex, 
 def find_picture(
     images: ImageIndex, file: Path, names: Sequence[str], size: Sequence[Any], faults: Faults
 ) -> Picture | None:
-    """Return the image of an annotation file, without objects; None, and a fault, where it cannot be used.
+    """Return the image of an annotation file, as :func:`open_picture` does.
 
-    Args:
-        images: The images of the data set.
-        file: The annotation file.
-        names: What the image may be called, the likeliest first.
-        size: Width and height as the file tells them. Boxes of an image that was scaled or turned since are wrong.
-        faults: Takes what is wrong.
+    ``names`` are what the image may be called, the likeliest first.
 
     Raises:
         UserError: Several images are meant equally well.
     """
     names = [name for name in names if name] or [file.stem]
     path = next((found for name in names if (found := images.find(name, file.parent))), None)
-    real, told = image_size(path) if path else None, told_size(size)
-    if real and told in (None, real):
-        return Picture(path, *real, [])
-    suffixes = [PurePosixPath(name).suffix.lower() for name in names]
-    unread = next((suffix for suffix in suffixes if suffix in UNREAD), None)
-    if real:
-        kind = 'images whose size in the annotations is not that of the file'
-        faults.add(kind, f'{file.name}: {told[0]:g}x{told[1]:g}, not {real[0]}x{real[1]}', path)
-    elif path:
+    named = next((name for name in names if PurePosixPath(name).suffix.lower() in UNREAD), names[0])
+    return open_picture(path, size, f'{file.name}: {named}', faults)
+
+
+def open_picture(path: Path | None, size: Sequence[Any], place: str, faults: Faults) -> Picture | None:
+    """Return an image of annotations, without objects; None, and a fault, where it cannot be used.
+
+    Args:
+        path: The image; None where it was not found.
+        size: Width and height that the annotations tell. Boxes of an image that was scaled or turned since are wrong.
+        place: The annotation, and the name of the image in it.
+        faults: Takes what is wrong.
+    """
+    real, told, suffix = path and image_size(path), told_size(size), PurePosixPath(place).suffix.lower()
+    if path is None:
+        unread = f'images of the kind {suffix}, which is not read'
+        faults.add(unread if suffix in UNREAD else 'images that are not there', place)
+    elif real is None:
         faults.add('image files that cannot be read', str(path))
+    elif told not in (None, real):
+        faults.add(
+            'images whose size in the annotations is not that of the file; were they resized, or turned as EXIF says, '
+            'after they were annotated?', f'{place}: {told[0]:g}x{told[1]:g}, not {real[0]}x{real[1]}', path,
+        )  # fmt: skip
     else:
-        kind = f'images of the kind {unread}, which is not read' if unread else 'images that are not there'
-        faults.add(kind, f'{file.name}: {names[0]}')
+        return Picture(path, *real, [])
     return None
 
 

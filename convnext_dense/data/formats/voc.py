@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.annotation import FaultError, bounding_box, number, read_box, read_polygon
+from convnext_dense.data.annotation import FaultError, number, read_box, read_polygon
 from convnext_dense.data.formats.per_image import find_picture, note_left_over
 from convnext_dense.data.records import (
     IMAGE_SUFFIXES,
@@ -19,7 +19,6 @@ from convnext_dense.data.records import (
     Picture,
     Thing,
     find_files,
-    name_first,
     split_lists,
     split_of,
 )
@@ -31,14 +30,12 @@ ROOT = b'annotation'
 TAG = re.compile(rb'<([A-Za-z]\w*)')
 
 
-def find(path: Path) -> str:
-    """Say what files of this format are at a path; empty where there are none."""
-    files = find_files(path, ['.xml']) if path.is_dir() else ()
-    heads = ((file, *read_head(file)) for file in files)
-    return name_first(
-        'Pascal VOC XML',
-        (file for file, root, head in heads if root == ROOT and (b'<object' in head or b'<size' in head)),
-    )
+def find(path: Path) -> Iterator[Path]:
+    """Yield the annotation files in a folder."""
+    for file in find_files(path, ['.xml']):
+        root, head = read_head(file)
+        if root == ROOT and (b'<object' in head or b'<size' in head):
+            yield file
 
 
 def read_head(file: Path) -> tuple[bytes, bytes]:
@@ -177,7 +174,10 @@ def read_object(entry: ElementTree.Element, classes: list[str], picture: Picture
             (left, right), (top, bottom) = sorted((left, right)), sorted((top, bottom))
         sides = (left - 1, top - 1, right - left, bottom - top)
     elif rotated is not None:
-        sides = bounding_box([corners(*numbers(rotated, ('cx', 'cy', 'w', 'h', 'angle')))])
+        x, y, w, h, angle = numbers(rotated, ('cx', 'cy', 'w', 'h', 'angle'))  # as roLabelImg writes it, in radians
+        cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+        width, height = abs(w) * cos + abs(h) * sin, abs(w) * sin + abs(h) * cos  # of the upright box around it
+        sides = (x - width / 2, y - height / 2, width, height)
     else:
         raise FaultError('an object without a box')
     is_difficult = (entry.findtext('difficult') or '').strip() == '1'
@@ -191,13 +191,6 @@ def numbers(entry: ElementTree.Element, names: Iterable[str]) -> list[float]:
         FaultError: One is missing, or is none.
     """
     return [number((entry.findtext(name) or '').strip()) for name in names]
-
-
-def corners(x: float, y: float, width: float, height: float, angle: float) -> list[float]:
-    """Return the corners of a rotated box ``[x0, y0, ...]``, as roLabelImg writes it: centre, sides and radians."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    ends = [(sign_x * width / 2, sign_y * height / 2) for sign_x, sign_y in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
-    return [value for dx, dy in ends for value in (x + dx * cos - dy * sin, y + dx * sin + dy * cos)]
 
 
 def read_outline(entry: ElementTree.Element, picture: Picture) -> list[list[float]] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from convnext_dense.data.records import (
     ImageIndex,
     Picture,
     Thing,
+    distinct,
     find_files,
     fold,
-    name_first,
     read_lines,
     split_lists,
     split_of,
@@ -40,12 +40,9 @@ LARGEST = 2  # a number that is part of an image's side is 1 at most, or little 
 SLACK = 0.01  # of an image's side: what rounding lets a box stick out
 
 
-def find(path: Path) -> str:
-    """Say what files of this format are at a path; empty where there are none."""
-    if files := find_configs(path):
-        return f'YOLO: {shorten((file.name for file in files), 3)}'
-    files = find_files(path, ['.txt']) if path.is_dir() else ()
-    return name_first('YOLO', (file for file in files if is_label_file(file)))
+def find(path: Path) -> Iterable[Path]:
+    """Return the files that name classes and splits at a path, or else the label files."""
+    return find_configs(path) or filter(is_label_file, find_files(path, ['.txt']))
 
 
 def find_configs(path: Path) -> list[Path]:
@@ -225,17 +222,6 @@ def read_names(file: Path | None, content: Mapping, root: Path) -> list[str]:
     if not isinstance(names, list) or not names:
         raise UserError(f'{file}: names must be a list of classes; got {names!r}.')
     return distinct([str(name) for name in names], file)
-
-
-def distinct(names: list[str], file: Path) -> list[str]:
-    """Return names of classes.
-
-    Raises:
-        UserError: One is there twice.
-    """
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f'{file} names the classes {shorten(twice, 8)} more than once. Give each a name of its own.')
-    return names
 
 
 def read_list(root: Path) -> list[str]:
