@@ -1,7 +1,5 @@
 """What a model predicts for an image, in plain arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,7 +58,7 @@ class Objects:
         """The class name of each object."""
         return [self.classes[label] for label in self.labels]
 
-    def take(self, places: Sequence[int] | np.ndarray) -> Objects:
+    def take(self, places: Sequence[int] | np.ndarray) -> 'Objects':
         """Return some of the objects, by their places."""
         places = np.asarray(places, dtype=int)
         chosen = (values[places] for values in (self.boxes, self.scores, self.labels))
@@ -69,7 +67,7 @@ class Objects:
             masks = [masks[place] for place in places] if isinstance(masks, list) else masks[places]
         return Objects(*chosen, self.size, self.classes, masks)
 
-    def select(self, score: float = 0, labels: Sequence[int] | None = None) -> Objects:
+    def select(self, score: float = 0, labels: Sequence[int] | None = None) -> 'Objects':
         """Return the objects with at least this score, of these classes."""
         wanted = self.scores >= score
         if labels is not None:
@@ -94,7 +92,7 @@ class Objects:
             results.append(result)
         return results
 
-    def to_supervision(self) -> Detections:
+    def to_supervision(self) -> 'Detections':
         """Return the objects as ``supervision.Detections``, which draws, counts and tracks."""
         from supervision import Detections
 
@@ -139,7 +137,7 @@ class LabelMap:
         """Return the pixels of each class as one mask in COCO's format, with the score 1."""
         return self.to_objects().to_coco(image_id, category_ids)
 
-    def to_objects(self) -> Objects:
+    def to_objects(self) -> 'Objects':
         """Return the pixels of each class that is there as one object."""
         from pycocotools import mask
 
@@ -150,7 +148,7 @@ class LabelMap:
         scores = np.ones(len(present), np.float32)
         return Objects(boxes, scores, present.astype(np.int64), self.size, self.classes, rles)
 
-    def to_supervision(self) -> Detections:
+    def to_supervision(self) -> 'Detections':
         """Return the pixels of each class as ``supervision.Detections``."""
         return self.to_objects().to_supervision()
 

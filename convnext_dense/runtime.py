@@ -7,8 +7,6 @@
 Nothing else needs to be installed; ``pip install --no-deps convnext-dense`` leaves the rest out.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -15,7 +15,7 @@ from torch import nn
 
 from convnext_dense import UserError, cli, configs, ladder
 from convnext_dense.configs import config_folder, dotted, find_config, load_config
-from convnext_dense.swap import fit, proof, read, recipe, swap_backbone, write, write_swap
+from convnext_dense.swap import exchange, fit, proof, read, recipe, swap_backbone, write_swap
 from convnext_dense.swap.read import Map, backbone_maps, stages_for
 
 ROOT = Path(__file__).parent.parent
@@ -425,8 +425,8 @@ def test_paths_on_two_drives(monkeypatch):
     def relpath(file, folder):
         raise ValueError('path is on mount C:, start on mount D:')
 
-    monkeypatch.setattr(write.os.path, 'relpath', relpath)
-    assert write.relative_path('/a/b.py', '/c') == '/a/b.py'
+    monkeypatch.setattr(exchange.os.path, 'relpath', relpath)
+    assert exchange.relative_path('/a/b.py', '/c') == '/a/b.py'
 
 
 def test_a_config_with_our_backbone_changes_its_size(out):

@@ -7,6 +7,7 @@ from convnext_dense.configs.files import (
     SPLITS,
     TASKS,
     config_folder,
+    dicts,
     find_config,
     load_config,
     model_scope,

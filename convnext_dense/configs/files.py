@@ -145,12 +145,17 @@ def is_misspelt(key: str, known: str) -> bool:
 
 def walk(node, skip: tuple[str, ...] = ()) -> Iterator[dict]:
     """Yield every dict below and including a config node, but for what lies under the keys in ``skip``."""
-    children = node if isinstance(node, (list, tuple)) else ()
+    return (each for _, each in dicts(node, (), skip))
+
+
+def dicts(node, path: tuple, skip: tuple[str, ...] = ()) -> Iterator[tuple[tuple, dict]]:
+    """Yield the same as :func:`walk`, each with its path; ``path`` is that of the node."""
+    children = enumerate(node) if isinstance(node, (list, tuple)) else ()
     if isinstance(node, dict):
-        yield node
-        children = [child for key, child in node.items() if key not in skip]
-    for child in children:
-        yield from walk(child, skip)
+        yield path, node
+        children = [(key, child) for key, child in node.items() if key not in skip]
+    for key, child in children:
+        yield from dicts(child, (*path, key), skip)
 
 
 def require_library(scope: str | None) -> None:

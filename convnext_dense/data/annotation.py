@@ -1,7 +1,5 @@
 """One annotation of an object: its numbers, checked before they reach code that takes anything."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from numbers import Real

@@ -6,8 +6,6 @@
 Images are not copied: the files name them where they are.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """Image files of any kind: their sizes, and their pixels as the numbers that a model takes."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import warnings
@@ -278,6 +276,12 @@ def measure(paths: Sequence[Path], channels: int, stretch: Sequence[float] | Non
     mean, square = sums / len(paths)
     std = np.sqrt(np.maximum(square - mean**2, 1e-6))
     return [round(float(v), 3) for v in mean], [round(float(v), 3) for v in std]
+
+
+def choose_palette(count: int, *palettes: object) -> list[Sequence[int]]:
+    """Return the first palette that is a list with a colour (R, G, B) for each class, or else distinct colours."""
+    whole = (each for each in palettes if isinstance(each, list) and len(each) >= count)
+    return next(whole, None) or distinct_colours(count)
 
 
 def distinct_colours(count: int) -> list[tuple[int, int, int]]:

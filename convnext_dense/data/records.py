@@ -1,7 +1,5 @@
 """A data set as every format is read: pictures, the objects on them, and the classes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ They exist to try a whole training run, detection or segmentation, within minute
 has a random stream of its own, so that picture 7 is the same however many are drawn.
 """
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass

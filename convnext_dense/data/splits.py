@@ -1,7 +1,5 @@
 """Training, validation and test images: those that the data names, or a seeded draw with a share of each class."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Sequence

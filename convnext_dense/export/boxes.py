@@ -3,8 +3,6 @@
 Each function gives what MMDetection 3.3's counterpart gives, without branches that depend on the numbers in a tensor.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -75,13 +73,9 @@ def first(values: Tensor, most: int) -> Tensor:
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, settings: Mapping[str, Any]) -> Tensor:
-    """Return the places of the boxes (N, 4) that stay, best first; a box counts for its group, such as a class, alone.
+    """Return the places of the boxes (N, 4) that stay, best first, by ``nms`` of a ``test_cfg``.
 
-    Args:
-        boxes: Of the image.
-        scores: (N,).
-        groups: (N,) int64.
-        settings: ``nms`` of a ``test_cfg``.
+    A box counts for its group (N,), such as a class, alone.
     """
     if not settings.get('class_agnostic', False):  # each group moves to a place of its own
         end = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
@@ -116,12 +110,7 @@ def priors_of(head: Any, maps: Sequence[Tensor], **options: Any) -> list[Tensor]
 
 
 def problems_of(coder: Any, nms: Mapping[str, Any] | None) -> list[str]:
-    """Return why boxes of a head cannot be exported.
-
-    Args:
-        coder: Of the head; None where the head itself decodes.
-        nms: Of its ``test_cfg``.
-    """
+    """Return why boxes of a head cannot be exported; ``coder`` is None where the head itself decodes."""
     problems = []
     if coder is not None and type(coder).__name__ not in DECODERS:
         problems.append(f'boxes of {type(coder).__name__} are not known, those of {", ".join(DECODERS)} are')

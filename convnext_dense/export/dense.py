@@ -1,7 +1,5 @@
 """Detectors of one stage: RetinaNet, ATSS, FCOS, GFL, YOLOX, RTMDet and RTMDet-Ins."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -54,16 +52,9 @@ def find(
     kernels: list[Tensor] | None = None,
     prototypes: Tensor | None = None,
 ) -> Found:
-    """Return what a head finds, from its maps for each level.
+    """Return what a head finds, from its maps for each level; ``factors`` multiply scores, as centerness does.
 
-    Args:
-        head: The head.
-        frame: The sizes.
-        scores: Of the classes.
-        deltas: Of the boxes.
-        factors: By which scores are multiplied, such as centerness.
-        kernels: Of each prior's mask.
-        prototypes: (1, C, H, W), from which masks are made.
+    RTMDet-Ins has ``kernels`` for each prior's mask, and ``prototypes`` (1, C, H, W) from which masks are made.
     """
     cfg = head.test_cfg
     rows: dict[str, list[Tensor]] = {name: [] for name in ('scores', 'labels', 'priors', 'deltas', 'kernels')}
@@ -123,12 +114,8 @@ def take(found: Found, places: Tensor | slice) -> Found:
 def paint(head: Any, prototypes: Tensor, kernels: Tensor, priors: Tensor, frame: Frame) -> Tensor:
     """Return masks (N, H, W) bool in pixels of the original picture, as RTMDet-Ins makes them.
 
-    Args:
-        head: The head.
-        prototypes: (1, C, h, w).
-        kernels: (N, parameters), the layers that turn prototypes into each object's mask.
-        priors: (N, 4), where each object was found, and the stride there.
-        frame: The sizes.
+    The layers that turn prototypes (1, C, h, w) into each object's mask are its kernels (N, parameters). Priors (N, 4)
+    say where each object was found, and the stride there.
     """
     size = prototypes.shape[-2:]
     grid = head.prior_generator.single_level_grid_priors(size, level_idx=0, device=prototypes.device)

@@ -3,8 +3,6 @@
 While a graph is recorded the sizes are tensors, so that it takes images of any.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,19 +27,12 @@ def larger(one: Length, other: Length) -> Length:
 
 
 class Frame(NamedTuple):
-    """The sizes of an image on its way through a model, each as (height, width) in pixels.
+    """The sizes of an image on its way through a model, each as (height, width) in pixels."""
 
-    Attributes:
-        original: Of the picture before the test pipeline, to which results are scaled; (2,) int64.
-        resized: Of the image that the graph takes.
-        shape: Of the image with what the pipeline pads; boxes end there.
-        padded: Of the image with what the data preprocessor pads too.
-    """
-
-    original: Tensor
-    resized: tuple[Length, Length]
-    shape: tuple[Length, Length]
-    padded: tuple[Length, Length]
+    original: Tensor  # (2,) int64, of the picture before the test pipeline, to which results are scaled
+    resized: tuple[Length, Length]  # of the image that the graph takes
+    shape: tuple[Length, Length]  # of the image with what the pipeline pads; boxes end there
+    padded: tuple[Length, Length]  # of the image with what the data preprocessor pads too
 
     @property
     def scale(self) -> Tensor:
@@ -71,14 +62,9 @@ class Frame(NamedTuple):
 
 
 def deviations(part: Any, bases: Sequence[type], *methods: str) -> list[str]:
-    """Return why a part cannot be exported: methods that it has from none of the known classes.
+    """Return why a part, such as a head, cannot be exported: methods that it has from none of the known classes.
 
     A class may inherit from a known one, and do something else.
-
-    Args:
-        part: Such as a head.
-        bases: The known classes.
-        *methods: Their names.
 
     >>> deviations(True, [int], '__add__')
     []

@@ -1,7 +1,5 @@
 """A trained model as one graph: from the pixels of an image to what is found on it."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import textwrap
@@ -27,13 +25,6 @@ OUTPUTS = ('boxes', 'scores', 'labels', 'masks')  # in this order, as far as the
 class Graph(nn.Module):
     """What is exported: a model with what its data preprocessor does before, and its head after it.
 
-    Args:
-        network: A detector or a segmentor.
-        steps: Of its test pipeline.
-
-    Attributes:
-        outputs: The names of what it returned.
-
     Raises:
         UserError: It cannot be exported.
     """
@@ -42,13 +33,8 @@ class Graph(nn.Module):
         super().__init__()
         self.predict = find_family(network)
         self.network, self.steps = network, steps
-        self.outputs: tuple[str, ...] = ()
+        self.outputs: tuple[str, ...] = ()  # the names of what it returned
         self.eval()
-
-    @property
-    def preprocessor(self) -> nn.Module:
-        """What normalises the images."""
-        return self.network.data_preprocessor
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         """Predict.
@@ -77,7 +63,7 @@ class Graph(nn.Module):
 
     def normalise(self, values: Tensor) -> Tensor:
         """Return images (N, C, H, W) with the mean 0 and the deviation 1, in the order of channels of the model."""
-        given = self.preprocessor
+        given = self.network.data_preprocessor
         if getattr(given, '_channel_conversion', False) or getattr(given, 'channel_conversion', False):
             values = values[:, [2, 1, 0]]
         if given._enable_normalize:
@@ -86,7 +72,7 @@ class Graph(nn.Module):
 
     def pad(self, values: Tensor) -> Tensor:
         """Return images (N, C, H, W) of the size that the model needs; the same ones, if it takes any."""
-        given = self.preprocessor
+        given = self.network.data_preprocessor
         settings = getattr(given, 'test_cfg', None) or {}
         if settings.get('size'):
             return fill(values, settings['size'], given.pad_val)
@@ -111,17 +97,11 @@ Predict = Callable[[nn.Module, Tensor, Frame], dict[str, Tensor]]
 
 
 class Family(NamedTuple):
-    """Models that are exported in the same way.
+    """Models that are exported in the same way."""
 
-    Attributes:
-        part: The attribute by which they are known.
-        predict: Returns what a model finds, from its features, or from its images for a segmentor.
-        problems: Returns why a model cannot be exported.
-    """
-
-    part: str
-    predict: Predict
-    problems: Callable[[nn.Module], list[str]]
+    part: str  # the attribute by which they are known
+    predict: Predict  # returns what a model finds on images
+    problems: Callable[[nn.Module], list[str]]  # returns why a model cannot be exported
 
 
 PREPROCESSING = ('DetDataPreprocessor.forward', 'SegDataPreProcessor.forward', 'ImgDataPreprocessor.forward')

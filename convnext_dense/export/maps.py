@@ -1,7 +1,5 @@
 """Segmentors: UperNet and every other ``EncoderDecoder``, tested as a whole image."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,11 +1,9 @@
 """Whether an exported model predicts what PyTorch predicts, image by image, and how fast."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,29 +25,17 @@ NEAR = 1.0  # pixels: boxes of one object are not farther apart, or one of them 
 
 @dataclass(frozen=True)
 class Difference:
-    """How the predictions of an image differ.
+    """How the predictions of an image differ."""
 
-    Attributes:
-        image: Its name.
-        size: Its height and width.
-        objects: How many PyTorch finds; of a segmentor, how many classes are on the label map.
-        missing: How many are found by one of both alone.
-        boxes: Of the sides of boxes, the largest in pixels.
-        scores: Of the scores, the largest.
-        pixels: How many pixels of masks, or of the label map, differ.
-        compared: Of how many.
-        speedup: The time that PyTorch takes, in times of the exported model.
-    """
-
-    image: str
-    size: tuple[int, int]
-    objects: int
-    missing: int
-    boxes: float
-    scores: float
-    pixels: int
-    compared: int
-    speedup: float
+    image: str  # its name
+    size: tuple[int, int]  # its height and width
+    objects: int  # how many PyTorch finds; of a segmentor, how many classes are on the label map
+    missing: int  # how many are found by one of both alone
+    boxes: float  # the largest difference of the sides of boxes in pixels
+    scores: float  # the largest difference of scores
+    pixels: int  # how many pixels of masks, or of the label map, differ
+    compared: int  # of how many
+    speedup: float  # the time that PyTorch takes, in times of the exported model
 
     def excess(self, tolerance: float) -> list[str]:
         """Return what is above so many times its limit."""
@@ -58,11 +44,12 @@ class Difference:
         return ['missing objects'] * bool(self.missing) + names
 
 
+@dataclass(frozen=True)
 class Report:
     """The differences on all images, and how many times the limits they may be."""
 
-    def __init__(self, differences: Sequence[Difference], tolerance: float) -> None:
-        self.differences, self.tolerance = list(differences), tolerance
+    differences: list[Difference]
+    tolerance: float
 
     def summary(self) -> dict[str, Any]:
         """Return the largest differences, and the median of the speed-ups."""
@@ -71,10 +58,6 @@ class Report:
         sums = {name: sum(getattr(row, name) for row in rows) for name in ('objects', 'missing', 'pixels', 'compared')}
         limits = {name: self.tolerance * limit for name, limit in LIMITS.items()}
         return dict(images=len(rows), **sums, **worst, limits=limits, speedup=median(row.speedup for row in rows))
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """Return the differences of each image as plain values."""
-        return [asdict(row) for row in self.differences]
 
     def check(self, file: Path) -> None:
         """Raise a :class:`UserError` where a difference is above its limit."""
@@ -87,23 +70,16 @@ class Report:
             )
 
     def __str__(self) -> str:
-        header = ('image', 'size', 'objects', 'missing', 'boxes (px)', 'scores', 'pixels', 'speed-up')
-        rows = [
-            (
+        rows = [('image', 'size', 'objects', 'missing', 'boxes (px)', 'scores', 'pixels', 'speed-up', '')]
+        for row in self.differences:
+            excess = ', '.join(row.excess(self.tolerance))
+            rows.append((
                 row.image, f'{row.size[1]}x{row.size[0]}', str(row.objects), str(row.missing), f'{row.boxes:.1e}',
                 f'{row.scores:.1e}', f'{row.pixels} of {row.compared}', f'{row.speedup:.2f}x',
-                ', '.join(excess) and f'above the limit: {", ".join(excess)}',
-            )
-            for row in self.differences
-            for excess in [row.excess(self.tolerance)]
-        ]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(header, *(row[:-1] for row in rows), strict=True)]
-        return '\n'.join(
-            '  '.join(
-                [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), *row[len(widths) :]]
-            ).rstrip()
-            for row in (header, *rows)
-        )
+                f'above the limit: {excess}' if excess else '',
+            ))  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def pictures(model: Model, given: Sequence[str | os.PathLike]) -> list[tuple[str, np.ndarray]]:
@@ -124,10 +100,9 @@ def draw(index: int, height: int, width: int) -> np.ndarray:
 def compare(model: Model, exported: Exported, images: Sequence[tuple[str, np.ndarray]], tolerance: float = 1) -> Report:
     """Predict images with PyTorch and with an exported model, in turns."""
     differences = []
-    for place, (name, image) in enumerate(images):
-        if place == 0:  # the first call of each prepares more than the others
-            timed(model, image)
-            timed(exported, image)
+    for predictor in (model, exported):  # the first call of each prepares more than the others
+        timed(predictor, images[0][1])
+    for name, image in images:
         theirs, before = timed(model, image)
         ours, after = timed(exported, image)
         found = compare_maps(theirs, ours) if isinstance(theirs, LabelMap) else compare_objects(theirs, ours, tolerance)

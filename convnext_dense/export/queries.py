@@ -1,7 +1,5 @@
 """Models of learned queries: DETR and those that followed it, MaskFormer and Mask2Former."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import torch

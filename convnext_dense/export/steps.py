@@ -1,7 +1,5 @@
 """What a test pipeline does to an image before the model takes it, as far as a graph and its runner can do it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,23 +11,14 @@ PACKS = ('PackDetInputs', 'PackSegInputs')
 
 
 class Steps(NamedTuple):
-    """The steps between an image file and the model.
+    """The steps between an image file and the model."""
 
-    Attributes:
-        scale: (long side, short side) in pixels with ``keep_ratio``, else (width, height); None for a factor.
-        factor: By which width and height grow, where there is no ``scale``.
-        keep_ratio: Whether the image keeps its proportions.
-        pad: (height, width) to which the image is padded at the right and below; None for no padding.
-        square: Whether it is padded to a square.
-        pad_value: What is put there.
-    """
-
-    scale: tuple[int, int] | None = None
-    factor: tuple[float, float] = (1.0, 1.0)
-    keep_ratio: bool = False
-    pad: tuple[int, int] | None = None
-    square: bool = False
-    pad_value: float = 0
+    scale: tuple[int, int] | None = None  # (long side, short side) in pixels with keep_ratio, else (width, height)
+    factor: tuple[float, float] = (1.0, 1.0)  # by which width and height grow, where there is no scale
+    keep_ratio: bool = False  # the image keeps its proportions
+    pad: tuple[int, int] | None = None  # (height, width) to which the image is padded at the right and below
+    square: bool = False  # it is padded to a square
+    pad_value: float = 0  # what is put there
 
 
 def read_steps(pipeline: Sequence[Mapping[str, Any]]) -> Steps:

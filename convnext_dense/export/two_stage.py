@@ -1,7 +1,5 @@
 """Detectors of two stages: Faster, Mask, Cascade and Double-Head R-CNN."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,11 +130,7 @@ def listed(module: Any) -> Sequence[Any]:
 def pool(extractor: Any, features: tuple[Tensor, ...], boxes: Tensor, factor: float | None = None) -> Tensor:
     """Return the features (N, C, h, w) in boxes (N, 4), each from the level of the pyramid that fits its size.
 
-    Args:
-        extractor: Of the head.
-        features: The maps of the pyramid.
-        boxes: In pixels of the resized image.
-        factor: By which the boxes grow.
+    The boxes are in pixels of the resized image; ``factor`` is that by which they grow.
     """
     levels = len(extractor.featmap_strides)
     regions = F.pad(boxes, (1, 0))  # the first column is the number of the image

@@ -1,13 +1,12 @@
 """The command ``export``: a trained model as one file that runs without the libraries of its training."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -95,17 +94,11 @@ def fixed_norm(maps: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, 
 
 
 class Target(NamedTuple):
-    """A format to export to.
+    """A format to export to."""
 
-    Attributes:
-        suffix: Of its file.
-        record: Makes the graph.
-        packages: What it needs.
-    """
-
-    suffix: str
-    record: Callable[[Graph, Arguments], Save]
-    packages: tuple[str, ...]
+    suffix: str  # of its file
+    record: Callable[[Graph, Arguments], Save]  # makes the graph
+    packages: tuple[str, ...]  # what it needs
 
 
 TARGETS = {
@@ -175,7 +168,7 @@ def export(
         save(draft, json.dumps(meta))
         for beside in set(draft.parent.iterdir()) - {draft}:  # OpenVINO's weights
             beside.replace(file.parent / beside.name)
-    write_text(json.dumps(meta | {'images': report.as_json()}, indent=1), file.with_suffix('.parity.json'))
+    write_text(json.dumps(meta | {'images': asdict(report)['differences']}, indent=1), file.with_suffix('.parity.json'))
     if not meta['parity']['objects']:
         tell('nothing was found on any image, so that no objects were compared; name other images with --images')
     return '\n'.join(lines)

@@ -1,7 +1,5 @@
 """An exported model, in the place of one with its checkpoint."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +17,7 @@ from convnext_dense.runtime import load
 
 
 class ExportedModel(Predictor):
-    """A model that ``export`` wrote.
-
-    Args:
-        file: The model.
-        device: ``'cpu'``, or by default a GPU where onnxruntime has one.
+    """A model that ``export`` wrote, on the device ``'cpu'``, or by default a GPU where onnxruntime has one.
 
     Raises:
         UserError: It is no such file, or what runs it is missing.
@@ -42,11 +36,6 @@ class ExportedModel(Predictor):
         with configs.model_scope(Config(dict(default_scope=meta['scope']))):
             reader = Compose([meta['load']])
         super().__init__(meta['name'], os.fspath(file), meta['classes'], meta['palette'], reader.transforms[0])
-
-    @property
-    def settings(self) -> str:
-        """All that decides what it predicts, besides its file."""
-        return ''
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Result]:
         """Predict images (H, W, channels), one after the other."""

@@ -1,7 +1,5 @@
 """What a user names to be predicted: image files, folders, patterns, lists and videos, one image after the other."""
 
-from __future__ import annotations
-
 import glob
 import os
 import warnings
@@ -32,17 +30,11 @@ CLASS_LIST = Path('classes')  # of labels/classes.txt, which no image may have
 
 
 class Source(NamedTuple):
-    """A file to predict.
-
-    Attributes:
-        path: The file.
-        name: Its path below the folder that all files share, with slashes.
-        stem: What the names of its results begin with: the name, without its suffix if all files differ without theirs.
-    """
+    """A file to predict."""
 
     path: Path
-    name: str
-    stem: str
+    name: str  # its path below the folder that all files share, with slashes
+    stem: str  # beginning of its results' names: the name, without its suffix if all files differ without theirs
 
     @property
     def state(self) -> dict[str, Any]:
@@ -124,29 +116,19 @@ def expand(given: str, folder: Path = Path()) -> list[Path]:
 
 
 class Frame(NamedTuple):
-    """An image to predict.
+    """An image to predict."""
 
-    Attributes:
-        source: The file that it comes from.
-        number: Of the frame of a video, from 0; None for an image file.
-        image: The pixels (H, W, channels), or the error that came in their place.
-    """
-
-    source: Source
-    number: int | None
-    image: np.ndarray | UserError
+    source: Source  # the file that it comes from
+    number: int | None  # of the frame of a video, from 0; None for an image file
+    image: np.ndarray | UserError  # the pixels (H, W, channels), or the error that came in their place
 
 
 def read_ahead(
     sources: Iterable[Source], read: Callable[[Path], np.ndarray], workers: int = 2, ahead: int = 8
 ) -> Iterator[Frame]:
-    """Yield the images of files in their order; threads decode the next ones meanwhile.
+    """Yield the images of files in their order; threads decode the next ones meanwhile, at most ``ahead``.
 
-    Args:
-        sources: The files.
-        read: Returns the pixels of an image file, or raises a :class:`UserError`.
-        workers: Threads that decode image files.
-        ahead: How many images wait at most.
+    ``read`` returns the pixels of an image file, or raises a :class:`UserError`.
     """
     waiting: Queue[Future | Frame | BaseException | None] = Queue(maxsize=ahead)
     with ThreadPoolExecutor(workers) as pool:

@@ -1,7 +1,5 @@
 """A trained model, ready to predict: its weights, its config, and the classes that it knows."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,7 +21,7 @@ from convnext_dense.compat.checkpoint_configs import read_config
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.compat.warnings import ignore_listed
 from convnext_dense.data import open_wrappers, read_classes
-from convnext_dense.data.pictures import distinct_colours
+from convnext_dense.data.pictures import choose_palette
 from convnext_dense.predict.exported import ExportedModel
 from convnext_dense.predict.predictor import Predictor
 from convnext_dense.results import LABEL_MAPS, OBJECTS, Objects, Result, encode
@@ -247,8 +245,7 @@ def find_classes(cfg: Config, content: Mapping) -> dict[str, Any]:
     if not classes:
         raise UserError('Neither the checkpoint nor the config names the classes. Set metainfo = dict(classes=[...]).')
     palettes = (each.get('palette') for each in (dataset, given, known))
-    palette = next((each for each in palettes if isinstance(each, list) and len(each) >= len(classes)), None)
-    return {'classes': tuple(classes), 'palette': palette or distinct_colours(len(classes))}
+    return {'classes': tuple(classes), 'palette': choose_palette(len(classes), *palettes)}
 
 
 def check_classes(cfg: Config, classes: Sequence[str], name: str) -> None:

@@ -4,8 +4,6 @@
 A prediction that was interrupted goes on behind the last whole line, and the tables are written from it at the end.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -37,13 +35,7 @@ OPACITY = 0.45  # of masks and label maps in pictures
 
 
 def draw(image: np.ndarray, result: Result, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return an image with what was predicted for it.
-
-    Args:
-        image: (H, W, 3), BGR; of other channels the first is shown in grey.
-        result: The prediction.
-        palette: A colour (R, G, B) for each class.
-    """
+    """Return an image (H, W, 3), BGR, with what was predicted; of other channels the first is shown in grey."""
     if image.shape[2] != 3:
         image = image[..., :1].repeat(3, axis=2)
     image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
@@ -140,21 +132,16 @@ def result_name(stem: str, frame: int | None, suffix: str) -> str:
 
 
 class Output:
-    """The files of a prediction in one folder.
+    """The files of a prediction in one folder, in some :data:`FORMATS`; objects from ``drawn_score`` on are drawn.
 
-    Args:
-        folder: Where to write.
-        model: The model, for the names and colours of its classes.
-        formats: Of :data:`FORMATS`, those of the kind of model.
-        settings: What the predictions depend on; a folder with predictions of other settings is refused.
-        drawn_score: The lowest score of an object in a picture.
+    The ``settings`` are what the predictions depend on; a folder with predictions of other settings is refused.
 
     Raises:
         UserError: The folder holds other predictions.
     """
 
     def __init__(
-        self, folder: Path, model: Model, formats: Sequence[str], settings: Mapping[str, Any], drawn_score: float
+        self, folder: Path, model: 'Model', formats: Sequence[str], settings: Mapping[str, Any], drawn_score: float
     ) -> None:
         self.folder, self.model, self.formats, self.drawn_score = folder, model, formats, drawn_score
         self.video: Source | None = None  # of which frames are being added
@@ -169,7 +156,7 @@ class Output:
         self.done = self.resume(settings)
         self.stream = self.log.open('a', encoding='utf-8')
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> 'Output':
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,5 @@
 """What all models that predict have in common: images of any form in, results in plain arrays out."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +30,7 @@ class Predictor:
     """
 
     has_tta = False  # whether it predicts with test-time augmentation
+    settings = ''  # all that decides what it predicts, besides its file
 
     def __init__(
         self,

@@ -1,7 +1,5 @@
 """The command ``predict``: a model, images of any number, and files with what it finds on them."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os
@@ -9,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -203,13 +202,9 @@ def predict_frames(
     model: Predictor, frames: Iterable[Frame], batch: int, tile: int | None, overlap: float
 ) -> Iterator[tuple[Frame, Result | str]]:
     """Yield each image with its prediction, or with what went wrong, in their order."""
-    waiting: list[Frame] = []
-    for frame in frames:
-        waiting.append(frame)
-        if len(waiting) == batch:
-            yield from predict_batch(model, waiting, tile, overlap)
-            waiting = []
-    yield from predict_batch(model, waiting, tile, overlap)
+    frames = iter(frames)
+    while waiting := list(islice(frames, batch)):
+        yield from predict_batch(model, waiting, tile, overlap)
 
 
 def predict_batch(

@@ -4,8 +4,6 @@ Two tiles overlap, so that both see the same part of an object on their border. 
 where they agree in the region that both tiles see. Segmentors' probabilities are blended.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import tempfile
 import warnings
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags
+from PIL.TiffImagePlugin import TiffImageFile
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.data.pictures import TIFF, as_input, unreadable
@@ -43,23 +42,14 @@ class Tile(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What a tile found.
-
-    Attributes:
-        tile: The tile.
-        box: (4,), x1, y1, x2, y2 in pixels of the image.
-        score: Of the detection.
-        label: Of its class.
-        rle: The mask in the tile, as run lengths; None for a detector of boxes alone.
-        is_cut: (4,), for each side whether the tile ends there and the image goes on.
-    """
+    """What a tile found."""
 
     tile: Tile
-    box: np.ndarray
+    box: np.ndarray  # (4,), x1, y1, x2, y2 in pixels of the image
     score: float
     label: int
-    rle: dict | None
-    is_cut: np.ndarray
+    rle: dict | None  # the mask in the tile, as run lengths; None for a detector of boxes alone
+    is_cut: np.ndarray  # (4,), for each side whether the tile ends there and the image goes on
 
 
 def cut(height: int, width: int, side: int, overlap: float) -> list[Tile]:
@@ -87,14 +77,11 @@ def starts(length: int, side: int, overlap: float) -> list[int]:
     return [round(start) for start in np.linspace(0, length - side, count)]
 
 
-def predict_tiled(model: Predictor, image: np.ndarray, side: int, overlap: float) -> Result:
-    """Predict an image in tiles; an image that fits into one is predicted as without.
+def predict_tiled(model: 'Predictor', image: np.ndarray, side: int, overlap: float) -> Result:
+    """Predict an image (H, W, channels), or what has a ``shape`` and returns windows as an array does, in tiles.
 
-    Args:
-        model: The model.
-        image: (H, W, channels), or what has a ``shape`` and returns windows as an array does.
-        side: Of a tile in pixels.
-        overlap: The part of a tile that its neighbour covers too.
+    An image that fits into one is predicted as without. ``side`` is that of a tile in pixels, ``overlap`` the part of
+    it that its neighbour covers too.
     """
     tiles = cut(*image.shape[:2], side, overlap)
     windows = (np.ascontiguousarray(image[tile.top : tile.bottom, tile.left : tile.right]) for tile in tiles)
@@ -116,15 +103,14 @@ def join(tiles: Sequence[Tile], found: Sequence[Objects]) -> Objects:
 
     size = max(tile.bottom for tile in tiles), max(tile.right for tile in tiles)
     pieces = [take_apart(objects, tile, size) for tile, objects in zip(tiles, found, strict=True)]
-    groups = [[piece] for of_tile in pieces for piece in of_tile]
-    group_of = {id(group[0]): group for group in groups}
+    group_of = {id(piece): [piece] for of_tile in pieces for piece in of_tile}
     for _, one, other in sorted(agreements(pieces), key=lambda pair: -pair[0]):
         group, joined = group_of[id(one)], group_of[id(other)]
         if {piece.tile for piece in group}.isdisjoint(piece.tile for piece in joined):
             group += joined
             group_of.update({id(piece): group for piece in joined})
-    groups = list({id(group): group for group in group_of.values()}.values())
-    groups.sort(key=lambda group: -max(piece.score for piece in group))
+    groups = {id(group): group for group in group_of.values()}.values()
+    groups = sorted(groups, key=lambda group: -max(piece.score for piece in group))
     boxes = np.array([fuse_boxes(group) for group in groups], np.float32).reshape(-1, 4)
     scores = np.array([max(piece.score for piece in group) for group in groups], np.float32)
     labels = np.array([group[0].label for group in groups], np.int64)
@@ -157,20 +143,15 @@ def agreements(pieces: Sequence[Sequence[Piece]]) -> Iterator[tuple[float, Piece
         meets = ((others[:, :2] < tiles[place, 2:]) & (others[:, 2:] > tiles[place, :2])).all(1)
         for other in np.flatnonzero(meets):
             theirs = pieces[place + 1 + other]
-            agreement = agree(ours, theirs, *shared(ours[0].tile, theirs[0].tile))
+            agreement = agree(ours, theirs)
             for i, j in zip(*np.nonzero(agreement), strict=True):
                 yield agreement[i, j], ours[i], theirs[j]
 
 
-def agree(ours: Sequence[Piece], theirs: Sequence[Piece], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return how well the pieces of two tiles agree, (ours, theirs); 0 where they are not one object.
-
-    Args:
-        ours: The pieces of a tile.
-        theirs: The pieces of the other one.
-        low: The corner (x, y) where the region begins that both tiles see.
-        high: The corner where it ends.
-    """
+def agree(ours: Sequence[Piece], theirs: Sequence[Piece]) -> np.ndarray:
+    """Return how well the pieces of two tiles agree, (ours, theirs); 0 where they are not one object."""
+    one, other = ours[0].tile, theirs[0].tile
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])  # of the region that both tiles see
     boxes = [np.array([piece.box for piece in pieces]).reshape(-1, 2, 2).clip(low, high) for pieces in (ours, theirs)]
     areas = [(box[:, 1] - box[:, 0]).prod(-1) for box in boxes]
     a, b = boxes[0][:, None], boxes[1][None]
@@ -182,11 +163,6 @@ def agree(ours: Sequence[Piece], theirs: Sequence[Piece], low: np.ndarray, high:
     labels = [np.array([piece.label for piece in pieces]) for pieces in (ours, theirs)]
     is_same = (labels[0][:, None] == labels[1]) & ((overlap >= SAME) | (inside >= INSIDE))
     return np.where(is_same, overlap, 0)
-
-
-def shared(one: Tile, other: Tile) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners (x, y) of the region that two tiles see."""
-    return np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
 
 
 def fuse_boxes(group: Sequence[Piece]) -> np.ndarray:
@@ -216,39 +192,23 @@ def fuse_masks(group: Sequence[Piece], size: tuple[int, int]) -> dict:
 
 
 def encode_part(part: np.ndarray, left: int, top: int, size: tuple[int, int]) -> dict:
-    """Return the run lengths of a mask of which a part (h, w) is known, and which is empty elsewhere.
-
-    Args:
-        part: The known part, bool.
-        left: Its place in pixels.
-        top: Its place in pixels.
-        size: Height and width of the mask.
-    """
+    """Return the run lengths of a mask of this size (height, width), of which a part (h, w) bool is not empty."""
     from pycocotools import mask
 
     height, width = size
     changes = np.diff(np.pad(part, ((1, 1), (0, 0))).astype(np.int8), axis=0)  # (h + 1, w)
     columns, rows = np.nonzero(changes.T)  # COCO counts down the columns; in each, beginnings and ends take turns
     places = (left + columns).astype(np.int64) * height + top + rows
-    kept = np.ones(len(places), bool)
-    joined = np.flatnonzero(places[1:-1:2] == places[2::2])  # a run that ends where a column ends and the next begins
-    kept[2 * joined + 1] = kept[2 * joined + 2] = False
-    places = places[kept]
-    ends = [] if len(places) and places[-1] == height * width else [height * width]
-    counts = np.diff(np.concatenate([[0], places, ends]))
+    places, times = np.unique(places, return_counts=True)  # twice: a run goes on from the end of a column to the next
+    counts = np.trim_zeros(np.diff(places[times == 1], prepend=0, append=height * width), 'b')
     return mask.frPyObjects(dict(counts=counts.tolist(), size=[height, width]), height, width)
 
 
 def blend(tiles: Sequence[Tile], scores: Iterator[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     """Return the label map (H, W) of an image; where tiles overlap, each counts more the farther its border is.
 
-    A row of tiles is kept, and of the row above what both see.
-
-    Args:
-        tiles: Row by row.
-        scores: Of each tile, (classes, height, width) float32, of which the largest wins; of one class, what is
-            positive where the class is.
-        size: Height and width of the image.
+    A row of tiles is kept, and of the row above what both see. Of the scores of a tile, (classes, height, width)
+    float32, the largest wins; those of one class are positive where it is.
     """
     labels = None
     rows = [list(row) for _, row in groupby(tiles, key=lambda tile: tile.top)]
@@ -265,15 +225,11 @@ def blend(tiles: Sequence[Tile], scores: Iterator[np.ndarray], size: tuple[int, 
             sums[:, :, tile.left : tile.right] += given * np.outer(hat(bottom - top), hat(tile.right - tile.left))
         if above is not None:
             sums[:, : above.shape[1]] += above
-        labels[top:end] = winners(sums[:, : end - top])
+        done = sums[:, : end - top]
+        labels[top:end] = done.argmax(0) if len(done) > 1 else done[0] > 0
         above = zeros((len(sums), bottom - end, size[1]))  # of its own: a view would keep the whole row
         above[:] = sums[:, end - top :]
     return labels
-
-
-def winners(scores: np.ndarray) -> np.ndarray:
-    """Return the class of each pixel from scores (classes, H, W); of one class, whether it is there."""
-    return scores.argmax(0) if len(scores) > 1 else scores[0] > 0
 
 
 def hat(length: int) -> np.ndarray:
@@ -293,7 +249,7 @@ def zeros(shape: tuple[int, ...]) -> np.ndarray:
     return np.memmap(tempfile.TemporaryFile(), np.float32, shape=shape)
 
 
-def open_image(model: Predictor, path: Path) -> np.ndarray | Raster:
+def open_image(model: 'Predictor', path: Path) -> 'np.ndarray | Raster':
     """Return an image of which tiles are taken: a TIFF is read in windows where the package rasterio is installed.
 
     Raises:
@@ -309,7 +265,7 @@ def has_plain_values(path: Path) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            with Image.open(path) as image:
+            with TiffImageFile(path) as image:  # not Image.open, which refuses images of 180 million pixels
                 return image.mode not in ('P', '1') and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     except (OSError, ValueError, SyntaxError):
         return True  # bands that Pillow does not know
@@ -318,9 +274,7 @@ def has_plain_values(path: Path) -> bool:
 class Raster:
     """A TIFF file that gives windows as slices of an array (H, W, channels).
 
-    Args:
-        path: The file.
-        load: The first step of the model's pipeline, whose ``channels`` and ``stretch`` are kept.
+    The ``channels`` and the ``stretch`` are those of the first step of the model's pipeline.
 
     Raises:
         UserError: It is no image, or its values cannot be taken window by window.

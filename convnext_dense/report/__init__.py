@@ -1,4 +1,3 @@
 """A report on a trained model: figures by class, kinds of errors and the worst images, as a page and as JSON."""
 
-from convnext_dense.report.hook import ReportHook
-from convnext_dense.report.run import report
+from convnext_dense.report.hook import ReportHook, report

@@ -1,7 +1,5 @@
 """The metrics of predictions that were written to a folder, by annotations that no config names."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,17 +14,18 @@ from convnext_dense.data.checks.configs import SEGMENTATION_TYPES
 from convnext_dense.data.formats.coco import KEYS, class_names, plain
 from convnext_dense.data.formats.masks import read_label_map
 from convnext_dense.data.records import read_json
+from convnext_dense.predict import run
 from convnext_dense.predict.exported import ExportedModel
 from convnext_dense.predict.inputs import find_sources
 from convnext_dense.predict.model import load_model
 from convnext_dense.predict.output import read_images, result_name
-from convnext_dense.predict.run import predict_with
 from convnext_dense.report import maps, objects
-from convnext_dense.report.hook import read_truth
+from convnext_dense.report.hook import read_case
 from convnext_dense.report.page import show
 from convnext_dense.results import LABEL_MAPS, Objects
 from convnext_dense.speed import keep_memory
 
+LOADING = ('config', 'device', 'tta', 'cfg_options', 'amp')  # options of load_model
 # types of datasets in whose label maps 0 is unlabelled, and the classes count from 1
 REDUCED = {name for name, kind in SEGMENTATION_TYPES.items() if kind.reduce_zero_label} | {'ShapesLabels'}
 
@@ -36,38 +35,20 @@ def predict(
     inputs: Sequence[str | os.PathLike],
     out: str | os.PathLike = 'predictions',
     compare: str | os.PathLike | None = None,
-    config: str | os.PathLike | None = None,
-    device: str | None = None,
-    tta: bool = False,
-    cfg_options: Mapping | None = None,
-    amp: bool = False,
     **options: Any,
 ) -> int:
-    """Predict images as :func:`~convnext_dense.predict.predict` does, and compare with what is right.
+    """Predict images as :func:`~convnext_dense.predict.predict` does, with its arguments, and compare with the truth.
 
-    Args:
-        model: As there, like all others but ``compare``.
-        inputs: The images.
-        out: The folder to write to.
-        compare: A COCO JSON for objects, or a folder of label maps with the names of the images. Objects of any score
-            are then written, unless ``score`` is given.
-        config: The config of the model.
-        device: Where the model runs.
-        tta: Test-time augmentation.
-        cfg_options: Dotted keys of the config to override.
-        amp: Mixed precision.
-        **options: Further ones.
-
-    Returns:
-        0, or 1 where files could not be predicted.
+    That is a COCO JSON for objects, or a folder of label maps with the names of the images. Objects of any score are
+    then written, unless ``score`` is given.
 
     Raises:
         UserError: A mistake of the user.
     """
-    keep_memory()
-    loaded = load_model(model, config, device, tta, cfg_options, amp)
     if compare is None:
-        return predict_with(loaded, inputs, out, **options)
+        return run.predict(model, inputs, out, **options)
+    keep_memory()
+    loaded = load_model(model, **{name: options.pop(name) for name in LOADING if name in options})
     is_of_maps = loaded.kind == LABEL_MAPS
     if not (Path(compare).is_dir() if is_of_maps else Path(compare).is_file()):
         wanted = 'the folder of the label maps' if is_of_maps else 'a COCO JSON'
@@ -84,7 +65,7 @@ def predict(
     elif options.get('score') is None:
         options['keep_all'] = True
     stems = {each.name: each.stem for each in find_sources(inputs, Path(out))[1]}
-    code = predict_with(loaded, inputs, out, **options)
+    code = run.predict_with(loaded, inputs, out, **options)
     rows = [row for row in read_images(Path(out)) if row['file_name'] in stems]  # the folder may hold others
     if is_of_maps:
         _, dataset = next(open_wrappers(loaded.config.test_dataloader.dataset))
@@ -122,12 +103,7 @@ def read_right(annotations: Path, classes: tuple[str, ...]) -> dict[str, list[di
 
 
 def compare_objects(rows: Mapping[str, Mapping], right: Mapping[str, list[dict]], classes: tuple[str, ...]) -> str:
-    """Return the metrics of objects, as a table.
-
-    Args:
-        rows: File name -> what was written for the image.
-        right: File name -> what is on the image; images are found by the ends of their names.
-        classes: Those of the model.
+    """Return the metrics of objects, as a table, from what was written for each file and what is on each image.
 
     Raises:
         UserError: They have no image in common, or a mask is none of its image.
@@ -138,13 +114,10 @@ def compare_objects(rows: Mapping[str, Mapping], right: Mapping[str, list[dict]]
     has_masks = any('segmentation' in each for row in rows.values() for each in row['objects'])
     cases = []
     for name, instances in found.items():
-        own = as_objects(rows[name], classes, has_masks)
-        is_crowd = np.array([bool(each['ignore_flag']) for each in instances], bool)
         try:
-            truth = read_truth(instances, own)
+            cases.append(read_case(name, instances, as_objects(rows[name], classes, has_masks)))
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(f'{name}: a segmentation of the annotations is none ({error}).') from error
-        cases.append(objects.Case(name, truth, is_crowd, own))
     report = objects.judge(cases, classes)
     lines = [f'compared: {len(cases)} of {len(right)} annotated images, {len(rows)} predicted']
     kinds = [kind for kind in ('box', 'mask') if f'{kind}_AP' in next(iter(report['by_class'].values()))]
@@ -179,14 +152,9 @@ def as_objects(row: Mapping, classes: tuple[str, ...], has_masks: bool) -> Objec
 def compare_maps(
     predicted: Path, right: Path, names: Sequence[str], classes: tuple[str, ...], reduce_zero_label: bool
 ) -> str:
-    """Return the metrics of label maps, as a table.
+    """Return the metrics of label maps, as a table, from a folder of predicted ones and one of those that are right.
 
-    Args:
-        predicted: The folder that they were written to.
-        right: The folder of those that are right, of the same names.
-        names: Of those that count.
-        classes: Those of the model.
-        reduce_zero_label: In the right ones 0 is unlabelled, and the classes count from 1.
+    With ``reduce_zero_label`` 0 is unlabelled in the right ones, and the classes count from 1.
 
     Raises:
         UserError: The folders have no name in common, or a map has another size.

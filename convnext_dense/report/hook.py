@@ -1,8 +1,7 @@
 """Collect what a test predicts and what is right, and write the report after it."""
 
-from __future__ import annotations
-
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,12 +17,14 @@ from pycocotools import mask as coco_mask
 
 from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import write_text
-from convnext_dense.data.pictures import distinct_colours, read_image
+from convnext_dense.data.annotation import decode_counts
+from convnext_dense.data.pictures import choose_palette, read_image
 from convnext_dense.predict.model import objects_of
 from convnext_dense.predict.output import draw
 from convnext_dense.report import maps, objects
 from convnext_dense.report.page import write_page
 from convnext_dense.results import OBJECTS, LabelMap, Objects, Result
+from convnext_dense.train.run import test
 from convnext_dense.train.summary import CURVES, draw_curves, read_scalars
 
 REPORT = 'report.json'
@@ -52,7 +53,7 @@ class ReportHook(Hook):
         self.label_maps: dict[str, tuple[float, LabelMap, LabelMap]] = {}  # of the worst images
         dataset = runner.test_dataloader.dataset
         self.classes = tuple(dataset.metainfo['classes'])
-        self.palette = dataset.metainfo.get('palette') or distinct_colours(len(self.classes))
+        self.palette = choose_palette(len(self.classes), dataset.metainfo.get('palette'))
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[BaseDataElement] = ()
@@ -106,10 +107,7 @@ class ReportHook(Hook):
         for i in range(len(dataset)):
             info = dataset.get_data_info(i)
             if info['img_path'] in found:
-                own = found[info['img_path']]
-                is_crowd = np.array([bool(each['ignore_flag']) for each in info['instances']], bool)
-                truth = read_truth(info['instances'], own)
-                cases[info['img_path']] = objects.Case(info['img_path'], truth, is_crowd, own)
+                cases[info['img_path']] = read_case(info['img_path'], info['instances'], found[info['img_path']])
         return cases
 
     def write(self, runner: Runner, report: dict[str, Any], pairs: Mapping[str, tuple[Result, Result]]) -> None:
@@ -133,24 +131,25 @@ class ReportHook(Hook):
         return cv2.imencode('.jpg', np.hstack([left, line, right]))[1].tobytes()
 
 
-def read_truth(instances: Sequence[Mapping], found: Objects) -> Objects:
-    """Return what a dataset of MMDetection says is on an image."""
+def read_case(path: str, instances: Sequence[Mapping], found: Objects) -> objects.Case:
+    """Return an image with what a dataset of MMDetection says is on it."""
     boxes = np.array([each['bbox'] for each in instances], np.float32).reshape(-1, 4)
     labels = np.array([each['bbox_label'] for each in instances], np.int64)
     has_masks = found.rles is not None and (not instances or any(each.get('mask') for each in instances))
     rles = [as_rle(each.get('mask'), found.size) for each in instances] if has_masks else None
-    return Objects(boxes, np.ones(len(boxes), np.float32), labels, found.size, found.classes, rles)
+    truth = Objects(boxes, np.ones(len(boxes), np.float32), labels, found.size, found.classes, rles)
+    return objects.Case(path, truth, np.array([bool(each['ignore_flag']) for each in instances], bool), found)
 
 
 def as_rle(outline: Any, size: tuple[int, int]) -> dict:
     """Return a mask as run lengths, from polygons or from run lengths of either kind; an empty one from nothing."""
     if isinstance(outline, Mapping):
         counts = outline['counts']
-        if tuple(outline['size']) != tuple(size):
-            raise UserError(f'A mask of the ground truth is of size {outline["size"]}, and its image of {list(size)}.')
-        if isinstance(counts, list):
-            return coco_mask.frPyObjects(outline, *size)
-        return dict(outline, counts=counts.encode() if isinstance(counts, str) else counts)
+        runs = counts if isinstance(counts, list) else decode_counts(counts)
+        if tuple(outline['size']) != tuple(size) or sum(runs) != size[0] * size[1]:
+            came = f'of size {outline["size"]} with {sum(runs)} pixels'
+            raise UserError(f'A mask of the ground truth is {came}, and its image of {list(size)}.')
+        return coco_mask.frPyObjects(dict(outline, counts=runs), *size)
     return coco_mask.merge(coco_mask.frPyObjects(outline or [[0.0] * 6], *size))
 
 
@@ -179,3 +178,17 @@ def draw_training(work_dir: Path, file: Path) -> bytes | None:
         return None
     draw_curves(rows, CURVES, file)
     return file.read_bytes()
+
+
+def report(config: str | os.PathLike, checkpoint: str, **options: Any) -> dict:
+    """Evaluate a checkpoint as the config says, write ``report.html`` and ``report.json``, and return the metrics.
+
+    Args:
+        config: Config file of a detector or a segmentor.
+        checkpoint: File with the weights of the whole model.
+        **options: Of :func:`~convnext_dense.train.run.test`; ``against`` is another report, or the folder of one.
+
+    Raises:
+        UserError: A mistake of the user.
+    """
+    return test(config, checkpoint, report=True, **options)

@@ -1,7 +1,5 @@
 """How good label maps are: by class, by image, and at the borders of the classes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,30 +12,16 @@ BAND = 0.02  # of an image's diagonal: how wide the band along a border is (Boun
 
 
 class Counts(NamedTuple):
-    """The pixels of an image.
+    """The pixels of an image."""
 
-    Attributes:
-        path: The image file.
-        labels: (n,), the classes that are there or were found.
-        pixels: (n, n), how many pixels of each of these classes (rows) were taken for each (columns).
-        borders: (2, n), intersection and union of the bands along the borders of each class, in pixels.
-    """
-
-    path: str
-    labels: np.ndarray
-    pixels: np.ndarray
-    borders: np.ndarray
+    path: str  # the image file
+    labels: np.ndarray  # (n,), the classes that are there or were found
+    pixels: np.ndarray  # (n, n), how many pixels of each of these classes (rows) were taken for each (columns)
+    borders: np.ndarray  # (2, n), intersection and union of the bands along the borders of each class, in pixels
 
 
 def count(path: str, truth: np.ndarray, found: np.ndarray, num_classes: int) -> Counts:
-    """Return the counts of an image.
-
-    Args:
-        path: The image file.
-        truth: (H, W), :data:`IGNORED` where there is no class.
-        found: (H, W).
-        num_classes: Of both.
-    """
+    """Return the counts of an image from labels (H, W); the right ones are :data:`IGNORED` where there is no class."""
     counted = truth < num_classes
     labels, places = np.unique(np.stack([truth[counted], found[counted]]), return_inverse=True)
     number = len(labels)
@@ -58,12 +42,7 @@ def band(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def judge(images: Sequence[Counts], classes: Sequence[str]) -> dict[str, Any]:
-    """Return all figures of a report on label maps, in types that JSON has.
-
-    Args:
-        images: The counts of each.
-        classes: The names of the classes.
-    """
+    """Return all figures of a report on label maps, in types that JSON has."""
     pixels, borders = np.zeros((len(classes), len(classes)), np.int64), np.zeros((2, len(classes)), np.int64)
     for each in images:
         pixels[np.ix_(each.labels, each.labels)] += each.pixels

@@ -1,7 +1,5 @@
 """How good detections are, and what is wrong with those that are not."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import io
@@ -30,44 +28,25 @@ ERRORS = {
 
 
 class Case(NamedTuple):
-    """An image with what is on it and what was found.
+    """An image with what is on it and what was found."""
 
-    Attributes:
-        path: The image file.
-        truth: The objects on it; their scores are 1.
-        is_crowd: (N,) bool, objects that count neither as found nor as missed.
-        found: The detections, best first.
-    """
-
-    path: str
-    truth: Objects
-    is_crowd: np.ndarray
-    found: Objects
+    path: str  # the image file
+    truth: Objects  # on it; their scores are 1
+    is_crowd: np.ndarray  # (N,) bool, objects that count neither as found nor as missed
+    found: Objects  # the detections, best first
 
 
 class Match(NamedTuple):
-    """Which detections of an image found which objects.
+    """Which detections of an image found which objects."""
 
-    Attributes:
-        overlaps: (detections, objects), intersection over union; with crowds, over the detection.
-        object_of: (detections,), the object that each found; -1 for none.
-        is_ignored: (detections,) bool, those on crowds alone.
-        found_by: (objects,), the detection that found each; -1 for none.
-    """
-
-    overlaps: np.ndarray
-    object_of: np.ndarray
-    is_ignored: np.ndarray
-    found_by: np.ndarray
+    overlaps: np.ndarray  # (detections, objects), intersection over union; with crowds, over the detection
+    object_of: np.ndarray  # (detections,), the object that each found; -1 for none
+    is_ignored: np.ndarray  # (detections,) bool, those on crowds alone
+    found_by: np.ndarray  # (objects,), the detection that found each; -1 for none
 
 
 def judge(cases: Sequence[Case], classes: Sequence[str]) -> dict[str, Any]:
-    """Return all figures of a report on detections, in types that JSON has.
-
-    Args:
-        cases: The images.
-        classes: The names of the classes.
-    """
+    """Return all figures of a report on detections, in types that JSON has."""
     matches = [match(case) for case in cases]
     by_class, threshold = rate_classes(cases, matches, classes)
     for kind, name in (('bbox', 'box'), ('segm', 'mask')):
@@ -87,15 +66,9 @@ def judge(cases: Sequence[Case], classes: Sequence[str]) -> dict[str, Any]:
 
 
 def evaluate(cases: Sequence[Case], classes: Sequence[str], kind: str) -> Any:
-    """Return the evaluation of COCO's own code, or of faster-coco-eval, which gives the same digits.
+    """Return ``COCOeval`` after ``accumulate``, for the kind ``'bbox'`` or ``'segm'``.
 
-    Args:
-        cases: The images.
-        classes: The names of the classes.
-        kind: ``'bbox'`` or ``'segm'``.
-
-    Returns:
-        ``COCOeval`` after ``accumulate``; its ``eval['precision']`` is (thresholds, recalls, classes, areas, limits).
+    It is that of faster-coco-eval where that is installed, which gives the same digits.
     """
     if importlib.util.find_spec('faster_coco_eval'):
         from faster_coco_eval import COCO
@@ -134,7 +107,7 @@ def as_coco(cases: Sequence[Case], classes: Sequence[str]) -> dict:
 
 def add_average_precision(by_class: Mapping[str, dict], evaluation: Any, name: str, classes: Sequence[str]) -> None:
     """Add COCO's average precision to the figures of each class: of all thresholds, of 0.5, and by size."""
-    precision = evaluation.eval['precision'][..., -1]  # (thresholds, recalls, classes, areas)
+    precision = evaluation.eval['precision'][..., -1]  # (thresholds, recalls, classes, areas, limits) without limits
     for label, each in enumerate(classes):
         row = by_class[each]
         row[f'{name}_AP'] = average(precision[:, :, label, 0])
@@ -240,66 +213,48 @@ def count_errors(cases: Sequence[Case], matches: Sequence[Match], num_classes: i
     no longer asked for.
     """
     rows = [sort_errors(case, each) for case, each in zip(cases, matches, strict=True)]
-    scores = np.concatenate([case.found.scores for case in cases])
-    labels = np.concatenate([case.found.labels for case in cases])
-    is_right = np.concatenate([each.object_of >= 0 for each in matches])
+    labels, scores, is_right = counted_detections(cases, matches)
     is_counted = ~np.concatenate([each.is_ignored for each in matches])
-    kinds = np.concatenate([row.kinds for row in rows])
-    mended = np.concatenate([row.mended for row in rows])
+    kinds = np.concatenate([row.kinds for row in rows])[is_counted]
+    mended = np.concatenate([row.mended for row in rows])[is_counted]
     objects = np.concatenate([case.truth.labels[~case.is_crowd] for case in cases])
     missed = np.concatenate([row.missed for row in rows])
     amounts = np.bincount(objects, minlength=num_classes)
 
-    plain = mean_ap(labels, scores, is_right, is_counted, amounts)
+    plain = mean_ap(labels, scores, is_right, amounts)
     result = {}
     for kind in [each for each in ERRORS if each != 'missed']:
         wrong = kinds == kind
         is_mended = wrong & (mended >= 0)
-        taken = (is_counted & ~wrong) | is_mended
-        without = mean_ap(np.where(is_mended, mended, labels), scores, is_right | is_mended, taken, amounts)
+        taken = ~wrong | is_mended
+        better = np.where(is_mended, mended, labels), scores, is_right | is_mended
+        without = mean_ap(*(values[taken] for values in better), amounts)
         result[kind] = dict(count=int(wrong.sum()), ap50=without - plain)
     left = amounts - np.bincount(missed, minlength=num_classes)
-    without = mean_ap(labels, scores, is_right, is_counted, left, amounts > 0)
+    without = mean_ap(labels, scores, is_right, left, amounts > 0)
     return result | {'missed': dict(count=len(missed), ap50=without - plain)}
 
 
 def mean_ap(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    is_right: np.ndarray,
-    taken: np.ndarray,
-    amounts: np.ndarray,
-    present: np.ndarray | None = None,
+    labels: np.ndarray, scores: np.ndarray, is_right: np.ndarray, amounts: np.ndarray, present: np.ndarray | None = None
 ) -> float:
-    """Return the mean average precision at one threshold.
+    """Return the mean average precision at one threshold of detections (N,), of as many objects (classes,).
 
-    Args:
-        labels: (N,), of the detections.
-        scores: (N,)
-        is_right: (N,) bool, whether they found an object.
-        taken: (N,) bool, which of them count.
-        amounts: (classes,), the objects of each class.
-        present: (classes,) bool, over which classes the mean is; by default those with objects.
+    The mean is over the classes that are present, (classes,) bool; by default those with objects.
     """
     each = []
     for label in np.flatnonzero(amounts > 0 if present is None else present):
-        own = taken & (labels == label)
+        own = labels == label
         each.append(average_precision(scores[own], is_right[own], amounts[label]))
     return float(np.mean(each)) if each else 0.0
 
 
 class Errors(NamedTuple):
-    """The errors on an image.
+    """The errors on an image."""
 
-    Attributes:
-        kinds: (detections,), a key of :data:`ERRORS`; empty where a detection is right or on a crowd.
-        mended: (detections,), the class that a detection has when it is mended; -1 where it cannot be.
-        missed: The classes of the objects that nothing found, in no order.
-    """
-
-    kinds: np.ndarray
-    mended: np.ndarray
-    missed: np.ndarray
+    kinds: np.ndarray  # (detections,), a key of ERRORS; empty where a detection is right or on a crowd
+    mended: np.ndarray  # (detections,), the class that a detection has when it is mended; -1 where it cannot be
+    missed: np.ndarray  # the classes of the objects that nothing found, in no order
 
 
 def sort_errors(case: Case, found: Match) -> Errors:
@@ -320,10 +275,7 @@ def sort_errors(case: Case, found: Match) -> Errors:
 def kind_of(overlaps: np.ndarray, is_same: np.ndarray, is_free: np.ndarray) -> tuple[str, int | None]:
     """Return the kind of a wrong detection, and the object that it meant.
 
-    Args:
-        overlaps: (N,) with the objects of the image.
-        is_same: (N,) whether they have its class.
-        is_free: (N,) whether no detection found them.
+    Of the objects (N,) these are the overlaps, whether they have its class, and whether no detection found them.
     """
     if not len(overlaps):
         return 'background', None
@@ -341,12 +293,7 @@ def confuse(cases: Iterable[Case], num_classes: int, threshold: float) -> np.nda
     """Return how often an object of each class (rows) was taken for each class (columns); the last is the background.
 
     A detection belongs to the object that it overlaps most, from :data:`FOUND` on, whatever their classes are. The best
-    detection of an object counts.
-
-    Args:
-        cases: The images.
-        num_classes: Without the background.
-        threshold: The lowest score of a detection that counts.
+    detection of an object counts, and none below the threshold.
     """
     table = np.zeros((num_classes + 1, num_classes + 1), int)
     for case in cases:

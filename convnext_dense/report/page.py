@@ -1,7 +1,5 @@
 """The page of a report: tables, curves and the worst images, in one file."""
 
-from __future__ import annotations
-
 import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,14 +26,10 @@ def write_page(
     against: Mapping[str, Any] | None,
     file: Path,
 ) -> None:
-    """Write the page.
+    """Write what :func:`~convnext_dense.report.objects.judge` or :func:`~convnext_dense.report.maps.judge` says.
 
-    Args:
-        report: What :func:`~convnext_dense.report.objects.judge` or :func:`~convnext_dense.report.maps.judge` says.
-        pictures: The worst images, each with its row of the report, as a JPEG.
-        curves: The curves of the training, as a PNG.
-        against: Another report, whose figures are subtracted.
-        file: Where to write.
+    The pictures are JPEGs of the worst images, each with its row of the report; the curves of the training are a PNG;
+    the figures of ``against``, another report, are subtracted.
 
     Raises:
         UserError: The other report is on another kind of prediction.

@@ -1,5 +1,6 @@
 """Exchange the backbone of a config for a ConvNeXt, and write the new config after it was proven to run."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,13 +10,13 @@ from typing import Any
 
 from mmengine.config import Config
 
+from convnext_dense.compat.errors import UserError
 from convnext_dense.compat.files import write_text
 from convnext_dense.configs import Changes, apply, at, config_text, dotted, find_config, model_scope, nest, package_name
 from convnext_dense.swap.fit import fit_model, match_maps
 from convnext_dense.swap.proof import prove
 from convnext_dense.swap.read import STRIDES, Map, backbone_maps, find_owner, read_config, type_name
 from convnext_dense.swap.recipe import find_backbone, fit_optimizer, fit_run, fit_schedules
-from convnext_dense.swap.write import check_new, relative_path
 from convnext_dense.train.screen import quiet, tell
 
 TOLD = ('model', 'data_preprocessor', 'load_from', 'sync_bn')  # whose changes get a note each
@@ -23,21 +24,13 @@ TOLD = ('model', 'data_preprocessor', 'load_from', 'sync_bn')  # whose changes g
 
 @dataclass(frozen=True)
 class Swap:
-    """A config whose backbone is exchanged.
+    """A config whose backbone is exchanged."""
 
-    Attributes:
-        base: What the new config inherits: a file, or ``mmdet::FOLDER/NAME.py``.
-        about: What the new config says of itself: the backbone, and where its recipe comes from.
-        cfg: The old config.
-        changes: The changed values.
-        notes: What a user may want to know about them, a line each.
-    """
-
-    base: str
-    about: str
-    cfg: Config
-    changes: Changes
-    notes: Sequence[str]
+    base: str  # what the new config inherits: a file, or mmdet::FOLDER/NAME.py
+    about: str  # what the new config says of itself: the backbone, and where its recipe comes from
+    cfg: Config  # the old config
+    changes: Changes  # the changed values
+    notes: Sequence[str]  # what a user may want to know about them, a line each
 
     def text(self, folder: str | os.PathLike = '.') -> str:
         """Return the text of the new config, for a file in ``folder``."""
@@ -134,3 +127,23 @@ def describe(cfg: Config, old: Mapping, maps: Sequence[Map], changes: Changes) -
             f'optimizer: {given.get("type")}, lr {given.get("lr")} -> {optimizer["type"]}, lr {optimizer["lr"]:g}, '
             f'{wrapper["constructor"]} {wrapper["paramwise_cfg"]["decay_rate"]:g}'
         )
+
+
+def relative_path(file: str | os.PathLike, folder: str | os.PathLike) -> str:
+    """Return the path from a folder to a file, or the absolute path if they are on two drives or behind links.
+
+    MMEngine resolves ``..`` both in the text of a path and on the disk, and both must lead to the file.
+    """
+    with contextlib.suppress(ValueError):  # two drives
+        path = os.path.relpath(file, folder)
+        if path == os.path.relpath(os.path.realpath(file), os.path.realpath(folder)):
+            return File(path).as_posix()
+    return File(file).absolute().as_posix()
+
+
+def check_new(out: File) -> None:
+    """Check that a path may be that of a new config."""
+    if out.suffix != '.py':
+        raise UserError(f'-o {out}: a config needs a name that ends in .py.')
+    if os.path.lexists(out):
+        raise UserError(f'{out} exists already. Choose another name with -o, or remove it.')

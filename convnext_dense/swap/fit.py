@@ -8,8 +8,8 @@ from mmengine.config import Config
 
 from convnext_dense import ladder
 from convnext_dense.compat.errors import UserError
-from convnext_dense.configs import Changes, Path, at, config_folder, dotted
-from convnext_dense.swap.read import STRIDES, Map, dicts, stages_for, type_name
+from convnext_dense.configs import Changes, Path, at, config_folder, dicts, dotted
+from convnext_dense.swap.read import STRIDES, Map, stages_for, type_name
 from convnext_dense.variants import channels
 
 CHANNEL_KEYS = ('in_channels', 'c1_in_channels')  # c1 is DeepLabV3+'s second map, the first of the backbone

@@ -9,14 +9,14 @@ import importlib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as File
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.configs import LIBRARIES, Path, dotted, load_config, require_library
+from convnext_dense.configs import LIBRARIES, Path, dicts, dotted, load_config, require_library
 from convnext_dense.variants import channels
 
 SIDE = 256  # pixels of the image on which a backbone is run
@@ -31,16 +31,6 @@ class Map(NamedTuple):
     channels: int
     stride: int
     stage: int | None = None
-
-
-def dicts(node: Any, path: Path) -> Iterator[tuple[Path, Mapping]]:
-    """Yield every dict below and including a node of a config, with its path; ``path`` is that of the node."""
-    children = enumerate(node) if isinstance(node, (list, tuple)) else ()
-    if isinstance(node, Mapping):
-        yield path, node
-        children = node.items()
-    for key, child in children:
-        yield from dicts(child, (*path, key))
 
 
 def type_name(cfg: Mapping) -> str:

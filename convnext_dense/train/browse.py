@@ -1,7 +1,5 @@
 """What a config trains on, before it is trained: augmented samples as pictures, and the data in numbers."""
 
-from __future__ import annotations
-
 import contextlib
 import html
 import itertools

@@ -1,7 +1,5 @@
 """A report on data before it is trained on: what is wrong with it, what is worth a look, and images that leak."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import html

@@ -1,7 +1,5 @@
 """Images and label maps that turn out to be damaged in the middle of a training: left out, named, and counted."""
 
-from __future__ import annotations
-
 import os
 import traceback
 from collections.abc import Iterator, Mapping

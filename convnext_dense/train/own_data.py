@@ -1,7 +1,5 @@
 """A config for a user's own data: another config with its classes, files and a schedule for its size."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math

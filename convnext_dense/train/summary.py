@@ -1,8 +1,6 @@
 """The end of a run: a table of the metrics, curves and pictures, and the names of the files that were written."""
 
-import contextlib
 import datetime
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
@@ -16,6 +14,7 @@ from mmengine.runner import Runner
 from convnext_dense.train.damage import LEFT_OUT
 from convnext_dense.train.numbers import SKIPPED
 from convnext_dense.train.pictures import draw_batch, draw_predictions
+from convnext_dense.weights.meta import read_scalars
 
 COCO_ROWS = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m', 'APl': 'mAP_l'}
 COCO_COLUMNS = {'box': 'coco/bbox_', 'mask': 'coco/segm_'}
@@ -157,17 +156,6 @@ def metric_table(metrics: Mapping[str, float]) -> list[str]:
             lines.append(f'{label:8}' + ''.join(f'{value:8.3f}' if value >= 0 else f'{"-":>8}' for value in values))
     rest = [(name.split('/')[-1], value) for name, value in others.items() if isinstance(value, Real)]
     return lines + [f'{name:8}{value:8.3f}' for name, value in rest]
-
-
-def read_scalars(files: Iterable[Path]) -> list[dict]:
-    """Return the rows of JSON-lines files in the order of their training step; later files win over repeated steps."""
-    rows = {}
-    for file in files:
-        for line in file.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
-                row = json.loads(line)
-                rows[row.get('step', 0), 'loss' in row] = row
-    return [rows[key] for key in sorted(rows)]
 
 
 def draw_curves(rows: Sequence[dict], metrics: Sequence[str], file: Path) -> None:

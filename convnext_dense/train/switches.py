@@ -3,8 +3,6 @@
 Each can be written into a config instead; ``docs/first_training.md`` shows the lines.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import gc
@@ -343,7 +341,7 @@ def guarded(name: str) -> Callable:
     """Return a method that calls the backend's, and switches the backend off where that fails."""
 
     @functools.wraps(getattr(BaseVisBackend, name))
-    def method(self: GuardedVisBackend, *args: Any, **options: Any) -> None:
+    def method(self: 'GuardedVisBackend', *args: Any, **options: Any) -> None:
         if self.backend is None:
             return
         try:

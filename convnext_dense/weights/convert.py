@@ -41,19 +41,12 @@ TARGETS = {fmt.name: fmt for fmt in (FB, TIMM, MMPRETRAIN, HF, TORCHVISION)}
 
 @dataclass
 class Conversion(Account):
-    """What was written, and what was not, besides what every :class:`~convnext_dense.weights.report.Account` has.
+    """What was written, and what was not, besides what every :class:`~convnext_dense.weights.report.Account` has."""
 
-    Attributes:
-        target: The format that was written.
-        tensors: Their name -> tensor.
-        is_whole: It is a detector or a segmentor.
-        file: Where it was written.
-    """
-
-    target: str = ''
-    tensors: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
-    is_whole: bool = False
-    file: Path | None = None
+    target: str = ''  # the format that was written
+    tensors: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)  # their name -> tensor
+    is_whole: bool = False  # it is a detector or a segmentor
+    file: Path | None = None  # where it was written
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what is shown, as names and texts."""

@@ -219,15 +219,12 @@ MMPRETRAIN = Format(
     'mmpretrain',
     'mmpretrain',
     rows=(
-        Row('downsample_layers.{s}.{i}.', 'downsample_layers.{s}.{i}.'),
+        *same('downsample_layers.{s}.{i}.', 'stages.{s}.{b}.norm.', 'stages.{s}.{b}.gamma', 'norm{s}.'),
         Row('stages.{s}.{b}.depthwise_conv.', 'stages.{s}.{b}.dwconv.'),
-        Row('stages.{s}.{b}.norm.', 'stages.{s}.{b}.norm.'),
         Row('stages.{s}.{b}.pointwise_conv1.', 'stages.{s}.{b}.pwconv1.'),
         Row('stages.{s}.{b}.grn.gamma', 'stages.{s}.{b}.grn.gamma', FLAT),
         Row('stages.{s}.{b}.grn.beta', 'stages.{s}.{b}.grn.beta', FLAT),
         Row('stages.{s}.{b}.pointwise_conv2.', 'stages.{s}.{b}.pwconv2.'),
-        Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
-        Row('norm{s}.', 'norm{s}.'),
         Row('head.fc.', 'head.'),
     ),
     final_norm='norm3.',  # a detector has an output norm there
@@ -251,10 +248,7 @@ HF = Format(
         Row('encoder.stages.{s}.layers.{b}.grn.bias', 'stages.{s}.{b}.grn.beta'),
         Row('encoder.stages.{s}.layers.{b}.pwconv2.', 'stages.{s}.{b}.pwconv2.'),
         Row('encoder.stages.{s}.layers.{b}.layer_scale_parameter', 'stages.{s}.{b}.gamma'),
-        Row('hidden_states_norms.stage1.', 'norm0.'),
-        Row('hidden_states_norms.stage2.', 'norm1.'),
-        Row('hidden_states_norms.stage3.', 'norm2.'),
-        Row('hidden_states_norms.stage4.', 'norm3.'),
+        *(Row(f'hidden_states_norms.stage{s + 1}.', f'norm{s}.') for s in range(4)),
         Row('layernorm.', 'norm.'),
         Row('classifier.', 'head.'),
     ),
@@ -281,13 +275,12 @@ TORCHVISION = Format(
     'torchvision',
     'torchvision',
     rows=(
-        Row('features.0.{i}.', 'downsample_layers.0.{i}.'),
         *(
             row
             for s in range(4)
             for row in (
-                # stage s stands at 2s + 1, the downsampling before it at 2s
-                *([Row(f'features.{2 * s}.{{i}}.', f'downsample_layers.{s}.{{i}}.')] if s else []),
+                # stage s stands at 2s + 1, the stem or the downsampling before it at 2s
+                Row(f'features.{2 * s}.{{i}}.', f'downsample_layers.{s}.{{i}}.'),
                 Row(f'features.{2 * s + 1}.{{b}}.block.0.', f'stages.{s}.{{b}}.dwconv.'),
                 Row(f'features.{2 * s + 1}.{{b}}.block.2.', f'stages.{s}.{{b}}.norm.'),
                 Row(f'features.{2 * s + 1}.{{b}}.block.3.', f'stages.{s}.{{b}}.pwconv1.'),
@@ -307,13 +300,11 @@ LADDER = Format(
     'ladder',
     "ConvNeXt of this package's ladder",
     rows=(
-        Row('downsample_layers.{s}.{i}.', 'downsample_layers.{s}.{i}.'),
+        *same('downsample_layers.{s}.{i}.', 'stages.{s}.{b}.gamma', 'norm{s}.'),
         Row('stages.{s}.{b}.conv1.', 'stages.{s}.{b}.dwconv.'),
         Row('stages.{s}.{b}.norm1.', 'stages.{s}.{b}.norm.'),
         Row('stages.{s}.{b}.conv2.', 'stages.{s}.{b}.pwconv1.'),
         Row('stages.{s}.{b}.conv3.', 'stages.{s}.{b}.pwconv2.'),
-        Row('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
-        Row('norm{s}.', 'norm{s}.'),
     ),
     mark=r'^downsample_layers\.0\.1\.',  # the steps before have none, or no depthwise convolutions
     conv_mlp=('all',),

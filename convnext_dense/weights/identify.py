@@ -294,13 +294,8 @@ def choose_backbone(
 ) -> Part:
     """Return the backbone of a file that is meant, without a classifier's head that stands beside it.
 
-    Args:
-        given: The file's tensors.
-        source: Where they came from, for messages.
-        prefix: The user's choice among several: what stands before the keys of the backbone, or of the whole model.
-        place: Where the backbone sits in the model: one in the same place of the file is meant.
-        formats: Those in which the backbone's weights may be.
-        advice: A last sentence for the message that there is none.
+    It is the one with the ``prefix`` that the user chose, or below it in the whole model; else the one at ``place``,
+    where it sits in the model, or the only one. ``source`` and ``advice`` are for messages.
 
     Raises:
         UserError: There is none, none with that prefix, or several to choose from.

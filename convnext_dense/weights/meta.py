@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,19 @@ def logged_row(file: Path, meta: Mapping[str, Any]) -> dict:
     """Return the validation row of a checkpoint in the JSON lines that its run left in the same folder."""
     latest = {}
     for log in sorted(file.parent.glob('*/vis_data/scalars.json')):
-        rows = []
-        for line in log.read_text(errors='replace').splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the last line may be cut off
-                rows.append(json.loads(line))
+        rows = read_scalars([log])
         by_epoch = any('epoch' in row for row in rows if 'loss' in row)
         now = meta.get('epoch' if by_epoch else 'iter')
         latest = next((row for row in rows if 'loss' not in row and now and row.get('step') == now), latest)
     return latest
+
+
+def read_scalars(files: Iterable[Path]) -> list[dict]:
+    """Return the rows of JSON-lines files in the order of their training step; later files win over repeated steps."""
+    rows = {}
+    for file in files:
+        for line in file.read_text(errors='replace').splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
+                row = json.loads(line)
+                rows[row.get('step', 0), 'loss' in row] = row
+    return [rows[key] for key in sorted(rows)]

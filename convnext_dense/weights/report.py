@@ -10,21 +10,13 @@ from convnext_dense.compat.errors import shorten
 
 @dataclass
 class Account:
-    """Weights of a file, and which of them were not used.
+    """Weights of a file, and which of them were not used."""
 
-    Attributes:
-        source: Where the weights came from.
-        format: Whose names they have.
-        architecture: Which ConvNeXt they are.
-        licence: What is known of their licence.
-        left_out: Why something was left out on purpose -> the file's keys.
-    """
-
-    source: str
-    format: str = ''
-    architecture: str = ''
-    licence: str = ''
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    source: str  # where the weights came from
+    format: str = ''  # whose names they have
+    architecture: str = ''  # which ConvNeXt they are
+    licence: str = ''  # what is known of their licence
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # why something was left out -> the file's keys
 
     def leave_out(self, why: str, *keys: str) -> None:
         """Note keys of the file that are left out on purpose."""
@@ -46,25 +38,15 @@ class Account:
 
 @dataclass
 class Report(Account):
-    """What was loaded and what was not, besides what every :class:`Account` has.
+    """What was loaded and what was not, besides what every :class:`Account` has."""
 
-    Attributes:
-        loaded: The model's keys that were loaded.
-        reshaped: Those of them that had another shape in the file.
-        converted: Type in the file, where it is not the model's -> number of tensors.
-        from_scratch: The model's keys that keep their initial values: output norms, and heads for other classes.
-        missing: The model's keys that should have been in the file.
-        unexpected: The file's keys for which the model has no place.
-        adapted: What was changed to fit, beside shapes.
-    """
-
-    loaded: list[str] = field(default_factory=list)
-    reshaped: list[str] = field(default_factory=list)
-    converted: dict[str, int] = field(default_factory=dict)
-    from_scratch: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    adapted: str = ''
+    loaded: list[str] = field(default_factory=list)  # the model's keys that were loaded
+    reshaped: list[str] = field(default_factory=list)  # those of them that had another shape in the file
+    converted: dict[str, int] = field(default_factory=dict)  # type in the file, where it is another -> tensors
+    from_scratch: list[str] = field(default_factory=list)  # with initial values: output norms, heads for other classes
+    missing: list[str] = field(default_factory=list)  # the model's keys that should have been in the file
+    unexpected: list[str] = field(default_factory=list)  # the file's keys for which the model has no place
+    adapted: str = ''  # what was changed to fit, beside shapes
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what is shown, as names and texts."""

@@ -25,12 +25,8 @@ def write_weights(
 ) -> str:
     """Write a file of weights with its digest in one step; return its SHA-256; the same weights give the same bytes.
 
-    Args:
-        tensors: Name -> tensor.
-        file: The file; its suffix is one of :data:`SUFFIXES`.
-        wrapper: The entry of a ``.pth`` file that holds the tensors; without one they are its entries.
-        meta: Plain values beside the tensors: the entry ``meta`` of a ``.pth`` file, text in the header of a
-            ``.safetensors`` file.
+    In a ``.pth`` file the tensors are the entry ``wrapper``, or the entries, and ``meta``, plain values, stands beside
+    them; in a ``.safetensors`` file ``meta`` is text in the header.
 
     Raises:
         UserError: The format cannot store the type of a tensor, or the file cannot be written.

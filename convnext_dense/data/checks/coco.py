@@ -1,7 +1,5 @@
 """Checks of a COCO instances file and of the pictures that it names."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

@@ -5,8 +5,6 @@ silence, a label out of range is a failed assertion on the GPU, and a cut pictur
 Only plain files are read; nothing of MMDetection or MMSegmentation is imported, except COCO's class names.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks whether folders and image files are there and whole, and the words that all checks share."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks of a whole run: its data sets against each other, and against pipelines, heads and metrics."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Checks of pictures and label maps for semantic segmentation."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The formats in which people have their data: one table, and the choice among its rows."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import islice

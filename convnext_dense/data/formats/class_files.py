@@ -1,7 +1,5 @@
 """Files that name the classes of label maps: names alone, or with the value or the colour of each."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """COCO instances: one JSON file for each split, as COCO, Roboflow, CVAT and Label Studio write them."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import mmap

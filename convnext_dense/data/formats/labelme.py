@@ -1,7 +1,5 @@
 """LabelMe: one JSON file for each image, with polygons, rectangles, circles and masks."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import io

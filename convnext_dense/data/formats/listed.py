@@ -1,7 +1,5 @@
 """Label maps that JSON files list, one for each split, as ``check-data --fix`` writes them."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the values of label maps mean: from a file of classes, from names in order, or from the values themselves."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

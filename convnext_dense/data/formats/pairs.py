@@ -1,7 +1,5 @@
 """Images and label maps, which go together by their names and by the folders above them."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

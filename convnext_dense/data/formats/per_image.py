@@ -1,7 +1,5 @@
 """What the formats with an annotation file for each image share: which image is meant, and what is left over."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any

@@ -1,7 +1,5 @@
 """Pascal VOC: one XML file for each image, with boxes; ``ImageSets`` tell the splits where there are any."""
 
-from __future__ import annotations
-
 import math
 import re
 import xml.etree.ElementTree as ElementTree

@@ -3,8 +3,6 @@
 Darknet has ``obj.data`` in place of it, with lists of images.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
