@@ -4,18 +4,13 @@ Each session installs the package as a user would. ``docs/versions.md`` has the 
 """
 
 import re
+import runpy
 
 import nox
 
 PYTHONS = ('3.10', '3.11', '3.12', '3.13')
 OPENMMLAB = ('mmengine', 'mmcv-lite', 'mmdet', 'mmsegmentation')
-# the ranges of convnext_dense/compat/versions.py
-FORKS = (
-    'onedl-mmengine>=0.10.12,<0.11',
-    'onedl-mmcv>=2.3.6,<2.4',
-    'onedl-mmdetection>=3.5.1,<3.6',
-    'onedl-mmsegmentation>=1.4.2,<1.5',
-)
+FORKS = [name + versions for name, versions in runpy.run_path('convnext_dense/compat/versions.py')['FORKS'].items()]
 # the tests that need no OpenMMLab library besides MMEngine
 CORE_TESTS = ('tests/test_backbone.py', 'tests/test_doctor.py', 'tests/test_compat_versions.py')
 

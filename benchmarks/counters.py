@@ -21,17 +21,11 @@ COPIES = {'aten.copy_', 'aten.clone', 'aten._to_copy', 'aten.contiguous'}
 
 
 class Counter(TorchDispatchMode):
-    """Counts what PyTorch's dispatcher hands to the device while it is active.
+    """Counts what PyTorch's dispatcher hands to the device while it is active."""
 
-    Attributes:
-        launches: Operations that compute; a view does not.
-        waits: Those that make the program wait: numbers that are read, sizes that depend on values.
-        relayout_bytes: Written by copies that only change the order in memory.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.launches = self.waits = self.relayout_bytes = 0
+    launches = 0  # operations that compute; a view does not
+    waits = 0  # those that make the program wait: numbers that are read, sizes that depend on values
+    relayout_bytes = 0  # written by copies that only change the order in memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Count an operation, and do it."""
@@ -51,15 +45,9 @@ class Counter(TorchDispatchMode):
 
 
 class Reads(TorchFunctionMode):
-    """Counts the calls that bring whole tensors to the program, which the dispatcher does not see on the CPU.
+    """Counts the calls that bring whole tensors to the program, which the dispatcher does not see on the CPU."""
 
-    Attributes:
-        waits: Their number.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits = 0
+    waits = 0
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Count a call, and make it."""

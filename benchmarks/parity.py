@@ -65,19 +65,12 @@ COLORS = {'ours': '#1f6fb4', 'stock': '#d9822b'}
 
 
 class Recipe(NamedTuple):
-    """What is trained.
+    """What is trained."""
 
-    Attributes:
-        config: The config, with our backbone.
-        curves: The metric and the losses that are drawn.
-        drop_path_rate: Of both backbones.
-        decay_rate: From layer to layer; 1 gives all layers one rate.
-    """
-
-    config: str
-    curves: tuple[str, ...]
-    drop_path_rate: float = 0.0
-    decay_rate: float = 1.0
+    config: str  # with our backbone
+    curves: tuple[str, ...]  # the metric and the losses that are drawn
+    drop_path_rate: float = 0.0  # of both backbones
+    decay_rate: float = 1.0  # from layer to layer; 1 gives all layers one rate
 
 
 CASCADE = 'det/cascade_convnext_atto_shapes', ('bbox_mAP', 'loss', 'loss_rpn_cls', 's0.loss_bbox')
@@ -89,15 +82,10 @@ RECIPES = {
 
 
 class Run(NamedTuple):
-    """What a training that has ended says.
+    """What a training that has ended says."""
 
-    Attributes:
-        measures: Name -> value: the metrics, in percent, and the losses at both ends.
-        losses: Part -> its value in each step.
-    """
-
-    measures: dict[str, float]
-    losses: dict[str, list[float]]
+    measures: dict[str, float]  # the metrics, in percent, and the losses at both ends
+    losses: dict[str, list[float]]  # part -> its value in each step
 
 
 @HOOKS.register_module()
@@ -341,11 +329,7 @@ def report(folder: Path, recipe: Recipe, sides: Sequence[str] = SIDES) -> str:
 
 
 def tabulate(measures: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, object]]:
-    """Return a row for each measure that all runs have.
-
-    Args:
-        measures: Side -> the measures of its runs, in the same order of the seeds.
-    """
+    """Return a row for each measure that all runs have, from those of each side, in the same order of the seeds."""
     runs = [each for side in measures.values() for each in side]
     rows = []
     for name in (name for name in runs[0] if all(name in each for each in runs)):

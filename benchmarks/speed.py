@@ -57,24 +57,17 @@ COLUMNS = {
 class Lane(NamedTuple):
     """A way to run a model.
 
-    Attributes:
-        side: 'ours' or 'stock'; 'timm', 'torchvision' or 'transformers' for the bare backbone; a key of ``CEILINGS``
-            for what the machine can do.
-        amp: In bf16.
-        fast: With the layers of ``speed_up``; ours alone.
-        keep: With the memory kept that is freed.
-        compiled: Backbone and neck by ``torch.compile``; ours alone.
-        kernels: RoIAlign as a sparse matrix; else torchvision's kernels, which do what mmcv's compiled ones do.
-        with_cp: What the backbone computes again; ours alone.
+    Its side is 'ours' or 'stock'; 'timm', 'torchvision' or 'transformers' for the bare backbone; a key of ``CEILINGS``
+    for what the machine can do.
     """
 
     side: str
-    amp: bool = False
-    fast: bool = True
-    keep: bool = True
-    compiled: bool = False
-    kernels: bool = True
-    with_cp: bool | str = False
+    amp: bool = False  # in bf16
+    fast: bool = True  # with the layers of ``speed_up``; ours alone
+    keep: bool = True  # with the memory kept that is freed
+    compiled: bool = False  # backbone and neck by ``torch.compile``; ours alone
+    kernels: bool = True  # RoIAlign as a sparse matrix; else torchvision's kernels, whose algorithm is mmcv's
+    with_cp: bool | str = False  # what the backbone computes again; ours alone
 
 
 BF16 = ', bf16'  # end of the names of lanes in it
@@ -122,22 +115,14 @@ BACKWARD_LANES = {
 
 
 class Table(NamedTuple):
-    """What is timed.
-
-    Attributes:
-        title: Of the table.
-        config: With our backbone.
-        size: Width and height of the image; ``gpu_size`` on a GPU.
-        job: Makes the call.
-        lanes: Name -> lane.
-    """
+    """What is timed."""
 
     title: str
-    config: str
-    size: tuple[int, int]
-    job: Callable[[Config, nn.Module, tuple[int, int], bool], Callable[[], object]]
+    config: str  # with our backbone
+    size: tuple[int, int]  # width and height of the image
+    job: Callable[[Config, nn.Module, tuple[int, int], bool], Callable[[], object]]  # makes the call
     lanes: dict[str, Lane]
-    gpu_size: tuple[int, int] = (1280, 800)
+    gpu_size: tuple[int, int] = (1280, 800)  # in place of ``size`` on a GPU
 
 
 def image(cfg: Config, model: nn.Module, size: tuple[int, int], amp: bool) -> Callable[[], object]:
@@ -219,7 +204,8 @@ def main() -> None:
         sys.exit(not all(list(map(keeps_up, names))))
     else:
         for name in names:
-            write(name, take_turns(name, list(TABLES[name].lanes), ROUNDS))
+            title = TABLES[name].title if DEVICE == 'cpu' else f'{TABLES[name].title}; here {TABLES[name].gpu_size}'
+            write_results(name, title, COLUMNS, take_turns(name, list(TABLES[name].lanes), ROUNDS))
         draw_picture()
 
 
@@ -242,7 +228,8 @@ def run(table: Table, lane_name: str, counted: bool) -> dict[str, Any]:
         keep_memory()
     if not lane.kernels:
         roi_samples.FEW_CHANNELS = 10**9
-    work = CEILINGS[lane.side](lane.amp) if lane.side in CEILINGS else build(table, lane)
+    dtype = torch.bfloat16 if lane.amp else torch.float32
+    work = CEILINGS[lane.side](dtype) if lane.side in CEILINGS else build(table, lane)
     torch.manual_seed(0)
     digest = numbers_of(work())
     times = []
@@ -309,41 +296,24 @@ def peer(side: str) -> nn.Module:
     from torchvision.models import convnext_tiny
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    extractor = create_feature_extractor(convnext_tiny(), {f'features.{i}': str(i) for i in (1, 3, 5, 7)})
-    return nn.Sequential(extractor, Values())
+    model = create_feature_extractor(convnext_tiny(), {f'features.{i}': str(i) for i in (1, 3, 5, 7)})
+    model.register_forward_hook(lambda module, given, found: list(found.values()))
+    return model
 
 
-class Values(nn.Module):
-    """The values of a dict."""
-
-    def forward(self, given: dict[str, Tensor]) -> list[Tensor]:
-        """Return them in their order."""
-        return list(given.values())
-
-
-def convolution(amp: bool) -> Callable[[], Tensor]:
+def convolution(dtype: torch.dtype) -> Callable[[], Tensor]:
     """Return a convolution of RoI features, the most frequent layer of the heads, at its best."""
-    return partial(F.conv2d, *drawn(amp, (1000, 256, 7, 7), (256, 256, 3, 3)), padding=1)
+    shapes = (1000, 256, 7, 7), (256, 256, 3, 3)
+    drawn = [torch.randn(shape).to(DEVICE, dtype, memory_format=torch.channels_last) for shape in shapes]
+    return partial(F.conv2d, *drawn, padding=1)
 
 
-def product(amp: bool) -> Callable[[], Tensor]:
-    """Return a product of two large matrices."""
-    return partial(torch.matmul, *drawn(amp, (4096, 4096), (4096, 4096)))
-
-
-def copy_memory(amp: bool) -> Callable[[], Tensor]:
-    """Return a copy of ``COPIED`` bytes into memory that is there."""
-    return partial(Tensor.copy_, *torch.ones(2, COPIED // 4, device=DEVICE))
-
-
-CEILINGS = {'product': product, 'convolution': convolution, 'copy': copy_memory}
-
-
-def drawn(amp: bool, *shapes: tuple[int, ...]) -> list[Tensor]:
-    """Return random numbers whose channels are last in memory."""
-    order = {4: torch.channels_last, 2: torch.contiguous_format}
-    dtype = torch.bfloat16 if amp else torch.float32
-    return [torch.randn(shape).to(DEVICE, dtype, memory_format=order[len(shape)]) for shape in shapes]
+CEILINGS = {
+    'product': lambda dtype: partial(torch.matmul, *torch.randn(2, 4096, 4096).to(DEVICE, dtype)),
+    'convolution': convolution,
+    # into memory that is there
+    'copy': lambda dtype: partial(Tensor.copy_, *torch.ones(2, COPIED // 4, device=DEVICE)),
+}
 
 
 def numbers_of(result: Any) -> list[float]:
@@ -395,12 +365,6 @@ def add_shares(rows: list[dict[str, Any]]) -> None:
 
 
 COUNTED = {'saved (MB)': 'saved_mb', 'relayout (MB)': 'relayout_mb', 'launches': 'launches', 'waits': 'waits'}
-
-
-def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write the results of a table of this file."""
-    title = TABLES[name].title if DEVICE == 'cpu' else f'{TABLES[name].title}; here {TABLES[name].gpu_size}'
-    write_results(name, title, COLUMNS, rows)
 
 
 def draw_picture() -> None:

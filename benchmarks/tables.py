@@ -22,14 +22,7 @@ def read_results(name: str) -> dict[str, Any] | None:
 
 
 def write_results(name: str, title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table as JSON and as Markdown, with the machine and the versions, and print it.
-
-    Args:
-        name: Of the files.
-        title: Of the table.
-        columns: Name -> format.
-        rows: By column.
-    """
+    """Write a table to the files ``name``.json and .md, with the machine and the versions, and print it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     machine = f'{torch.cpu.get_capabilities()["cpu_name"]}, {os.cpu_count()} cores'
     if torch.cuda.is_available():

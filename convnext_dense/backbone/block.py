@@ -78,20 +78,15 @@ class Block(nn.Module):
         """Return (N, C, H, W) plus the branch of all images, scaled."""
         y = depthwise(x, self.dwconv)
         y = y.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        run = run_again if self.lean and torch.is_grad_enabled() else run_once
-        y = run(lambda y: self.pwconv1(self.norm(y)), y)
-        y = run(lambda y: self.pwconv2(self.grn(gelu(y))), y)
+        again = self.lean and torch.is_grad_enabled()
+        y = run(lambda y: self.pwconv1(self.norm(y)), y, again)
+        y = run(lambda y: self.pwconv2(self.grn(gelu(y))), y, again)
         y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
         if self.gamma is not None:
             return torch.addcmul(x, y, self.gamma[:, None, None] * scale)
         return torch.addcmul(x, y, scale) if isinstance(scale, Tensor) else torch.add(x, y, alpha=scale)
 
 
-def run_once(layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply layers."""
-    return layers(x)
-
-
-def run_again(layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply layers; in the backward pass all but the last run again, and nothing between them is kept until then."""
-    return checkpoint(layers, x, use_reentrant=False, preserve_rng_state=False)
+def run(layers: Callable[[Tensor], Tensor], x: Tensor, again: bool) -> Tensor:
+    """Apply layers; ``again``: in the backward pass all but the last once more, and nothing between is kept."""
+    return checkpoint(layers, x, use_reentrant=False, preserve_rng_state=False) if again else layers(x)

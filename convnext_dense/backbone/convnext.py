@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from convnext_dense.backbone.block import Block, LayerNorm2d, run_again
+from convnext_dense.backbone.block import Block, LayerNorm2d, run
 from convnext_dense.variants import resolve_variant
 
 NUM_STAGES = 4
@@ -98,7 +98,7 @@ class StagedBackbone(BaseModule):
             )
         maps = []
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
-            x = run_again(downsample, x) if self.with_cp == 'cheap' and x.requires_grad else downsample(x)
+            x = run(downsample, x, again=self.with_cp == 'cheap' and x.requires_grad)
             for block in stage:
                 x = checkpoint(block, x, use_reentrant=False) if self.with_cp is True and x.requires_grad else block(x)
             # returned stages alone have a norm; PyTorch 2.4 compiles `i in self.out_indices` to wrong numbers

@@ -23,7 +23,7 @@ CURES = {
         'reinstall torch and torchvision from one place, both built for the same CUDA'
     ),
     r'no kernel image is available': 'install a PyTorch that was built for the compute capability of this GPU',
-    r'driver': 'update the driver of the GPU, or install a PyTorch that was built for an older CUDA',
+    r'(?i:nvidia|cuda) driver': 'update the driver of the GPU, or install a PyTorch that was built for an older CUDA',
     r'lib(GL|gthread|SM|Xext)\S*: cannot open': 'pip install --force-reinstall --no-deps opencv-python-headless',
     r'numpy\.dtype size changed|_ARRAY_API not found|numpy\.core\.multiarray failed': 'pip install --upgrade {name}',
     r"No module named '(?P<missing>\w+)": '{install_missing}',

@@ -17,12 +17,8 @@ from .unpickling import TRUST_ADVICE, checkpoints_are_trusted
 def read_config(text: str, name: str = 'the checkpoint') -> dict:
     """Return the settings in a config as MMEngine saves it: assignments of literals and of ``dict(...)``.
 
-    Args:
-        text: The config.
-        name: Of the checkpoint, for the message.
-
     Raises:
-        UserError: The text is not Python, or needs code to run, such as an import or a call.
+        UserError: The text is not Python, or needs code to run, such as an import or a call; it names the checkpoint.
 
     >>> read_config("model = dict(type='ConvNeXt', depths=[3, -1], test_cfg=dict({'a-b': None}))")
     {'model': {'type': 'ConvNeXt', 'depths': [3, -1], 'test_cfg': {'a-b': None}}}

@@ -6,10 +6,8 @@ only in the versions that have the defect, and imports nothing itself. No two pa
 
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
@@ -17,30 +15,19 @@ from packaging.specifiers import SpecifierSet
 
 from . import checkpoint_configs, checkpoints, installed_packages, upstream_heads
 from .import_hook import on_import
-from .versions import MMCV, MMDET, MMENGINE, MMSEG
+from .versions import PACKAGES, pip_version
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A defect and its cure.
+    """A defect and its cure."""
 
-    Attributes:
-        name: Short and unique.
-        packages: The names under which pip may have installed the package.
-        module: The module with the defect.
-        why: What goes wrong without the patch.
-        apply: Mends the module.
-        versions: Those with the defect, as in a requirement; empty means all versions so far.
-        link: Where the defect is reported.
-    """
-
-    name: str
-    packages: tuple[str, ...]
-    module: str
-    why: str
-    apply: Callable[[ModuleType], None]
-    versions: str = ''
-    link: str = ''
+    name: str  # short and unique
+    module: str  # with the defect, of a package in versions.PACKAGES
+    why: str  # what goes wrong without the patch
+    apply: Callable[[ModuleType], None]  # mends the module
+    versions: str = ''  # those with the defect, as in a requirement; empty means all versions so far
+    link: str = ''  # where the defect is reported
 
 
 def use_importlib_metadata(module: ModuleType) -> None:
@@ -76,7 +63,6 @@ def collect_env_without_distutils(module: ModuleType) -> None:
 PATCHES = (
     Patch(
         name='pkg_resources',
-        packages=MMENGINE,
         versions='<0.11.0rc3',
         module='mmengine.utils.package_utils',
         why="`_base_ = 'mmdet::...'` asks pkg_resources for the package, which setuptools >= 82 no longer has",
@@ -84,28 +70,24 @@ PATCHES = (
     ),
     Patch(
         name='find_loader in mmengine',
-        packages=MMENGINE,
         module='mmengine.utils.dl_utils.misc',
         why='mmcv_full_available() calls pkgutil.find_loader, which Python 3.14 removed',
         apply=lambda module: replace_function(module, 'mmcv_full_available', ops_can_be_imported),
     ),
     Patch(
         name='find_loader in mmcv',
-        packages=MMCV,
         module='mmcv.utils.ext_loader',
         why='check_ops_exist() calls pkgutil.find_loader, which Python 3.14 removed',
         apply=lambda module: replace_function(module, 'check_ops_exist', ops_can_be_imported),
     ),
     Patch(
         name='distutils',
-        packages=MMENGINE,
         module='mmengine.utils.dl_utils.collect_env',
         why='collect_env(), which every Runner calls, imports distutils, which Python >= 3.12 has only by setuptools',
         apply=collect_env_without_distutils,
     ),
     Patch(
         name='safe checkpoints',
-        packages=MMENGINE,
         module='mmengine.runner.checkpoint',
         link='https://github.com/open-mmlab/mmengine/issues/1655',
         why="PyTorch >= 2.6 refuses MMEngine's own checkpoints, so that no run resumes; older versions, downloads and "
@@ -114,28 +96,24 @@ PATCHES = (
     ),
     Patch(
         name='configs of checkpoints in the inferencers',
-        packages=MMENGINE,
         module='mmengine.infer.infer',
         why='DetInferencer(weights=FILE) and its like run the config inside of the checkpoint; here it is read as data',
         apply=checkpoint_configs.infer_without_running_configs,
     ),
     Patch(
         name='configs of checkpoints in the runner',
-        packages=MMENGINE,
         module='mmengine.runner.runner',
         why='resume() runs the config inside of the checkpoint to compare numbers of GPUs; here it is read as data',
         apply=checkpoint_configs.resume_without_running_configs,
     ),
     Patch(
         name='configs of checkpoints in the flexible runner',
-        packages=MMENGINE,
         module='mmengine.runner._flexible_runner',
         why='resume() runs the config inside of the checkpoint, as in the runner',
         apply=checkpoint_configs.resume_without_running_configs,
     ),
     Patch(
         name='MMSyncBN in one process',
-        packages=MMCV,
         module='mmcv.ops.sync_bn',
         why='SyncBatchNorm asks torch.distributed for the number of processes, so that the strong baselines of mmdet '
         'cannot be built in a process without a group',
@@ -143,21 +121,18 @@ PATCHES = (
     ),
     Patch(
         name='masks outside of the image',
-        packages=MMDET,
         module='mmdet.models.roi_heads.mask_heads.fcn_mask_head',
         why='on the CPU a test of QueryInst ends with an error where a box lies outside of the image',
         apply=upstream_heads.paste_masks_anywhere,
     ),
     Patch(
         name='checkpoints of DDQ',
-        packages=MMDET,
         module='mmdet.models.detectors.ddq_detr',
         why='a trained model has parameters under more names than a built one, so that its checkpoint does not fit',
         apply=upstream_heads.tie_branches_when_built,
     ),
     Patch(
         name='predictions of SSD',
-        packages=MMDET,
         module='mmdet.models.dense_heads.ssd_head',
         link='https://github.com/open-mmlab/mmdetection/issues/11780',
         why='the head has no loss_cls, for which upstream asks when it predicts: every validation ends in an error',
@@ -165,7 +140,6 @@ PATCHES = (
     ),
     Patch(
         name='DMNet and channels-last maps',
-        packages=MMSEG,
         module='mmseg.models.decode_heads.dm_head',
         why='the head views its maps as channels-first; ConvNeXt gives channels-last ones',
         apply=upstream_heads.take_maps_of_any_layout,
@@ -204,14 +178,13 @@ def _status(patch: Patch) -> tuple[str, str]:
 
 def why_not_needed(patch: Patch) -> str:
     """Say why the installed version needs no patch; empty if it does."""
-    for name in patch.packages:
-        with suppress(PackageNotFoundError):
-            installed = version(name)
+    module = patch.module.partition('.')[0]
+    for name in PACKAGES[module]:
+        if installed := pip_version(name):
             if SpecifierSet(patch.versions).contains(installed, prereleases=True):
                 return ''
             return f'{name} {installed} does not have the defect, versions {patch.versions} do'
-    # Without metadata the package may still be there, by PYTHONPATH; its version is then unknown.
-    module = patch.module.partition('.')[0]
+    # Without sound metadata the package may still be there, by PYTHONPATH; its version is then unknown.
     return '' if find_spec(module) is not None else f'{module} is not installed'
 
 

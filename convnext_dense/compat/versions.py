@@ -17,11 +17,6 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 OURS = 'convnext-dense'
-# The names under which pip may have installed a module, the one in setup.py first
-MMENGINE = ('mmengine', 'mmengine-lite', 'onedl-mmengine')
-MMCV = ('mmcv-lite', 'mmcv', 'onedl-mmcv')
-MMDET = ('mmdet', 'onedl-mmdetection')
-MMSEG = ('mmsegmentation', 'onedl-mmsegmentation')
 
 # The forks with the same modules, and the versions with which the tests pass; setup.py cannot name alternatives
 FORKS = {
@@ -31,15 +26,15 @@ FORKS = {
     'onedl-mmsegmentation': '>=1.4.2,<1.5',
 }
 
-# The modules of the stack, with their names for pip
+# The modules of the stack, with the names under which pip may have installed them, the one in setup.py first
 PACKAGES = {
     'torch': ('torch',),
     'torchvision': ('torchvision',),
     'numpy': ('numpy',),
-    'mmengine': MMENGINE,
-    'mmcv': MMCV,
-    'mmdet': MMDET,
-    'mmseg': MMSEG,
+    'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
+    'mmcv': ('mmcv-lite', 'mmcv', 'onedl-mmcv'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
     'pycocotools': ('pycocotools',),
     'ftfy': ('ftfy',),
     'regex': ('regex',),

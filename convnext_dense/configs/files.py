@@ -16,7 +16,6 @@ from mmengine.registry import DefaultScope
 
 from convnext_dense.compat import Patch, add_patch
 from convnext_dense.compat.errors import UserError
-from convnext_dense.compat.versions import MMENGINE
 
 PACKAGE = 'convnext_dense'
 LIBRARIES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
@@ -205,11 +204,7 @@ CODE = 'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/'
 NO_BASE = 'only packages of OpenMMLab can be named in _base_'
 NO_MODEL = "an inferencer knows the models of its own library's index alone"
 for patch in (
-    Patch(
-        'find-own-base', MMENGINE, 'mmengine.config.config', NO_BASE, find_own_base, link=CODE + 'config/utils.py#L17'
-    ),
-    Patch(
-        'find-own-model', MMENGINE, 'mmengine.infer.infer', NO_MODEL, find_own_model, link=CODE + 'infer/infer.py#L386'
-    ),
+    Patch('find-own-base', 'mmengine.config.config', NO_BASE, find_own_base, link=CODE + 'config/utils.py#L17'),
+    Patch('find-own-model', 'mmengine.infer.infer', NO_MODEL, find_own_model, link=CODE + 'infer/infer.py#L386'),
 ):
     add_patch(patch)

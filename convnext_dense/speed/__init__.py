@@ -62,12 +62,8 @@ def compile_maps(model: nn.Module, **options: Any) -> nn.Module:
     where a map is a single pixel high or wide. PyTorch compiles at most eight graphs of a part; images that need
     another one are computed without compiling.
 
-    Args:
-        model: A detector, a segmentor, or any other module; it is changed.
-        options: For ``torch.compile``; ``dynamic=True`` unless they say otherwise.
-
-    Returns:
-        The model.
+    The model is changed and returned. ``options`` are those of ``torch.compile``; ``dynamic=True`` unless they say
+    otherwise.
     """
     from torch._inductor import config, list_mode_options  # takes half a second
 

@@ -1,14 +1,15 @@
 """How an image leaves a data pipeline: without a copy."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 
-def pack_pixels_last(pack: Callable[[dict], dict], results: dict) -> dict:
-    """Pack a sample; the image, (H, W, C) or (H, W), stays in memory as it is, and becomes a view (C, H, W)."""
-    image = np.ascontiguousarray(results['img'])
-    packed = pack({key: value for key, value in results.items() if key != 'img'})
-    pixels = torch.from_numpy(image if image.ndim == 3 else image[..., None]).permute(2, 0, 1)
-    return {'inputs': pixels, **packed}
+class PixelsLast:
+    """Makes a packing step leave the image in memory as it was loaded, (H, W, C), under the view (C, H, W)."""
+
+    def transform(self, results: dict) -> dict:
+        """Return ``inputs``, uint8 (C, H, W), and ``data_samples``; the image is (H, W, C) or (H, W)."""
+        image = np.ascontiguousarray(results['img'])
+        packed = super().transform({key: value for key, value in results.items() if key != 'img'})
+        pixels = torch.from_numpy(image if image.ndim == 3 else image[..., None]).permute(2, 0, 1)
+        return {'inputs': pixels, **packed}

@@ -8,7 +8,7 @@ from mmseg.datasets.transforms.formatting import PackSegInputs
 from mmseg.datasets.transforms.transforms import PhotoMetricDistortion, RandomCrop
 from numpy import random
 
-from convnext_dense.speed.packs import pack_pixels_last
+from convnext_dense.speed.packs import PixelsLast
 
 TRIES = 10  # of MMSegmentation to find a crop with several classes
 VALUES = np.arange(256, dtype=np.uint8)
@@ -80,9 +80,5 @@ def change_hsv(img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     return mmcv.hsv2bgr(hsv)
 
 
-class PixelsLastPack(PackSegInputs):
-    """MMSegmentation's step, which leaves the image in memory as it was loaded, (H, W, C), under the view (C, H, W)."""
-
-    def transform(self, results: dict) -> dict:
-        """Return ``inputs``, uint8 (C, H, W), and ``data_samples``."""
-        return pack_pixels_last(super().transform, results)
+class PixelsLastPack(PixelsLast, PackSegInputs):
+    """MMSegmentation's step without a copy of the image."""

@@ -35,13 +35,8 @@ def keep_boxes_precise(model: nn.Module) -> nn.Module:
     """Let the heads of a detector hand on in fp32 what they compute in bf16.
 
     MMDetection gives anchors the type of the scores: in bf16 their corners would be off by up to 2 pixels of 1000.
-    Heads that have another name, such as the stages of a ``CascadeRPNHead``, stay as they are.
-
-    Args:
-        model: Any model; it is changed.
-
-    Returns:
-        The model.
+    Heads that have another name, such as the stages of a ``CascadeRPNHead``, stay as they are. The model is changed and
+    returned.
     """
     for name, module in model.named_modules():
         if name.rpartition('.')[2] in BOX_HEADS:

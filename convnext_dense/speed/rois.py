@@ -1,7 +1,7 @@
 """Features of regions of interest (RoIs) from maps whose channels are last in memory."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from mmcv.ops import RoIAlign
@@ -27,7 +27,7 @@ class ChannelsLastExtractor(SingleRoIExtractor):
         if feats[0].is_cpu and not is_traced() and averages(self.roi_layers):
             scaled = rois if roi_scale_factor is None else self.roi_rescale(rois, roi_scale_factor)
             levels = split(scaled, self.map_roi_levels(rois, len(feats)), self.roi_layers, feats)
-            if all(pays(level.rois, feats[0].shape[1]) for level in levels):
+            if all(pays(some, feats[0].shape[1]) for _, some in levels):
                 return Pooling.apply(len(rois), levels, *feats).permute(0, 3, 1, 2)
         return super().forward(feats, rois, roi_scale_factor)
 
@@ -39,20 +39,13 @@ def averages(layers: Sequence[nn.Module]) -> bool:
     return len({(layer.output_size, layer.sampling_ratio, layer.aligned) for layer in layers}) == 1
 
 
-class Level(NamedTuple):
-    """The RoIs of one map.
+def split(
+    rois: Tensor, levels: Tensor, layers: Sequence[RoIAlign], maps: Sequence[Tensor]
+) -> list[tuple[Tensor, RoIs]]:
+    """Check RoIs (K, 5) and return those of each map (N, C, H, W), behind their places among all.
 
-    Attributes:
-        places: Their numbers among all.
-        rois: They and how they are sampled.
+    ``levels`` (K,) are the numbers of their maps.
     """
-
-    places: Tensor
-    rois: RoIs
-
-
-def split(rois: Tensor, levels: Tensor, layers: Sequence[RoIAlign], maps: Sequence[Tensor]) -> list[Level]:
-    """Check RoIs (K, 5) and return those of each level; ``levels`` (K,) are the numbers of their maps (N, C, H, W)."""
     rois = as_computable(OP, rois=rois, input=maps[0][:0])[0]  # the maps' type alone counts
     cells = layers[0].output_size
     scales = [
@@ -62,21 +55,21 @@ def split(rois: Tensor, levels: Tensor, layers: Sequence[RoIAlign], maps: Sequen
     checked = check_samples(rois, len(maps[0]), cells, scale, layers[0].sampling_ratio, layers[0].aligned)
     counts = levels.bincount(minlength=len(maps)).tolist()
     some = levels.argsort(stable=True).split(counts)
-    return [Level(places, checked[places]._replace(scale=scale)) for places, scale in zip(some, scales, strict=True)]
+    return [(places, checked[places]._replace(scale=scale)) for places, scale in zip(some, scales, strict=True)]
 
 
 class Pooling(torch.autograd.Function):
     """RoIAlign from the maps of several levels, in one step."""
 
     @staticmethod
-    def forward(ctx: Any, count: int, levels: Sequence[Level], *maps: Tensor) -> Tensor:
+    def forward(ctx: Any, count: int, levels: Sequence[tuple[Tensor, RoIs]], *maps: Tensor) -> Tensor:
         """Return (count, PH, PW, C), pooled from maps (N, C, H, W), one for each level."""
-        output = maps[0].new_empty(count, *levels[0].rois.cells, maps[0].shape[1])
+        output = maps[0].new_empty(count, *levels[0][1].cells, maps[0].shape[1])
         ctx.maps, ctx.parts = [(each.permute(0, 2, 3, 1).shape, each.dtype) for each in maps], []
-        for number, (level, each) in enumerate(zip(levels, maps, strict=True)):
-            values = each.permute(0, 2, 3, 1).to(level.rois.corners.dtype)
-            for some, samples in sampled(level.rois, values.shape):
-                places = level.places[some]
+        for number, ((among_all, rois), each) in enumerate(zip(levels, maps, strict=True)):
+            values = each.permute(0, 2, 3, 1).to(rois.corners.dtype)
+            for some, samples in sampled(rois, values.shape):
+                places = among_all[some]
                 pooled = samples.times(values.reshape(-1, values.shape[-1]))
                 output[places] = pooled.view(-1, *output.shape[1:]).to(output.dtype)
                 ctx.parts.append((number, places, samples))

@@ -21,7 +21,6 @@ from torch import nn
 
 from convnext_dense.compat import Patch, add_patch, replace_function
 from convnext_dense.compat.errors import UserError, shorten
-from convnext_dense.compat.versions import MMENGINE
 from convnext_dense.weights.identify import check_single, find_state_dict, other_weights
 from convnext_dense.weights.load import find_places, fit, load_weights
 from convnext_dense.weights.meta import read_dataset
@@ -264,4 +263,4 @@ for name, module, link, why, mend in (
         load_ema_too,
     ),
 ):
-    add_patch(Patch(name, MMENGINE, module, why, mend, link=link))
+    add_patch(Patch(name, module, why, mend, link=link))

@@ -166,14 +166,7 @@ def _dot(rows: Tensor, row: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _prepare(value: Tensor, sizes: Tensor, first_pixel: Tensor, points: Tensor, weights: Tensor) -> _Attention:
-    check_one_device(
-        OP,
-        value=value,
-        value_spatial_shapes=sizes,
-        value_level_start_index=first_pixel,
-        sampling_locations=points,
-        attention_weights=weights,
-    )
+    check_one_device(OP, value=value, value_spatial_shapes=sizes, value_level_start_index=first_pixel)
     value, points, weights = as_computable(OP, value=value, sampling_locations=points, attention_weights=weights)
     check_integers(OP, value_spatial_shapes=sizes, value_level_start_index=first_pixel)
     if value.ndim != 4 or points.ndim != 6 or sizes.ndim != 2 or 0 in (*points.shape[2:], *value.shape[1:]):

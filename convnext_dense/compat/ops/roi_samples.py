@@ -17,23 +17,14 @@ FEW_CHANNELS = 8  # for which torchvision's kernel is faster, as for masks
 
 
 class RoIs(NamedTuple):
-    """RoIs of one map, and how they are sampled.
+    """RoIs of one map, and how they are sampled."""
 
-    Attributes:
-        corners: (K, 5) as (image index, x1, y1, x2, y2) in image pixels.
-        counts: (2, K), the samples of a cell along y and along x, as ``rois.count_samples`` gives them.
-        cells: PH and PW.
-        scale: From image pixels to those of the map.
-        adaptive: Neighbouring samples are at most a pixel apart.
-        aligned: A coordinate means the pixel's centre.
-    """
-
-    corners: Tensor
-    counts: Tensor
-    cells: tuple[int, int]
-    scale: float
-    adaptive: bool
-    aligned: bool
+    corners: Tensor  # (K, 5) as (image index, x1, y1, x2, y2) in image pixels
+    counts: Tensor  # (2, K), the samples of a cell along y and along x, as rois.count_samples gives them
+    cells: tuple[int, int]  # PH and PW
+    scale: float  # from image pixels to those of the map
+    adaptive: bool  # neighbouring samples are at most a pixel apart
+    aligned: bool  # a coordinate means the pixel's centre
 
     def __getitem__(self, some: Tensor) -> 'RoIs':
         return self._replace(corners=self.corners[some], counts=self.counts[:, some])
@@ -44,17 +35,11 @@ class RoIs(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """A sparse matrix with a row for each cell of each RoI and a column for each pixel of the map.
+    """A sparse matrix with a row for each cell of each RoI and a column for each pixel of the map."""
 
-    Attributes:
-        pixels: The column of each entry, row after row.
-        weights: Its value.
-        starts: Where each row starts; the last number is that of all entries.
-    """
-
-    pixels: Tensor
-    weights: Tensor
-    starts: Tensor
+    pixels: Tensor  # the column of each entry, row after row
+    weights: Tensor  # its value
+    starts: Tensor  # where each row starts; the last number is that of all entries
 
     def times(self, values: Tensor) -> Tensor:
         """Return the product with (pixels, C)."""
