@@ -25,6 +25,11 @@ def options(tmp_path_factory):
     return {f'train_dataloader.dataset.{key}': value for key, value in {**DRAWN, 'data_root': str(root)}.items()}
 
 
+def test_no_samples_are_refused(tmp_path):
+    with pytest.raises(UserError, match='--samples.*got 0'):
+        browse('det/cascade_convnext_atto_shapes', tmp_path, samples=0)
+
+
 @pytest.mark.parametrize('config', ['det/cascade_convnext_atto_shapes', 'seg/upernet_convnext_atto_shapes'])
 def test_pictures_and_numbers(config, options, tmp_path):
     text = browse(config, tmp_path, samples=3, cfg_options=options)

@@ -13,6 +13,8 @@ from convnext_dense.compat.errors import UserError
 from convnext_dense.data import check_coco, check_dataset, check_segmentation, write_shapes
 from convnext_dense.data.checks import coco as coco_checks
 from convnext_dense.data.checks import configs, files
+from convnext_dense.data.checks.remembered import look_at
+from convnext_dense.data.checks.segmentation import read_values
 from convnext_dense.data.shapes import LABELS, SHAPES
 
 WIDTH, HEIGHT = 32, 24
@@ -519,6 +521,17 @@ def test_every_picture_is_looked_at_once(coco, monkeypatch, tmp_path):
     assert len(looked) == 9
 
 
+def test_the_splits_of_one_folder_are_remembered_together(monkeypatch, tmp_path):
+    monkeypatch.setenv('CONVNEXT_DENSE_CACHE', str(tmp_path / 'cache'))
+    looked = []
+    for name in 'abcd':
+        (tmp_path / name).write_text(name)
+    for split in ('ab', 'cd', 'ab'):
+        found = look_at([str(tmp_path / name) for name in split], lambda path: looked.append(path) or path[-1], 'files')
+        assert found == list(split)
+    assert len(looked) == 4
+
+
 # -------------------------------------------------------------------------------------------------------- segmentation
 
 
@@ -629,6 +642,17 @@ def test_unreadable_label_map(segmentation):
     assert f'label map {segmentation.labels / "1.png"} cannot be read: ' in segmentation.error()
     (segmentation.labels / '1.png').write_bytes(b'')
     assert f'{segmentation.labels / "1.png"} (empty)' in segmentation.error()
+
+
+def test_a_label_map_that_is_damaged_in_its_middle(segmentation):
+    path = segmentation.labels / '1.png'
+    segmentation.write(1, np.random.default_rng(0).integers(0, 256, (400, 400)))  # in several parts
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b'IDAT')
+    assert place > content.index(b'IDAT')
+    content[place : place + 4] = bytes(4)
+    path.write_bytes(content)
+    assert f'label map {path} cannot be read: ' in error_of(read_values, path)
 
 
 def test_names_from_a_file(segmentation):

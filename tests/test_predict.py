@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import struct
 from collections import Counter
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from convnext_dense.data import import_data, write_shapes
 from convnext_dense.predict import Objects, load_model, predict, run
 from convnext_dense.predict.inputs import find_sources, read_ahead
 from convnext_dense.predict.output import Output, read_images, yolo_lines
-from convnext_dense.predict.tiles import blend, cut, encode_part, join
+from convnext_dense.predict.tiles import blend, cut, encode_part, has_plain_values, join
 from convnext_dense.report import compare
 
 pytestmark = [
@@ -270,6 +271,15 @@ def test_a_tiff_is_read_in_windows(segmentor, images, tmp_path, monkeypatch):
     monkeypatch.setattr(type(segmentor), 'read', None)  # the whole is not read
     assert np.array_equal(segmentor(tmp_path / 'large.tif', tile=64).labels, expected)
     assert run.predict_with(segmentor, [tmp_path / 'large.tif'], tmp_path / 'out', tile=64) == 0  # with a picture
+
+
+def test_the_header_of_a_tiff_of_many_pixels_is_read(tmp_path):
+    tags = {256: 20000, 257: 20000, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 20000, 279: 4 * 10**8}
+    entries = b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags.items())
+    (tmp_path / 'large.tif').write_bytes(struct.pack('<2sHIH', b'II', 42, 8, len(tags)) + entries + bytes(4))
+    with pytest.raises(Image.DecompressionBombError), Image.open(tmp_path / 'large.tif'):
+        pass
+    assert has_plain_values(tmp_path / 'large.tif')
 
 
 # --- models
@@ -772,9 +782,10 @@ def test_images_without_objects_do_not_hide_the_masks():
     said = compare.compare_objects(rows, right, CLASSES)
     assert re.search(r'square( +1\.000){2}$', said, re.MULTILINE)
     assert 'mask' not in said  # nothing says what they should be
-    right['b.png'] = [dict(instance, mask=dict(size=[9, 9], counts=[81]))]
-    with pytest.raises(UserError, match=r'b\.png.*\[9, 9\]'):
-        compare.compare_objects(rows, right, CLASSES)
+    for size, counts in ([9, 9], [81]), ([100, 200], [5, 10]), ([100, 200], [5, 10**6]), ([100, 200], 'zzz'):
+        right['b.png'] = [dict(instance, mask=dict(size=size, counts=counts))]
+        with pytest.raises(UserError, match=r'b\.png'):
+            compare.compare_objects(rows, right, CLASSES)
 
 
 @pytest.mark.parametrize(

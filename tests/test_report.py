@@ -19,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from convnext_dense import UserError, cli
 from convnext_dense.configs import load_config, model_scope
+from convnext_dense.data.pictures import choose_palette
 from convnext_dense.predict import Objects
 from convnext_dense.report import maps, objects
 from convnext_dense.report.hook import as_rle
@@ -114,6 +115,13 @@ def test_errors_are_those_of_tide(seed):
     }
     for kind, (_, gain) in TIDE[seed].items():
         assert 100 * errors[kind]['ap50'] == pytest.approx(gain, abs=1e-9)
+
+
+@pytest.mark.parametrize('palette', [None, 'random', (220, 20, 60), [(1, 2, 3)]])
+def test_a_palette_that_has_no_colour_for_each_class_is_drawn(palette):
+    colours = choose_palette(2, palette, [(1, 2, 3), (4, 5, 6)])
+    assert colours == [(1, 2, 3), (4, 5, 6)]
+    assert len({*choose_palette(2, palette)}) == 2
 
 
 def one_case(truth, found):

@@ -66,6 +66,7 @@ def test_what_each_changes(name, value, place, expected):
     ('name', 'value', 'config', 'named'),
     [
         ('batch', 'many', DET, ('--batch', 'auto', 'many')),
+        ('batch', '²', DET, ('--batch', 'auto', '²')),
         ('polygons', True, SEG, ('--polygons', 'with_mask=True')),
         ('fast_jpeg', True, DET, ('--fast-jpeg', '--size PIXELS')),
         ('accumulate', 0, DET, ('--accumulate', '1 or more', '0')),
