@@ -34,34 +34,20 @@ FEW_BINS = 256  # classes that a label map of 8 bits holds, with 255 for unlabel
 
 @dataclass
 class Imported:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        title: The format that was read.
-        root: The folder of the images.
-        files: Split -> file.
-        paths: Split -> image files.
-        classes: Names in the order of their numbers.
-        palette: A colour (R, G, B) for each class.
-        num_objects: Class -> objects; empty for label maps.
-        has_masks: Training objects have masks.
-        reduce_zero_label: In the label maps 0 is unlabelled, and the classes count from 1.
-        images: What the images are, and how they are loaded.
-        notes: What the user should know.
-        examples: Kind of a fault -> images that have it, each with the box as it was given.
-    """
-
-    title: str
-    root: Path
-    files: dict[str, Path]
-    paths: dict[str, list[Path]]
-    classes: list[str]
-    palette: list[tuple[int, int, int]]
-    num_objects: dict[str, int]
-    has_masks: bool
-    reduce_zero_label: bool
-    images: ImageKind
-    notes: list[str]
+    title: str  # the format that was read
+    root: Path  # the folder of the images
+    files: dict[str, Path]  # split -> file
+    paths: dict[str, list[Path]]  # split -> image files
+    classes: list[str]  # names in the order of their numbers
+    palette: list[tuple[int, int, int]]  # a colour (R, G, B) for each class
+    num_objects: dict[str, int]  # class -> objects; empty for label maps
+    has_masks: bool  # training objects have masks
+    reduce_zero_label: bool  # in the label maps 0 is unlabelled, and the classes count from 1
+    images: ImageKind  # what the images are, and how they are loaded
+    notes: list[str]  # what the user should know
+    # kind of a fault -> images that have it, each with the box as it was given
     examples: dict[str, list[tuple[Path, object]]]
 
     @property

@@ -184,23 +184,16 @@ class LoadAnyImage:
 
 
 class ImageKind(NamedTuple):
-    """What the images of a data set are, and how they are loaded.
+    """What the images of a data set are, and how they are loaded."""
 
-    Attributes:
-        channels: Of the loaded image; 3 is BGR.
-        is_plain: MMCV's loader reads them as they are meant.
-        stretch: The values that become 0 and 255, where the files have other than 8 bits.
-        mean: Of each channel, from 0 to 255; measured where there are other channels than three.
-        std: The standard deviation, likewise.
-        notes: What the user should know.
-    """
-
-    channels: int = 3
-    is_plain: bool = True
+    channels: int = 3  # of the loaded image; 3 is BGR
+    is_plain: bool = True  # MMCV's loader reads them as they are meant
+    # the values that become 0 and 255, where the files have other than 8 bits
     stretch: tuple[float, float] | None = None
+    # of each channel, from 0 to 255; measured where there are other channels than three
     mean: list[float] | None = None
-    std: list[float] | None = None
-    notes: tuple[str, ...] = ()
+    std: list[float] | None = None  # the standard deviation, likewise
+    notes: tuple[str, ...] = ()  # what the user should know
 
 
 def find_kind(paths: Sequence[Path]) -> ImageKind:

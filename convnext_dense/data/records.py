@@ -37,37 +37,24 @@ IMAGE_AFFIX = re.compile(r'^(images?|img)[_\-.]|[_\-.](leftimg8bit|sat|image|img
 
 
 class Thing(NamedTuple):
-    """An object on a picture.
+    """An object on a picture."""
 
-    Attributes:
-        label: Number of its class, from 0.
-        box: Left, top, width and height in pixels.
-        segmentation: Polygons ``[[x0, y0, x1, y1, ...], ...]`` in pixels, run lengths as in COCO's format, or None.
-        is_crowd: It is neither learned nor counted as missed: COCO's crowds and Pascal VOC's difficult objects.
-    """
-
-    label: int
-    box: tuple[float, float, float, float]
+    label: int  # number of its class, from 0
+    box: tuple[float, float, float, float]  # left, top, width and height in pixels
+    # polygons [[x0, y0, x1, y1, ...], ...] in pixels, run lengths as in COCO's format, or None
     segmentation: list[list[float]] | dict | None = None
+    # it is neither learned nor counted as missed: COCO's crowds and Pascal VOC's difficult objects
     is_crowd: bool = False
 
 
 class Picture(NamedTuple):
-    """An image file with what is known of it.
+    """An image file with what is known of it."""
 
-    Attributes:
-        path: The file.
-        width: In pixels, as it is loaded.
-        height: In pixels, as it is loaded.
-        things: The objects on it.
-        label_map: File with the class of each pixel, for semantic segmentation.
-    """
-
-    path: Path
-    width: int
-    height: int
-    things: Sequence[Thing] = ()
-    label_map: Path | None = None
+    path: Path  # the file
+    width: int  # in pixels, as it is loaded
+    height: int  # in pixels, as it is loaded
+    things: Sequence[Thing] = ()  # the objects on it
+    label_map: Path | None = None  # file with the class of each pixel, for semantic segmentation
 
 
 class Faults:
@@ -91,25 +78,15 @@ class Faults:
 
 @dataclass
 class Collection:
-    """A data set.
+    """A data set."""
 
-    Attributes:
-        title: What it is, in words.
-        root: The folder that its files lie in.
-        classes: Names in the order of their numbers.
-        splits: 'train', 'val', 'test' -> pictures; '' are those of no split.
-        palette: A colour (R, G, B) for each class, where the data has them.
-        notes: What the user should know.
-        faults: The entries that could not be read.
-    """
-
-    title: str
-    root: Path
-    classes: list[str]
-    splits: dict[str, list[Picture]]
-    palette: list[tuple[int, int, int]] | None = None
-    notes: list[str] = field(default_factory=list)
-    faults: Faults = field(default_factory=Faults)
+    title: str  # what it is, in words
+    root: Path  # the folder that its files lie in
+    classes: list[str]  # names in the order of their numbers
+    splits: dict[str, list[Picture]]  # 'train', 'val', 'test' -> pictures; '' are those of no split
+    palette: list[tuple[int, int, int]] | None = None  # a colour (R, G, B) for each class, where the data has them
+    notes: list[str] = field(default_factory=list)  # what the user should know
+    faults: Faults = field(default_factory=Faults)  # the entries that could not be read
 
     @property
     def pictures(self) -> list[Picture]:

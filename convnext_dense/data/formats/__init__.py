@@ -14,19 +14,12 @@ ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.7z', '.rar')
 
 
 class Format(NamedTuple):
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        title: What it is called.
-        find: Returns the files of the format at a path.
-        read: Returns the data set at a path.
-        has_objects: It has objects with boxes; the others have label maps.
-    """
-
-    title: str
-    find: Callable[..., Iterable[Path]]
-    read: Callable[..., Collection]
-    has_objects: bool = True
+    title: str  # what it is called
+    find: Callable[..., Iterable[Path]]  # returns the files of the format at a path
+    read: Callable[..., Collection]  # returns the data set at a path
+    has_objects: bool = True  # it has objects with boxes; the others have label maps
 
 
 FORMATS = {

@@ -19,19 +19,12 @@ HEADINGS = ('name', 'names', 'class', 'label', 'classes', 'pixel value', 'value'
 
 @dataclass
 class ClassNames:
-    """What is known of the classes.
+    """What is known of the classes."""
 
-    Attributes:
-        names: In the order of the file.
-        numbers: Value in the label maps -> name.
-        colours: Colour (R, G, B) -> name.
-        file: That tells it.
-    """
-
-    names: list[str] = field(default_factory=list)
-    numbers: dict[object, str] = field(default_factory=dict)
-    colours: dict[object, str] = field(default_factory=dict)
-    file: Path | None = None
+    names: list[str] = field(default_factory=list)  # in the order of the file
+    numbers: dict[object, str] = field(default_factory=dict)  # value in the label maps -> name
+    colours: dict[object, str] = field(default_factory=dict)  # colour (R, G, B) -> name
+    file: Path | None = None  # that tells it
 
 
 def read_class_file(path: Path) -> ClassNames:

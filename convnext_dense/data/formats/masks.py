@@ -90,19 +90,12 @@ def give_splits(
 
 
 class Counted(NamedTuple):
-    """What is in a label map.
+    """What is in a label map."""
 
-    Attributes:
-        size: Width and height of the image.
-        values: Value or colour -> pixels.
-        areas: Value or colour -> pixels at the corner of a square of 2 x 2 that are alike.
-        is_plain: The file can be trained on as it is: one channel, and no values that 8 bits do not hold.
-    """
-
-    size: tuple[int, int]
-    values: Counter
-    areas: Counter
-    is_plain: bool
+    size: tuple[int, int]  # width and height of the image
+    values: Counter  # value or colour -> pixels
+    areas: Counter  # value or colour -> pixels at the corner of a square of 2 x 2 that are alike
+    is_plain: bool  # the file can be trained on as it is: one channel, and no values that 8 bits do not hold
 
 
 def count_all(

@@ -22,21 +22,14 @@ AREA_SHARE = 0.1  # of the pixels of a class that lie in squares of 2 x 2; at th
 
 @dataclass
 class LabelMaps(Collection):
-    """A data set of label maps.
+    """A data set of label maps."""
 
-    Attributes:
-        recode: Value or colour (R, G, B) in the files -> class, 255 for unlabelled; None where the values are classes.
-        reduce_zero_label: 0 is unlabelled, and the classes count from 1.
-        is_named: The user's names have been given to the values.
-        is_fixed: Values without a class become unlabelled, instead of an error.
-        lost: Such values.
-    """
-
+    # value or colour (R, G, B) in the files -> class, 255 for unlabelled; None where the values are classes
     recode: Mapping[object, int] | None = None
-    reduce_zero_label: bool = False
-    is_named: bool = False
-    is_fixed: bool = False
-    lost: set[object] = field(default_factory=set)
+    reduce_zero_label: bool = False  # 0 is unlabelled, and the classes count from 1
+    is_named: bool = False  # the user's names have been given to the values
+    is_fixed: bool = False  # values without a class become unlabelled, instead of an error
+    lost: set[object] = field(default_factory=set)  # such values
 
     def give_up(self, unknown: Iterable[object], values: Counter, why: str) -> None:
         """Take values that have no class out of those that are counted, and note it.

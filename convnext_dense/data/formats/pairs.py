@@ -40,19 +40,12 @@ class Side:
 
 @dataclass
 class Pairing:
-    """What goes together.
+    """What goes together."""
 
-    Attributes:
-        pairs: An image and its label map.
-        unclear: A file -> the several that it fits equally well.
-        images: Those without a label map.
-        label_maps: Those without an image.
-    """
-
-    pairs: list[tuple[Path, Path]] = field(default_factory=list)
-    unclear: dict[Path, list[Path]] = field(default_factory=dict)
-    images: list[Path] = field(default_factory=list)
-    label_maps: list[Path] = field(default_factory=list)
+    pairs: list[tuple[Path, Path]] = field(default_factory=list)  # an image and its label map
+    unclear: dict[Path, list[Path]] = field(default_factory=dict)  # a file -> the several that it fits equally well
+    images: list[Path] = field(default_factory=list)  # those without a label map
+    label_maps: list[Path] = field(default_factory=list)  # those without an image
 
     def notes(self) -> list[str]:
         """Return a line on the images, and one on the label maps, that have no partner."""
