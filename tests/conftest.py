@@ -146,6 +146,13 @@ def drawn(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def drawn_boxes(drawn):
+    """The same for a detector, whose evaluators read a file too."""
+    ann_file = f'{drawn["val_dataloader.dataset.data_root"]}/annotations/instances_val.json'
+    return {**drawn, 'val_evaluator.ann_file': ann_file, 'test_evaluator.ann_file': ann_file}
+
+
+@pytest.fixture(scope='session')
 def leaf_stats():
     """Count a config's model once for all tests; all leaves together take seconds."""
     from convnext_dense.train.stats import count_config

@@ -29,14 +29,11 @@ CLASSES = dict(classes=('date', 'fig', 'hazelnut'))
 
 
 @pytest.fixture
-def options(drawn):
+def options(drawn_boxes):
     """Options that shrink the first command to a few iterations."""
-    ann_file = f'{drawn["val_dataloader.dataset.data_root"]}/annotations/instances_val.json'
     return {
-        **drawn,
+        **drawn_boxes,
         'train_cfg.max_epochs': EPOCHS,
-        'val_evaluator.ann_file': ann_file,
-        'test_evaluator.ann_file': ann_file,
         'model.test_cfg.rcnn.score_thr': 0.0,  # a few iterations give no confident prediction
     }
 

@@ -221,8 +221,8 @@ def test_targets_of_polygons_are_those_of_bitmaps_within_a_pixel():
         assert (one >= cv2.erode(other, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)).all()
 
 
-def test_a_training_with_polygons(drawn, tmp_path):
-    options = drawn | {'train_cfg.max_epochs': 1}
+def test_a_training_with_polygons(drawn_boxes, tmp_path):
+    options = drawn_boxes | {'train_cfg.max_epochs': 1}
     runner = train.train(DET, str(tmp_path / 'w'), cfg_options=options, polygons=True)
     assert runner.iter == 2
 
@@ -230,8 +230,8 @@ def test_a_training_with_polygons(drawn, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')  # torch.compile looks at it
 @pytest.mark.parametrize('compiled', [True, dict(backend='eager'), dict(mode='reduce-overhead', dynamic=None)])
-def test_a_training_with_compiled_maps(compiled, drawn, tmp_path):
-    options = drawn | {'train_cfg.max_epochs': 1, 'compile_maps': compiled}
+def test_a_training_with_compiled_maps(compiled, drawn_boxes, tmp_path):
+    options = drawn_boxes | {'train_cfg.max_epochs': 1, 'compile_maps': compiled}
     runner = train.train(DET, str(tmp_path / 'w'), cfg_options=options)
     assert runner.iter > 0
     assert all(part._compiled_call_impl for part in (runner.model.backbone, runner.model.neck))

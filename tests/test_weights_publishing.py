@@ -23,11 +23,9 @@ SHAPES = ['circle', 'square', 'triangle', 'star', 'cross']
 
 
 @pytest.fixture
-def options(drawn):
-    ann_file = f'{drawn["val_dataloader.dataset.data_root"]}/annotations/instances_val.json'
+def options(drawn_boxes):
     return {
-        **drawn,
-        **{f'{split}_evaluator.ann_file': ann_file for split in ('val', 'test')},
+        **drawn_boxes,
         'train_cfg.max_epochs': 1,
         'model.test_cfg.rcnn.score_thr': 0.0,  # two iterations give no confident prediction
         'model.test_cfg.rcnn.max_per_img': 20,
