@@ -106,6 +106,14 @@ def serve():
 
 
 @pytest.fixture
+def one_process():
+    """A process group of this process."""
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
 def from_timm():
     """Rename timm's keys by a few substitutions of their own, independent of the package's tables."""
 
@@ -123,6 +131,25 @@ def from_timm():
         return renamed
 
     return rename
+
+
+@pytest.fixture(scope='session')
+def drawn(tmp_path_factory):
+    """Options that let all splits of a drawn config use a few small drawings, which tests only read."""
+    from convnext_dense.configs import SPLITS
+    from convnext_dense.data import write_shapes
+
+    data = dict(num_train=8, num_val=3, size=64)
+    data['data_root'] = str(write_shapes(tmp_path_factory.mktemp('data') / 'shapes', **data))
+    options = {f'{split}_dataloader.dataset.{key}': value for split in SPLITS for key, value in data.items()}
+    return {**options, 'train_dataloader.batch_size': 4, 'default_hooks.logger.interval': 1}
+
+
+@pytest.fixture(scope='session')
+def drawn_boxes(drawn):
+    """The same for a detector, whose evaluators read a file too."""
+    ann_file = f'{drawn["val_dataloader.dataset.data_root"]}/annotations/instances_val.json'
+    return {**drawn, 'val_evaluator.ann_file': ann_file, 'test_evaluator.ann_file': ann_file}
 
 
 @pytest.fixture(scope='session')

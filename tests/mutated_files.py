@@ -440,7 +440,7 @@ MARKER = 'code_was_run'  # beside the file
 
 
 class Trap:
-    """Writes the marker when it is unpickled."""
+    """Makes a call when it is unpickled."""
 
     def __init__(self, *call):
         self.call = call

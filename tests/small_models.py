@@ -81,6 +81,12 @@ def timm_model(grn=False, **options):
     return randomize(timm.models.ConvNeXt(**SMALL, use_grn=grn, ls_init_value=None if grn else 1, **options))
 
 
+def resnet_maps(model, image):
+    """Return the four maps of a ResNet of torchvision or timm."""
+    x = model.maxpool(torch.relu(model.bn1(model.conv1(image))))
+    return [x := layer(x) for layer in (model.layer1, model.layer2, model.layer3, model.layer4)]
+
+
 def torchvision_model():
     settings = zip(DIMS, [*DIMS[1:], None], DEPTHS, strict=True)
     stages = [CNBlockConfig(*setting) for setting in settings]

@@ -2,7 +2,6 @@
 
 import copy
 import re
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,19 +9,10 @@ import pytest
 import torch
 from mmengine.registry import DATASETS, VISUALIZERS
 
-from convnext_dense import UserError, train
+from convnext_dense import UserError
 from convnext_dense.configs import load_config, model_scope
-from convnext_dense.data import write_shapes
 from convnext_dense.train.browse import browse
 from convnext_dense.train.pictures import as_rgb, draw_batch
-
-DRAWN = dict(num_train=4, num_val=2, size=64)
-
-
-@pytest.fixture(scope='module')
-def options(tmp_path_factory):
-    root = write_shapes(tmp_path_factory.mktemp('data') / 'shapes', **DRAWN)
-    return {f'train_dataloader.dataset.{key}': value for key, value in {**DRAWN, 'data_root': str(root)}.items()}
 
 
 def test_no_samples_are_refused(tmp_path):
@@ -31,9 +21,9 @@ def test_no_samples_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('config', ['det/cascade_convnext_atto_shapes', 'seg/upernet_convnext_atto_shapes'])
-def test_pictures_and_numbers(config, options, tmp_path):
-    text = browse(config, tmp_path, samples=3, cfg_options=options)
-    assert 'number 4' in text
+def test_pictures_and_numbers(config, drawn, tmp_path):
+    text = browse(config, tmp_path, samples=3, cfg_options=drawn)
+    assert 'number 8' in text
     assert 'star' in text
     picture = cv2.imread(str(tmp_path / 'samples.png'))
     assert picture.shape[1] > 3 * 300  # three samples side by side, enlarged so that labels can be read
@@ -42,12 +32,12 @@ def test_pictures_and_numbers(config, options, tmp_path):
     assert 'src="data:image/png;base64,' in page
     assert not re.search('(src|href)="(?!data:)', page)  # it needs no other file
     first = (tmp_path / 'samples.png').read_bytes()
-    browse(config, tmp_path, samples=3, cfg_options=options)
+    browse(config, tmp_path, samples=3, cfg_options=drawn)
     assert (tmp_path / 'samples.png').read_bytes() == first  # the seed tells which samples, and their augmentation
 
 
-def test_shares_of_sizes_sum_to_one(options, tmp_path):
-    text = browse('det/cascade_convnext_atto_shapes', tmp_path, samples=4, cfg_options=options)
+def test_shares_of_sizes_sum_to_one(drawn, tmp_path):
+    text = browse('det/cascade_convnext_atto_shapes', tmp_path, samples=4, cfg_options=drawn)
     line = next(line for line in text.splitlines() if line.startswith('objects'))
     shares = [int(share) for share in re.findall(r'(\d+)%', line)]
     assert sum(shares) == pytest.approx(100, abs=3)
@@ -59,8 +49,8 @@ def test_a_config_without_training_data(tmp_path):
         browse(tmp_path / 'config.py', tmp_path)
 
 
-def test_drawing_leaves_the_batch_as_it_is(options, tmp_path):
-    cfg = load_config('det/cascade_convnext_atto_shapes', options)
+def test_drawing_leaves_the_batch_as_it_is(drawn, tmp_path):
+    cfg = load_config('det/cascade_convnext_atto_shapes', drawn)
     with model_scope(cfg):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
         visualizer = VISUALIZERS.build({**cfg.visualizer, 'name': 'unchanged', 'vis_backends': []})
@@ -81,14 +71,3 @@ def test_colours_are_those_of_the_image():
     image[2] = 300  # R of BGR, beyond what a byte holds
     assert as_rgb(image)[0, 0].tolist() == [255, 0, 0]
     assert as_rgb(torch.full((5, 2, 2), 7.0))[1, 1].tolist() == [7, 7, 7]
-
-
-def test_the_first_batch_is_drawn_into_the_work_dir(options, tmp_path):
-    more = {'train_cfg.max_iters': 1, 'train_cfg.val_interval': 1, 'train_dataloader.batch_size': 2}
-    values = {key.replace('train_', f'{split}_'): value for key, value in options.items() for split in ('train', 'val')}
-    train.train(
-        'seg/upernet_convnext_atto_shapes',
-        str(tmp_path),
-        cfg_options={**values, **more},
-    )
-    assert cv2.imread(str(Path(tmp_path, 'first_batch.png'))) is not None

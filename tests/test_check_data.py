@@ -61,15 +61,12 @@ def test_a_split_that_is_another_one_is_compared_once(data):
     assert check.find_same({'train': files, 'val': [*files]}) == ([], [])
 
 
-def test_a_config_and_its_errors(data, tmp_path):
-    options = {f'{split}_dataloader.dataset.data_root': str(data) for split in ('train', 'val', 'test')}
-    options |= {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val', 'test')
-                for key, value in dict(num_train=6, num_val=3, size=64).items()}  # fmt: skip
-    text = check_data('seg/upernet_convnext_atto_shapes', cfg_options=options)
-    assert 'train: 6 images' in text
+def test_a_config_and_its_errors(drawn, tmp_path):
+    text = check_data('seg/upernet_convnext_atto_shapes', cfg_options=drawn)
+    assert 'train: 8 images' in text
     assert 'no errors' in text
     with pytest.raises(UserError, match='batch_size'):
-        check_data('seg/upernet_convnext_atto_shapes', cfg_options={**options, 'train_dataloader.batch_size': 1})
+        check_data('seg/upernet_convnext_atto_shapes', cfg_options={**drawn, 'train_dataloader.batch_size': 1})
     with pytest.raises(UserError, match=r'is a config.*--format.*--fix'):  # which a config leaves nothing to do
         check_data('seg/upernet_convnext_atto_shapes', out=tmp_path / 'sound', data_format='coco', seed=0)
 

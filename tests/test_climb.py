@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.registry import MODELS
-from test_recipes import differing
+from test_recipes import OWN, differing
 
 from convnext_dense import UserError
 from convnext_dense.configs import config_folder, load_config, model_scope
@@ -124,6 +124,7 @@ def test_two_recipes_of_one_network():
     optimizer = {f'optim_wrapper.optimizer.{name}' for name in ('type', 'lr', 'momentum', 'betas', 'weight_decay')}
     variables = {'load', 'annotate', 'flip', 'pack', 'resize', 'crop'}
     assert set(differing(sgd, adamw)) - variables == pipeline | optimizer | {'model.backbone.drop_path_rate'}
+    assert [sgd.get(key) for key in OWN] == [adamw.get(key) for key in OWN]
     page = (DOCS / 'modern_training.md').read_text()
     for name in ('lr', 'weight_decay'):
         values = [recipe['optim_wrapper']['optimizer'][name] for recipe in (sgd, adamw)]

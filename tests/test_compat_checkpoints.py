@@ -16,20 +16,11 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from mmengine.testing.runner_test_case import ToyDataset, ToyMetric, ToyModel
+from mutated_files import Trap
 from safetensors.torch import save_file
 
 from convnext_dense.compat import TRUST_VARIABLE, read_checkpoint, trust_checkpoints
 from convnext_dense.compat.errors import UserError
-
-
-class Trap:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 class OfTheUser:
@@ -164,7 +155,7 @@ def load_with_weights_only_false(path, monkeypatch):
 @pytest.mark.parametrize('load', [load_local, load_url, load_s3, load_open_mmlab, load_with_weights_only_false])
 def test_no_loader_runs_code(load, tmp_path, monkeypatch):
     path = tmp_path / 'trap.pth'
-    torch.save({'state_dict': {'w': torch.ones(1)}, 'meta': Trap(tmp_path / 'trapped')}, path)
+    torch.save({'state_dict': {'w': torch.ones(1)}, 'meta': Trap(os.mkdir, str(tmp_path / 'trapped'))}, path)
     with pytest.raises(UserError, match=r'is not read: besides tensors .* it needs (posix|nt)\.mkdir, '):
         load(path, monkeypatch)
     assert not (tmp_path / 'trapped').exists()
@@ -257,7 +248,7 @@ def legacy_tar(path):
     """Write the layout of PyTorch's first versions: three pickles in a tar archive, here with code to run."""
     with tarfile.open(path, 'w') as archive:
         for name in ('storages', 'tensors', 'pickle'):
-            content = pickle.dumps(Trap(path.parent / 'trapped'), protocol=2)
+            content = pickle.dumps(Trap(os.mkdir, str(path.parent / 'trapped')), protocol=2)
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))

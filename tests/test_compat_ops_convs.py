@@ -206,14 +206,6 @@ def test_carafe_is_its_definition(kernel, groups, scale, device, monkeypatch):
 
 
 @pytest.fixture
-def one_process():
-    """A process group of this process."""
-    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture
 def alone(monkeypatch):
     """``mmcv.ops.sync_bn``, patched for a process without a group; upstream's layer cannot be built there."""
     from mmcv.ops import sync_bn as module

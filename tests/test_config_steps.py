@@ -16,7 +16,6 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from convnext_dense.configs import walk
-from convnext_dense.data import write_shapes
 from convnext_dense.data.samples import draw_for
 from convnext_dense.speed import speed_up
 from convnext_dense.train.config import fit_to_cpu
@@ -168,13 +167,8 @@ def test_pipelines_of_ade20k(name, ade20k):
     assert torch.equal(still.flip(-1), mirrored)
 
 
-@pytest.fixture(scope='module')
-def shapes(tmp_path_factory):
-    return write_shapes(tmp_path_factory.mktemp('data') / 'shapes', num_train=8, num_val=2, size=64)
-
-
 @pytest.mark.parametrize('name', ['cascade_convnext_t', 'mask_rcnn_convnextv2_b', 'mask_rcnn_convnextv2_b_lsj'])
-def test_pipelines_of_coco(name, shapes):
+def test_pipelines_of_coco(name, drawn):
     np.random.seed(0)
     init_default_scope('mmdet')
     cfg = Config.fromfile(ROOT / f'configs/det/{name}_coco.py')
@@ -182,7 +176,7 @@ def test_pipelines_of_coco(name, shapes):
     train, test = (
         dict(
             type='CocoDataset',
-            data_root=str(shapes),
+            data_root=drawn['train_dataloader.dataset.data_root'],
             metainfo=classes,
             ann_file=f'annotations/instances_{split}.json',
             data_prefix=dict(img=f'images/{split}/'),

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -742,15 +741,6 @@ def test_prefix_of_the_other_library(coco, segmentation):
     assert message == "train_dataloader.dataset names no annotation file: set ann_file='annotations/....json' there."
 
 
-def test_configs_of_mmengine(coco):
-    from mmengine.config import Config
-
-    config = Config({'train_dataloader': {'dataset': coco.config()}})
-    assert check_dataset(config.train_dataloader.dataset) == []
-    config.merge_from_dict({'train_dataloader.dataset.ann_file': 'nope.json'})
-    assert 'annotation file not found' in error_of(check_dataset, config.train_dataloader.dataset)
-
-
 def test_type_given_as_a_class(coco):
     from mmdet.datasets import CocoDataset
 
@@ -768,18 +758,6 @@ def test_the_table_of_segmentation_types_is_upstreams(tmp_path):
         assert len(upstream.METAINFO.get('classes', ())) == (ours.num_classes or 0), name
 
 
-def test_upstream_reads_what_passes(coco):
-    """The checks pass exactly what the stock dataset then loads in full."""
-    from mmdet.datasets import CocoDataset
-
-    config = coco.config()
-    assert check_dataset(config) == []
-    del config['type']
-    dataset = CocoDataset(**config)
-    assert sum(len(dataset.get_data_info(index)['instances']) for index in range(len(dataset))) == 16
-    assert all(Path(dataset.get_data_info(index)['img_path']).is_file() for index in range(len(dataset)))
-
-
 def test_a_test_set_needs_no_annotations(coco):
     del coco.content['annotations']
     coco.save()
@@ -792,7 +770,8 @@ def test_a_test_set_needs_no_annotations(coco):
         metainfo=dict(classes=CLASSES),
         test_mode=True,
     )
-    assert all('no annotation of' in note for note in check_dataset(test_mode))
+    (note,) = check_dataset(test_mode)
+    assert "no annotation of 'fig', 'date'" in note
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,6 @@ from convnext_dense.data import datasets, shapes
 from convnext_dense.data.datasets import polygons, write_shapes
 from convnext_dense.data.shapes import LABELS, SHAPES, draw_scene
 
-# pycocotools 2 with NumPy 2 says so at each decoded mask.
-
 # Enough pictures for empty ones in both splits.
 SMALL = {'seed': 3, 'num_train': 60, 'num_val': 40}
 FEW = {'num_train': 3, 'num_val': 2, 'size': 64}
@@ -57,16 +55,6 @@ def siblings(root):
 
 
 # -------------------------------------------------------------------------------------------------------------- scenes
-
-
-def test_scene_is_the_same_each_time():
-    np.random.seed(1)
-    first = draw_scene(0, 'train', 5)
-    np.random.seed(2)
-    second = draw_scene(0, 'train', 5)
-    assert first.image.tobytes() == second.image.tobytes()
-    assert first.label_map.tobytes() == second.label_map.tobytes()
-    assert [item.mask.tobytes() for item in first.instances] == [item.mask.tobytes() for item in second.instances]
 
 
 @pytest.mark.parametrize('other', [(1, 'train', 5), (0, 'val', 5), (0, 'train', 6)])
@@ -189,18 +177,7 @@ def test_pictures_do_not_depend_on_their_number(folder, tmp_path):
     assert few['annotations'] == many['annotations'][: len(few['annotations'])]
 
 
-@pytest.mark.parametrize('split', ['train', 'val'])
-def test_pictures_on_disk_are_the_scenes(folder, split):
-    for index in range(10):
-        scene = draw_scene(3, split, index)
-        image = cv2.imread(str(folder / f'images/{split}/{index:06d}.png'))
-        assert (image[..., ::-1] == scene.image).all()
-        label_map = cv2.imread(str(folder / f'labels/{split}/{index:06d}.png'), cv2.IMREAD_UNCHANGED)
-        assert label_map.ndim == 2
-        assert (label_map == scene.label_map).all()
-
-
-def test_pycocotools_reads_boxes_and_masks(folder, capsys):
+def test_pycocotools_reads_boxes_and_masks(folder):
     from pycocotools.coco import COCO
 
     coco = COCO(str(folder / 'annotations/instances_train.json'))
@@ -242,11 +219,6 @@ def test_the_same_data_set_is_reused(folder, monkeypatch):
     before = hashes(folder)
     assert write_shapes(folder, **SMALL) == folder
     assert hashes(folder) == before
-
-
-def test_an_empty_folder_is_filled(tmp_path):
-    (tmp_path / 'shapes').mkdir()
-    assert (write_shapes(tmp_path / 'shapes', **FEW) / 'shapes.json').is_file()
 
 
 def test_parents_are_created_and_links_followed(tmp_path):
@@ -401,17 +373,6 @@ def build(**config):
     return DATASETS.build(config)
 
 
-def test_shapes_instances_is_a_stock_coco_dataset(folder):
-    from mmdet.datasets import CocoDataset
-
-    dataset = build(type='ShapesInstances', data_root=str(folder), split='val', test_mode=True, **SMALL)
-    assert type(dataset) is CocoDataset
-    assert dataset.metainfo['classes'] == tuple(SHAPES)
-    assert len(dataset.metainfo['palette']) == len(SHAPES)
-    assert len(dataset) == SMALL['num_val']  # pictures without objects included
-    assert any(not dataset.get_data_info(index)['instances'] for index in range(len(dataset)))
-
-
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_a_config_by_hand_reads_the_same(folder, split):
     """Boxes, masks and labels through CocoDataset and LoadAnnotations are those of the scenes."""
@@ -428,6 +389,9 @@ def test_a_config_by_hand_reads_the_same(folder, split):
         pipeline=pipeline,
     )
     ours = build(type='ShapesInstances', data_root=folder, split=split, pipeline=pipeline, **SMALL)
+    assert type(ours) is CocoDataset
+    assert ours.metainfo['classes'] == tuple(SHAPES)
+    assert len(ours.metainfo['palette']) == len(SHAPES)
     assert len(plain) == len(ours) == SMALL[f'num_{split}']
     for index in range(len(plain)):
         scene = draw_scene(3, split, index)

@@ -89,10 +89,9 @@ def segmentors(folder):
     test = dict(config=config, checkpoint=str(folders[1] / 'segmentor/iter_10.pth'), work_dir='test', out='maps')
     for place in folders:
         place.mkdir()
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
     command = [sys.executable, *TORCHRUN, JOBS, json.dumps([['train', two], ['train', again], ['test', test]])]
     with (folders[1] / 'output.txt').open('w') as output:
-        process = subprocess.Popen(command, cwd=folders[1], env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=folders[1], stdout=output, stderr=output)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folders[0])
@@ -435,8 +434,7 @@ def test_mistake_of_all_processes_is_told_once(tmp_path):
 def test_options_that_torchrun_refuses(tmp_path, options, message):
     (tmp_path / 'script.py').write_text('')
     command = [sys.executable, ROOT / 'tools/torchrun.py', *options, 'script.py']
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith('error: torchrun cannot start: ')
     assert result.stderr.endswith(f'{message}\n')

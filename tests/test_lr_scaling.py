@@ -1,8 +1,6 @@
 """The lr is scaled with the batch size, for any number of processes, optimizers and schedules."""
 
 import copy
-import logging
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
-from mmengine.runner import Runner
 
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.train.config import fit_lr
@@ -133,20 +130,6 @@ def test_every_rate_of_the_schedule_is_scaled_alike(constructor, late):
     assert before.shape[1] > 10
     assert len(np.unique(before[8])) > 5
     np.testing.assert_allclose(after, before / 4, rtol=1e-9)
-
-
-def test_rates_are_those_of_mmengines_scaling():
-    """Of the optimizer's groups before any schedule; there the two must agree."""
-    cfg = recipe()
-    wrapper = build_optim_wrapper(SmallModel(), copy.deepcopy(cfg.optim_wrapper))
-    runner = SimpleNamespace(
-        _train_dataloader=dict(batch_size=2), world_size=2, logger=logging.getLogger('reference'), param_schedulers=None
-    )
-    Runner.scale_lr(runner, wrapper, dict(enable=True, base_batch_size=16))
-    fit_lr(cfg, 2, auto_scale_lr=True)
-    scaled = build_optim_wrapper(SmallModel(), cfg.optim_wrapper)
-    expected = [group['lr'] for group in wrapper.optimizer.param_groups]
-    assert [group['lr'] for group in scaled.optimizer.param_groups] == pytest.approx(expected)
 
 
 class SmallModel(torch.nn.Module):

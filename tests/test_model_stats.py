@@ -338,7 +338,7 @@ def test_measuring_more_than_memory_holds(error, training, cure, monkeypatch):
         model_stats.measure_config(DRAWN, (64, 32), training, False)
 
 
-def test_a_cpu_that_cannot_allocate_is_a_users_error(tmp_path):
+def test_a_cpu_that_cannot_allocate_is_a_users_error():
     with pytest.raises(UserError, match='does not run: .*DefaultCPUAllocator'):  # 2e14 bytes
         model_stats.measure(DRAWN_SEG, (8_000_000, 8_000_000), False, False)
 

@@ -217,6 +217,7 @@ def test_lists_of_voc_are_read_as_tools_write_them(names, line, tmp_path):
         lines = [line.format(name=name, stem=Path(name).stem) for name in own]
         write(root / f'ImageSets/Main/{split}.txt', '\r\n'.join(lines))
     found, objects = read(root)
+    assert (found.title, found.has_masks) == ('Pascal VOC XML', False)
     assert is_true(objects, names)
     assert splits_of(found) == {'train': sorted(names[1:5]), 'val': sorted([names[0], names[5]])}
 
@@ -541,16 +542,6 @@ def test_links_that_lead_back_end(tmp_path):
 
 
 # Recognition
-
-
-def test_what_begins_with_a_mark_or_ends_with_the_images_is_coco(tmp_path):
-    write_images(tmp_path / 'd')
-    write(tmp_path / 'd/a.json', '\ufeff' + coco_text())
-    assert is_true(read(tmp_path / 'd')[1])
-    content = json.loads(coco_text())
-    content['annotations'][0]['note'] = 'x' * 2**21
-    write(tmp_path / 'd/a.json', json.dumps(dict(sorted(content.items()))))
-    assert is_true(read(tmp_path / 'd')[1])
 
 
 def test_the_notes_of_label_studio_are_not_coco(tmp_path):

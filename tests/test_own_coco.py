@@ -33,7 +33,7 @@ def content():
     return dict(images=images, annotations=annotations, categories=categories)
 
 
-def save(content, file, suffix='.png'):
+def save(content, file):
     """Write a COCO file and its images, each of its own grey."""
     file.parent.mkdir(parents=True, exist_ok=True)
     for image in content['images']:
@@ -162,18 +162,13 @@ def test_images_that_are_gone_or_of_another_size_are_left_out_and_named(content,
 # --- several files
 
 
-def parts_of(content, **ids):
-    """Return the parts of a file that hold these images."""
+def save_parts(content, folder, **ids):
+    """Write a file for each part, with the images of these ids."""
+    save(content, folder / 'all.json').unlink()
     for name, own in ids.items():
         images = [image for image in content['images'] if image['id'] in own]
         annotations = [entry for entry in content['annotations'] if entry['image_id'] in own]
-        yield name, dict(content, images=images, annotations=annotations)
-
-
-def save_parts(content, folder, **ids):
-    save(content, folder / 'all.json').unlink()
-    for name, part in parts_of(content, **ids):
-        (folder / f'{name}.json').write_text(json.dumps(part))
+        (folder / f'{name}.json').write_text(json.dumps(dict(content, images=images, annotations=annotations)))
     return folder
 
 

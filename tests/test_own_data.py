@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import cv2
@@ -49,28 +48,6 @@ def copy_images(shapes, split, folder):
     folder.mkdir(parents=True, exist_ok=True)
     for file in (shapes / f'images/{split}').iterdir():
         (folder / f'{split}_{file.name}').write_bytes(file.read_bytes())
-
-
-def write_voc(shapes, coco, root):
-    for split, content in coco.items():
-        copy_images(shapes, split, root / 'JPEGImages')
-        names = []
-        for image, objects in objects_of(content):
-            tree = ElementTree.Element('annotation')
-            name = f'{split}_{image["file_name"]}'
-            ElementTree.SubElement(tree, 'filename').text = name
-            for label, (x, y, w, h), _ in objects:
-                entry = ElementTree.SubElement(tree, 'object')
-                ElementTree.SubElement(entry, 'name').text = label
-                box = ElementTree.SubElement(entry, 'bndbox')
-                for side, value in zip(('xmin', 'ymin', 'xmax', 'ymax'), (x, y, x + w, y + h), strict=True):
-                    ElementTree.SubElement(box, side).text = str(value + 1)
-            (root / 'Annotations').mkdir(exist_ok=True)
-            ElementTree.ElementTree(tree).write(root / f'Annotations/{Path(name).stem}.xml')
-            names.append(Path(name).stem)
-        (root / 'ImageSets/Main').mkdir(parents=True, exist_ok=True)
-        (root / f'ImageSets/Main/{split}.txt').write_text('\n'.join(names))
-    return root
 
 
 def write_yolo(shapes, coco, root, with_polygons=True):
@@ -135,17 +112,15 @@ def masks(content):
 
 
 @pytest.mark.parametrize(
-    ('write', 'title', 'has_masks'),
+    ('write', 'title'),
     [
-        (lambda shapes, coco, root: shapes / 'annotations', 'COCO JSON', True),
-        (write_voc, 'Pascal VOC XML', False),
-        (write_yolo, 'YOLO', True),
-        (lambda *args: write_yolo(*args, with_polygons=False), 'YOLO', False),
-        (write_labelme, 'LabelMe JSON', True),
+        (lambda shapes, coco, root: shapes / 'annotations', 'COCO JSON'),
+        (write_yolo, 'YOLO'),
+        (write_labelme, 'LabelMe JSON'),
     ],
-    ids=['coco', 'voc', 'yolo polygons', 'yolo boxes', 'labelme'],
+    ids=['coco', 'yolo', 'labelme'],
 )
-def test_every_format_is_read_back_equal(write, title, has_masks, shapes, coco, tmp_path):
+def test_every_format_with_masks_is_read_back_equal(write, title, shapes, coco, tmp_path):
     if title == 'YOLO':
         coco = {split: in_one_piece(content) for split, content in coco.items()}
     source = write(shapes, coco, tmp_path / 'source')
@@ -154,16 +129,16 @@ def test_every_format_is_read_back_equal(write, title, has_masks, shapes, coco, 
     found = import_data(source, tmp_path / 'out', task='det', data_format='coco' if title == 'COCO JSON' else None)
     assert found.title == title
     assert sorted(found.classes) == sorted(CLASSES)
-    assert (found.num_images, found.has_masks) == ({'train': 10, 'val': 4}, has_masks)
+    assert (found.num_images, found.has_masks) == ({'train': 10, 'val': 4}, True)
     for split, expected in coco.items():
         content = json.loads(found.files[split].read_text())
         assert boxes(content) == boxes(expected)
-        assert not has_masks or masks(content) == masks(expected)
+        assert masks(content) == masks(expected)
         assert [each['id'] for each in content['annotations']] == list(range(1, len(content['annotations']) + 1))
         assert all((found.root / image['file_name']).is_file() for image in content['images'])
 
 
-def test_objects_are_drawn_as_label_maps(shapes, coco, tmp_path):
+def test_objects_are_drawn_as_label_maps(shapes, tmp_path):
     """Equal to the data set's own label maps, but for what the drawing hides and for its backgrounds."""
     found = import_data(shapes / 'annotations/instances_train.json', tmp_path / 'out', task='seg')
     assert found.classes == ['background', *CLASSES]
@@ -179,14 +154,14 @@ def test_objects_are_drawn_as_label_maps(shapes, coco, tmp_path):
 # Label maps
 
 
-def write_maps(root, maps, images='images', labels='labels', suffix='', save=None):
+def write_maps(root, maps, save=None):
     """Write grey label maps, (H, W) of numbers, and images of their size."""
     for i, values in enumerate(maps):
-        for folder in (images, labels):
+        for folder in ('images', 'labels'):
             (root / folder).mkdir(parents=True, exist_ok=True)
-        Image.new('RGB', np.shape(values)[1::-1], (i, i, i)).save(root / images / f'p{i}.jpg')
+        Image.new('RGB', np.shape(values)[1::-1], (i, i, i)).save(root / f'images/p{i}.jpg')
         image = Image.fromarray(np.asarray(values, np.uint8))
-        (save(image) if save else image).save(root / labels / f'p{i}{suffix}.png')
+        (save(image) if save else image).save(root / f'labels/p{i}.png')
     return root
 
 
@@ -204,14 +179,6 @@ def as_palette(image):
     return image
 
 
-def test_maps_of_numbers_are_used_as_they_are(tmp_path):
-    root = write_maps(tmp_path / 'd', QUARTERS)
-    found = import_data(root, tmp_path / 'out', classes=['a', 'b', 'c', 'd'])
-    assert found.classes == ['a', 'b', 'c', 'd']
-    assert maps_of(found) == [(0, 1, 2, 3)] * 4
-    assert not (tmp_path / 'out/labels').exists()
-
-
 def maps_of(found):
     """Return the values of each label map that the files name."""
     listed = [entry for file in found.files.values() for entry in json.loads(file.read_text())['data_list']]
@@ -220,73 +187,37 @@ def maps_of(found):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'classes', 'values'),
+    ('save', 'classes'),
     [
-        (dict(maps=QUARTERS), [f'class_{i}' for i in range(4)], (0, 1, 2, 3)),
-        (dict(maps=QUARTERS, images='train', labels='trainannot'), [f'class_{i}' for i in range(4)], (0, 1, 2, 3)),
-        (dict(maps=QUARTERS, labels='images', suffix='_mask'), [f'class_{i}' for i in range(4)], (0, 1, 2, 3)),
-        (dict(maps=QUARTERS, save=as_palette), [f'class_{i}' for i in range(4)], (0, 1, 2, 3)),
-        (dict(maps=[q % 2 * 255 for q in QUARTERS]), ['background', 'foreground'], (0, 1)),
-        (dict(maps=[q * 80 for q in QUARTERS]), ['value_0', 'value_80', 'value_160', 'value_240'], (0, 1, 2, 3)),
-        (dict(maps=QUARTERS, save=in_colours), [f'colour_{r}_{g}_{b}' for r, g, b in sorted(COLOURS)], (0, 1, 2, 3)),
+        (None, [f'class_{i}' for i in range(4)]),
+        (as_palette, [f'class_{i}' for i in range(4)]),
+        (in_colours, [f'colour_{r}_{g}_{b}' for r, g, b in sorted(COLOURS)]),
     ],
-    ids=['numbers', 'trainannot', 'beside', 'palette', 'black and white', 'grey steps', 'colours'],
+    ids=['numbers', 'palette', 'colours'],
 )
-def test_classes_that_nobody_names_are_numbered(arguments, classes, values, tmp_path):
-    found = import_data(write_maps(tmp_path / 'd', **arguments), tmp_path / 'out')
+def test_classes_that_nobody_names_are_numbered(save, classes, tmp_path):
+    found = import_data(write_maps(tmp_path / 'd', QUARTERS, save=save), tmp_path / 'out')
     assert found.classes == classes
-    assert maps_of(found) == [values] * 4
-    assert any('number' in note or 'background' in note for note in found.notes)
+    assert maps_of(found) == [(0, 1, 2, 3)] * 4
+    assert any('number' in note for note in found.notes)
 
 
-@pytest.mark.parametrize(
-    ('name', 'text', 'save'),
-    [
-        ('classes.txt', 'sky 10 20 30\nroad 200 0 0\ntree 0 200 0\ncar 0 0 200\n', in_colours),
-        ('labelmap.txt', '# label:color\nsky:10,20,30::\nroad:200,0,0::\ntree:0,200,0::\ncar:0,0,200::', in_colours),
-        ('class_dict.csv', 'name,r,g,b\nsky,10,20,30\nroad,200,0,0\ntree,0,200,0\ncar,0,0,200\n', in_colours),
-        ('_classes.csv', 'Pixel Value, Class\n0, sky\n1, road\n2, tree\n3, car\n', None),
-        ('classes.txt', 'sky\nroad\ntree\ncar\n', None),
-    ],
-    ids=['text', 'CVAT', 'CSV', 'Roboflow', 'names'],
-)  # fmt: skip
-def test_files_of_classes(name, text, save, tmp_path):
-    root = write_maps(tmp_path / 'd', QUARTERS, save=save)
-    (root / name).write_text(text)
+def test_the_file_of_classes_of_roboflow(tmp_path):
+    root = write_maps(tmp_path / 'd', QUARTERS)
+    (root / '_classes.csv').write_text('Pixel Value, Class\n0, sky\n1, road\n2, tree\n3, car\n')
     found = import_data(root, tmp_path / 'out')
     assert found.classes == ['sky', 'road', 'tree', 'car']
     assert maps_of(found) == [(0, 1, 2, 3)] * 4
-    assert save is None or found.palette == COLOURS
-
-
-def test_a_value_more_than_names_means_that_zero_is_unlabelled(tmp_path):
-    root = write_maps(tmp_path / 'd', QUARTERS)
-    (root / 'classes.txt').write_text('road\ntree\ncar\n')
-    found = import_data(root, tmp_path / 'out')
-    assert found.classes == ['road', 'tree', 'car']
-    assert found.reduce_zero_label
-    assert any('unlabelled' in note for note in found.notes)
 
 
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ('break_it', 'named'),
-    [
-        (lambda root: Image.new('L', (5, 7)).save(root / 'labels/p0.png'), ('p0.png', '5x7', '16x16')),
-        (lambda root: (root / 'labels/p0.png').write_bytes(b'no image'), ('p0.png', 'read')),
-        (lambda root: (root / 'classes.txt').write_text('sky\nroad\n'), ('values up to 3', '2 names')),
-        (lambda root: (root / 'classes.csv').write_text('name,value\nsky,0\nroad,1\n'), ('does not name', '2, 3')),
-    ],
-    ids=['size', 'damaged', 'few names', 'few values'],
-)  # fmt: skip
-def test_label_maps_that_cannot_be_meant(break_it, named, tmp_path):
+def test_values_that_the_file_of_classes_does_not_name(tmp_path):
     root = write_maps(tmp_path / 'd', QUARTERS)
-    break_it(root)
-    with pytest.raises(UserError) as error:
+    (root / 'classes.csv').write_text('name,value\nsky,0\nroad,1\n')
+    with pytest.raises(UserError, match='hold 2, 3, which the file of classes does not name'):
         import_data(root, tmp_path / 'out')
-    assert all(word in str(error.value) for word in named)
 
 
 def test_one_class_is_refused_and_its_advice_helps(tmp_path):

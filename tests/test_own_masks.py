@@ -275,13 +275,15 @@ def test_names_that_are_clear_are_not_pointed_out(names, tmp_path):
 
 
 def test_names_of_the_user_count_before_a_file(tmp_path):
-    write(tmp_path)
-    (tmp_path / 'classes.txt').write_text('a\nb\nc\nd\n')
-    assert masks.read(tmp_path, names=NAMES).classes == NAMES
-    found = masks.read(tmp_path, names=['road', 'tree', 'car'])
-    assert found.reduce_zero_label
+    root = tmp_path / 'd'
+    write(root)
+    (root / 'classes.txt').write_text('a\nb\nc\nd\n')
+    assert masks.read(root, names=NAMES).classes == NAMES
     with pytest.raises(UserError, match='--classes names road more than once'):
-        masks.read(tmp_path, names=['road', 'road', 'car', 'tree'])
+        masks.read(root, names=['road', 'road', 'car', 'tree'])
+    found, _ = read_back(root, tmp_path / 'out', classes=['road', 'tree', 'car'])
+    assert found.reduce_zero_label
+    assert any('0 is taken as unlabelled' in note for note in found.notes)
 
 
 def test_a_name_twice_is_refused_and_two_values_of_a_class_are_not(tmp_path):
@@ -300,6 +302,7 @@ def test_folders_of_the_user_are_looked_for_in_the_data_too(tmp_path):
     found, maps = read_back(tmp_path / 'd', tmp_path / 'out', images='rgb', labels='classids', classes=NAMES)
     assert found.classes == NAMES
     assert_equal(maps, truth)
+    assert not (tmp_path / 'out/labels').exists()  # the user's own maps are used
 
 
 # Colours

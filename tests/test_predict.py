@@ -376,7 +376,7 @@ def test_the_command_writes_what_was_found(checkpoints, detector, images, tmp_pa
     assert '6 of 6' in capsys.readouterr().out
 
 
-def test_yolo_labels_are_read_back(checkpoints, detector, images, tmp_path):
+def test_yolo_labels_are_read_back(checkpoints, images, tmp_path):
     data = tmp_path / 'data'
     predict_all(checkpoints, [images], data, score=0.16, save=['yolo'])
     (data / 'images').mkdir()
@@ -753,7 +753,7 @@ def test_the_label_maps_of_these_images_are_compared(checkpoints, images, tmp_pa
         compare.predict(checkpoints['label maps'], inputs=files[1:3], **options)
 
 
-def test_files_whose_results_get_other_names_are_predicted_again(checkpoints, images, tmp_path, capsys):
+def test_files_whose_results_get_other_names_are_predicted_again(checkpoints, images, tmp_path):
     one, other = tmp_path / 'photos/x.png', tmp_path / 'photos/x.bmp'
     one.parent.mkdir()
     shutil.copy(min(images.iterdir()), one)

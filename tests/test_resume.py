@@ -3,7 +3,6 @@
 import itertools
 import json
 import multiprocessing
-import os
 import random
 import re
 import shutil
@@ -379,10 +378,9 @@ def train_killed(folder: Path, text: str, kills: list[tuple[int, float]], **step
     (folder / 'config.py').write_text(
         text.format(root=ROOT, shapes=write_shapes(folder / 'shapes', num_train=8, num_val=2, size=64))
     )
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     for name, tries in (('whole', [None]), ('killed', [*kills, None])):
         command = [sys.executable, JOBS, folder / 'config.py', folder / name, json.dumps(tries)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
         assert done.stdout.split() == ['-9'] * len(tries[:-1]) + ['0'], (folder / f'{name}.log').read_text()[-3000:]
     assert 'resumed epoch' in (folder / 'killed.log').read_text()
     assert_same(newest(folder / 'whole'), newest(folder / 'killed'))

@@ -136,7 +136,6 @@ def test_one_class_under_a_softmax(labels):
     with pytest.raises(UserError, match='background') as error:
         check_run(wrong, ('train', 'val'))
     assert 'reduce_zero_label=True' not in str(error.value)  # which would leave one class, and a loss of 0
-    assert check_run(segmentor(labels), ('train', 'val')) == []  # the background named
 
 
 def test_files_whose_classes_stand_in_another_order(shapes, tmp_path):
@@ -177,11 +176,6 @@ def break_all(**fields):
     return lambda annotations: [each.update(fields) for each in annotations]
 
 
-def as_runs(annotations):
-    for each in annotations:
-        each['segmentation'] = dict(size=[64, 64], counts=[10, 20, 64 * 64 - 30])
-
-
 @pytest.mark.parametrize(
     ('breakage', 'named', 'is_cured_by_import'),
     [
@@ -192,10 +186,9 @@ def as_runs(annotations):
         (lambda a: [each.update(segmentation=each['segmentation'][0]) for each in a], ('list of polygons',), True),
         (lambda a: a[0].update(segmentation=[[1, 2, 3, 4]]), ('fewer than three points', '--fix'), True),
         (lambda a: a[0].update(segmentation=[[1e300] * 8]), ('not finite', '--fix'), True),
-        (lambda a: a[0].update(segmentation=[[1, 2, 10**400, 4, 5, 6]]), ('not finite',), True),
         (lambda a: a[0].update(segmentation=dict(size=[64, 64], counts=[5, 5])), ('run lengths',), True),
     ],
-    ids=['crowds', 'no iscrowd', 'id 0', 'text ids', 'flat', 'two points', 'huge', 'long number', 'wrong sum'],
+    ids=['crowds', 'no iscrowd', 'id 0', 'text ids', 'flat', 'two points', 'huge', 'wrong sum'],
 )
 def test_annotations_that_end_in_errors_or_silence(breakage, named, is_cured_by_import, shapes, tmp_path):
     content = json.loads((shapes / 'annotations/instances_val.json').read_text())

@@ -15,7 +15,6 @@ from mmengine.config import Config
 
 from convnext_dense import UserError, cli, configs
 from convnext_dense.compat import read_checkpoint
-from convnext_dense.data import write_shapes
 from convnext_dense.train import OneLineRunner, mistakes
 from convnext_dense.train import config as run_config
 from convnext_dense.train import run as runs
@@ -25,28 +24,16 @@ from convnext_dense.train.stats import build, build_on_meta
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
 COCO_CONFIG = ROOT / 'configs/det/cascade_convnext_t_coco.py'
-DRAWN = dict(num_train=8, num_val=3, size=64)
 EPOCHS, ITERS_PER_EPOCH = 3, 2
 CLASSES = dict(classes=('date', 'fig', 'hazelnut'))
 
 
-@pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-    """Options that let all splits of a drawn config use a few small drawings."""
-    data = dict(DRAWN, data_root=str(write_shapes(tmp_path_factory.mktemp('data') / 'shapes', **DRAWN)))
-    options = {f'{s}_dataloader.dataset.{k}': v for s in configs.SPLITS for k, v in data.items()}
-    return {**options, 'train_dataloader.batch_size': 4, 'default_hooks.logger.interval': 1}
-
-
 @pytest.fixture
-def options(drawn):
+def options(drawn_boxes):
     """Options that shrink the first command to a few iterations."""
-    ann_file = f'{drawn["val_dataloader.dataset.data_root"]}/annotations/instances_val.json'
     return {
-        **drawn,
+        **drawn_boxes,
         'train_cfg.max_epochs': EPOCHS,
-        'val_evaluator.ann_file': ann_file,
-        'test_evaluator.ann_file': ann_file,
         'model.test_cfg.rcnn.score_thr': 0.0,  # a few iterations give no confident prediction
     }
 
@@ -176,13 +163,14 @@ def test_segmentor_trains_and_tests_with_the_same_commands(drawn, tmp_path, run_
     miou = [line.split() for line in shown.splitlines() if line.startswith('mIoU')]
     assert (run / 'predictions.png').stat().st_size > 0
     assert (run / 'curves.png').stat().st_size > 0
+    assert (run / 'first_batch.png').stat().st_size > 0
     outputs = ('--work-dir', tmp_path / 'test', '--out', tmp_path / 'out', '--show-dir', 'drawn')
     code, shown, errors = run_command('test', config, run / 'iter_6.pth', *outputs, options=drawn)
     assert code == 0, errors
     assert [line.split() for line in shown.splitlines() if line.startswith('mIoU')] == miou != []
-    assert len(list((tmp_path / 'out').glob('*.png'))) == DRAWN['num_val']
+    assert len(list((tmp_path / 'out').glob('*.png'))) == 3
     (log,) = (tmp_path / 'test').glob('*/*.log')
-    assert len(list((log.parent / 'drawn').glob('*.png'))) == DRAWN['num_val']
+    assert len(list((log.parent / 'drawn').glob('*.png'))) == 3
     assert (log.parent / 'vis_data/config.py').exists()
     assert not Path('drawn').exists()
 

@@ -465,5 +465,5 @@ def test_maps_are_compiled_a_few_times_for_images_of_all_sizes():
                 with torch.set_grad_enabled(is_training):
                     found.append(each.extract_feat(x))
             torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-    assert 4 <= len(graphs) <= 14 < 2 * 2 * len(sizes)  # of two parts, in two modes
+    assert 4 <= len(graphs) <= 14  # of two parts, in two modes; 28 if each size had its own
     assert copy.deepcopy(compiled).state_dict().keys() == model.state_dict().keys()

@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from convnext_dense import UserError, cli, train
 from convnext_dense.configs import load_config, walk
-from convnext_dense.data import write_shapes
+from convnext_dense.train import switches
 from convnext_dense.train.switches import (
     SWITCHES,
     GuardedVisBackend,
@@ -29,12 +29,6 @@ def changed(name, value, config=DET):
     cfg.work_dir = 'w'
     notes = apply_switches(cfg, **{name: value})
     return cfg, notes
-
-
-def drawn_data(folder, num_train):
-    drawn = dict(num_train=num_train, num_val=2, size=64)
-    drawn['data_root'] = str(write_shapes(folder / 'shapes', **drawn))
-    return {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val') for key, value in drawn.items()}
 
 
 @pytest.mark.parametrize(
@@ -123,9 +117,8 @@ def test_the_command_line_has_every_switch():
     assert flags == set(SWITCHES)
 
 
-def test_a_run_with_all_of_them(tmp_path):
-    options = drawn_data(tmp_path, num_train=8)
-    options |= {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 2, 'train_dataloader.batch_size': 2}
+def test_a_run_with_all_of_them(drawn, tmp_path):
+    options = drawn | {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 2, 'train_dataloader.batch_size': 2}
     options |= {'default_hooks.checkpoint.interval': 2}
     runner = train.train(
         SEG, str(tmp_path / 'w'), cfg_options=options, ema=True, early_stop=9, save_best=True, accumulate=2, freeze=1,
@@ -183,7 +176,9 @@ def test_trackio_gets_the_numbers(tmp_path, monkeypatch):
     assert calls[1][1:] == (({'loss': 1.5, 'lr': 0.1},), {'step': 3})
 
 
-def test_a_logger_that_fails_is_switched_off(tmp_path, caplog):
+def test_a_logger_that_fails_is_switched_off(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(switches, 'print_log', lambda note, **options: said.append(note))
     backend = GuardedVisBackend(str(tmp_path), 'LocalVisBackend')
     calls = []
 
@@ -198,6 +193,8 @@ def test_a_logger_that_fails_is_switched_off(tmp_path, caplog):
     backend.close()
     assert len(calls) == 1
     assert backend.experiment is None
+    (note,) = said
+    assert note == 'Broken failed and is switched off; the run goes on: ConnectionError: no route'
 
 
 def test_targets_of_polygons_are_those_of_bitmaps_within_a_pixel():
@@ -225,8 +222,8 @@ def test_targets_of_polygons_are_those_of_bitmaps_within_a_pixel():
         assert (one >= cv2.erode(other, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)).all()
 
 
-def test_a_training_with_polygons(tmp_path):
-    options = drawn_data(tmp_path, 8) | {'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 4}
+def test_a_training_with_polygons(drawn_boxes, tmp_path):
+    options = drawn_boxes | {'train_cfg.max_epochs': 1}
     runner = train.train(DET, str(tmp_path / 'w'), cfg_options=options, polygons=True)
     assert runner.iter == 2
 
@@ -234,8 +231,8 @@ def test_a_training_with_polygons(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')  # torch.compile looks at it
 @pytest.mark.parametrize('compiled', [True, dict(backend='eager'), dict(mode='reduce-overhead', dynamic=None)])
-def test_a_training_with_compiled_maps(compiled, tmp_path):
-    options = drawn_data(tmp_path, 4) | {'train_cfg.max_epochs': 1, 'compile_maps': compiled}
+def test_a_training_with_compiled_maps(compiled, drawn_boxes, tmp_path):
+    options = drawn_boxes | {'train_cfg.max_epochs': 1, 'compile_maps': compiled}
     runner = train.train(DET, str(tmp_path / 'w'), cfg_options=options)
     assert runner.iter > 0
     assert all(part._compiled_call_impl for part in (runner.model.backbone, runner.model.neck))

@@ -332,21 +332,17 @@ def test_a_whole_model_by_init_cfg_strictly_and_under_other_names(toy, tmp_path)
     assert_holds(model, weights)
 
 
-def test_wrapped_models(toy, tmp_path):
+@pytest.mark.usefixtures('one_process')
+def test_wrapped_models(toy):
     from mmdet.models import DetTTAModel
 
     weights, file = toy
-    store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
-    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
-    try:
-        for wrap in (MMDistributedDataParallel, partial(DetTTAModel, tta_cfg={})):
-            model = Toy()
-            wrapped = wrap(module=model)
-            upstream.load_checkpoint(wrapped, file, strict=True)
-            assert_holds(model, weights)
-            assert fit(wrapped, weights, need='all')[1].missing == []
-    finally:
-        torch.distributed.destroy_process_group()
+    for wrap in (MMDistributedDataParallel, partial(DetTTAModel, tta_cfg={})):
+        model = Toy()
+        wrapped = wrap(module=model)
+        upstream.load_checkpoint(wrapped, file, strict=True)
+        assert_holds(model, weights)
+        assert fit(wrapped, weights, need='all')[1].missing == []
 
 
 class Doubling(nn.Module):

@@ -12,7 +12,6 @@ from torch import nn
 
 from convnext_dense import ConvNeXt, UserError
 from convnext_dense.compat import read_checkpoint
-from convnext_dense.data import write_shapes
 from convnext_dense.train import run as runs
 from convnext_dense.weights.inspect import inspect
 from convnext_dense.weights.publish import FORMATS, publish
@@ -20,19 +19,13 @@ from convnext_dense.weights.publish import FORMATS, publish
 ROOT = Path(__file__).parent.parent
 DET_CONFIG = ROOT / 'configs/det/cascade_convnext_atto_shapes.py'
 SEG_CONFIG = ROOT / 'configs/seg/upernet_convnext_atto_shapes.py'
-DRAWN = dict(num_train=4, num_val=2, size=64)
 SHAPES = ['circle', 'square', 'triangle', 'star', 'cross']
 
 
-@pytest.fixture(scope='module')
-def options(tmp_path_factory):
-    shapes = write_shapes(tmp_path_factory.mktemp('data') / 'shapes', **DRAWN)
-    splits, dataset = ('train', 'val', 'test'), {**DRAWN, 'data_root': str(shapes)}
-    ann_file = str(shapes / 'annotations/instances_val.json')
+@pytest.fixture
+def options(drawn_boxes):
     return {
-        **{f'{split}_dataloader.dataset.{key}': value for split in splits for key, value in dataset.items()},
-        **{f'{split}_evaluator.ann_file': ann_file for split in ('val', 'test')},
-        'train_dataloader.batch_size': 2,
+        **drawn_boxes,
         'train_cfg.max_epochs': 1,
         'model.test_cfg.rcnn.score_thr': 0.0,  # two iterations give no confident prediction
         'model.test_cfg.rcnn.max_per_img': 20,

@@ -16,6 +16,7 @@ import mmengine.runner.checkpoint as upstream
 import numpy as np
 import pytest
 import torch
+from mutated_files import Trap
 from safetensors.torch import save_file
 from small_models import SMALL, Detector, assert_holds, randomize
 from torch import nn
@@ -52,16 +53,6 @@ def save(content, file):
 # Code
 
 
-class Trap:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def from_hub(file, monkeypatch):
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', lambda *_, **__: str(file))
     load('hf://a/b')
@@ -89,7 +80,7 @@ DOORS = {
 @pytest.mark.parametrize('door', DOORS)
 @pytest.mark.parametrize('is_zip', [True, False])
 def test_no_door_runs_code(door, is_zip, weights, tmp_path, monkeypatch):
-    content = {'state_dict': weights, 'meta': Trap(tmp_path / 'trapped')}
+    content = {'state_dict': weights, 'meta': Trap(os.mkdir, str(tmp_path / 'trapped'))}
     torch.save(content, tmp_path / 'trap.pth', _use_new_zipfile_serialization=is_zip)
     with pytest.raises(UserError, match=r'is not read: .* it needs (posix|nt)\.mkdir, .*--trust-checkpoint'):
         DOORS[door](tmp_path / 'trap.pth', monkeypatch)
