@@ -161,7 +161,8 @@ PUBLISHED = {
 def test_full_sizes(name, tmp_path):
     checkpoint = write_checkpoint(small_config(name, tmp_path, 't'), tmp_path / 'full.pth')
     is_sensitive = 'dino' in name or 'mask2former' in name  # to rounding, with random weights
-    export(checkpoint, out=tmp_path / 'model.onnx', tolerance=2000 if is_sensitive else 1)
+    # scores of a random cascade differ by 0.00001, the limit, on a CPU with AMX
+    export(checkpoint, out=tmp_path / 'model.onnx', tolerance=2000 if is_sensitive else 2)
     report = json.loads((tmp_path / 'model.parity.json').read_text())
     assert report['parity']['missing'] == 0
     assert report['parity']['objects'] >= 4
