@@ -2,15 +2,20 @@
 
     make bench-data
 
-Photos are drawn: noise under ellipses, as JPEG, with the polygons or the label map of the ellipses. All ways take turns
-on the same photos with the same random numbers, each in the same process, in one thread.
+Photos are drawn: noise under ellipses, as JPEG, with the polygons or the label map of the ellipses. All ways get the
+same photos and the same random numbers, and take turns, each in a process of its own, in one thread. As in a run, ours
+keeps the memory that it frees.
 """
 
+import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,53 +26,69 @@ from mmengine.registry import DATASETS
 from tables import write_results
 
 from convnext_dense.configs import load_config, model_scope
-from convnext_dense.speed import speed_up_data
+from convnext_dense.speed import keep_memory, speed_up_data
 from convnext_dense.train.screen import quiet
 from convnext_dense.train.switches import apply_switches
 
-NUM_PHOTOS, NUM_OBJECTS, ROUNDS = 48, 7, 5
+NUM_PHOTOS, NUM_OBJECTS, TURNS, ROUNDS = 48, 7, 3, 2
 CLASSES = ('ellipse', 'other')
 DET, SEG = 'det/cascade_convnext_t_coco', 'seg/upernet_convnext_t_ade20k'
 COLUMNS = {'way': '', 'images/s': '.1f', 'speed-up': '.2f', 'milliseconds of each step': ''}
-TABLES = {  # title -> config, and the switches with which ours is timed as well
-    'COCO instances, photos of 640x480': (DET, ['polygons']),
-    'ADE20K, photos of 683x512': (SEG, []),
-    'ADE20K recipe, photos of 4000x3000': (SEG, ['fast_jpeg']),
+TABLES = {  # title -> config, and the ways; a way may end with a switch of ``train``
+    'COCO instances, photos of 640x480': (DET, ['stock', 'ours', 'ours, --polygons']),
+    'ADE20K, photos of 683x512': (SEG, ['stock', 'ours']),
+    'ADE20K recipe, photos of 4000x3000': (SEG, ['stock', 'ours', 'ours, --fast-jpeg']),
 }
+# how a data set finds what was drawn
+OBJECTS = dict(ann_file='objects.json', data_prefix=dict(img=''), metainfo=dict(classes=CLASSES))
+LABEL_MAPS = dict(data_prefix=dict(img_path='images', seg_map_path='labels'))
 
 
 def main() -> None:
     """Time all ways, and print a table for each recipe."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--turn', nargs=3, help=argparse.SUPPRESS)  # config, way and the folder of the photos
+    options = parser.parse_args()
+    if options.turn:
+        print(json.dumps(take_turn(*options.turn)))
+        return
+    for title, (config, ways) in TABLES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            write = write_objects if config == DET else write_label_maps
+            write(Path(folder), *map(int, title.rpartition(' ')[2].split('x')))
+            turns: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+            for way in ways * TURNS:
+                command = [sys.executable, __file__, '--turn', config, way, folder]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                turns[way].append(json.loads(done.stdout.splitlines()[-1]))
+        name = title.partition(',')[0].lower().replace(' ', '-')
+        write_results(f'data-{name}', f'{title}, one thread', COLUMNS, rows_of(turns))
+
+
+def take_turn(config: str, way: str, folder: str) -> dict[str, Any]:
+    """Return the seconds of each round over all photos, and those of each step in all rounds."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    for title, (config, switches) in TABLES.items():
-        ways: dict[str, dict[str, bool] | None] = {'stock': None, 'ours': {}}
-        ways |= {f'ours, --{each.replace("_", "-")}': {each: True} for each in switches}
-        with tempfile.TemporaryDirectory() as folder:
-            size = tuple(map(int, title.rpartition(' ')[2].split('x')))
-            datasets = {name: build(config, each, size, Path(folder)) for name, each in ways.items()}
-            times = {name: [] for name in ways}
-            steps: dict[str, dict[str, float]] = {name: defaultdict(float) for name in ways}
-            for i in range(ROUNDS + 1):
-                for name, dataset in datasets.items():
-                    np.random.seed(i)
-                    seconds = run(dataset, steps[name])
-                    if i:  # the first round warms up
-                        times[name].append(seconds)
-        name = title.partition(',')[0].lower().replace(' ', '-')
-        write_results(f'data-{name}', f'{title}, one thread', COLUMNS, rows_of(times, steps))
+    if way != 'stock':
+        keep_memory()
+    dataset = build(config, way, folder)
+    rounds, steps = [], defaultdict(float)
+    for i in range(ROUNDS + 1):
+        np.random.seed(i)
+        rounds.append(run(dataset, steps if i else defaultdict(float)))  # the first round warms up
+    return dict(rounds=rounds[1:], steps=steps)
 
 
-def build(config: str, switches: dict[str, bool] | None, size: tuple[int, int], folder: Path) -> Any:
-    """Return the training data of a recipe with drawn photos of a width and height; None stands for stock steps."""
+def build(config: str, way: str, folder: str) -> Any:
+    """Return the training data of a recipe with the drawn photos."""
     cfg = load_config(config)
-    apply_switches(cfg, **(switches or {}))
+    if switch := way.partition('--')[2]:
+        apply_switches(cfg, **{switch.replace('-', '_'): True})
     given = cfg.train_dataloader.dataset
-    write = write_label_maps if cfg.default_scope == 'mmseg' else write_objects
-    given.update(write(folder, *size), data_root=str(folder))
+    given.update(OBJECTS if config == DET else LABEL_MAPS, data_root=folder)
     with model_scope(cfg), quiet():
         dataset = DATASETS.build(given)
-    if switches is not None:
+    if way != 'stock':
         speed_up_data(dataset)
     return dataset
 
@@ -86,22 +107,26 @@ def run(dataset: Any, steps: dict[str, float]) -> float:
     return total
 
 
-def rows_of(times: dict[str, list[float]], steps: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+def rows_of(turns: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return a row for each way."""
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    shares = {
-        name: ', '.join(f'{step} {1000 * s / NUM_PHOTOS / (ROUNDS + 1):.1f}' for step, s in found.items())
-        for name, found in steps.items()
+    medians = {
+        way: statistics.median(seconds for turn in found for seconds in turn['rounds']) for way, found in turns.items()
     }
     return [
         {
-            'way': name,
-            'images/s': NUM_PHOTOS / median,
-            'speed-up': medians['stock'] / median,
-            'milliseconds of each step': shares[name],
+            'way': way,
+            'images/s': NUM_PHOTOS / medians[way],
+            'speed-up': medians['stock'] / medians[way],
+            'milliseconds of each step': describe([turn['steps'] for turn in found]),
         }
-        for name, median in medians.items()
+        for way, found in turns.items()
     ]
+
+
+def describe(turns: Sequence[dict[str, float]]) -> str:
+    """Return how long each step takes for a photo, the median of the turns."""
+    scale = 1000 / NUM_PHOTOS / ROUNDS
+    return ', '.join(f'{step} {scale * statistics.median(turn[step] for turn in turns):.1f}' for step in turns[0])
 
 
 def draw(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -117,8 +142,8 @@ def draw(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray,
     return photo, outlines
 
 
-def write_objects(folder: Path, width: int, height: int) -> dict[str, Any]:
-    """Draw photos and a COCO JSON, and return how the data set finds them."""
+def write_objects(folder: Path, width: int, height: int) -> None:
+    """Draw photos and a COCO JSON."""
     rng, images, objects = np.random.default_rng(0), [], []
     for i in range(NUM_PHOTOS):
         photo, outlines = draw(rng, width, height)
@@ -132,11 +157,10 @@ def write_objects(folder: Path, width: int, height: int) -> dict[str, Any]:
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
     content = dict(images=images, annotations=objects, categories=categories)
     (folder / 'objects.json').write_text(json.dumps(content))
-    return dict(ann_file='objects.json', data_prefix=dict(img=''), metainfo=dict(classes=CLASSES))
 
 
-def write_label_maps(folder: Path, width: int, height: int) -> dict[str, Any]:
-    """Draw photos and label maps, and return how the data set finds them."""
+def write_label_maps(folder: Path, width: int, height: int) -> None:
+    """Draw photos and label maps."""
     rng = np.random.default_rng(0)
     for name in ('images', 'labels'):
         (folder / name).mkdir(exist_ok=True)
@@ -149,7 +173,6 @@ def write_label_maps(folder: Path, width: int, height: int) -> dict[str, Any]:
             cv2.fillPoly(labels, [outline], number + 5)
         cv2.imwrite(str(folder / f'images/{i}.jpg'), photo)
         cv2.imwrite(str(folder / f'labels/{i}.png'), labels)
-    return dict(data_prefix=dict(img_path='images', seg_map_path='labels'))
 
 
 if __name__ == '__main__':
