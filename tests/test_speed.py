@@ -283,6 +283,25 @@ def test_distorted_images_are_the_same_to_the_last_bit(shape):
 
 
 @pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
+@pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
+def test_flipped_images_are_the_same_as_copies(library, direction):
+    transforms = pytest.importorskip(f'{library}.datasets.transforms')
+    step, faster = (transforms.RandomFlip(prob=1.0, direction=direction) for _ in range(2))
+    speed_up_data(faster)
+    rng = np.random.default_rng(0)
+    for shape, dtype in (((8, 6, 3), np.uint8), ((8, 6, 1), np.uint8), ((8, 6), np.uint8), ((8, 6, 5), np.float32)):
+        image = rng.integers(0, 256, shape).astype(dtype)
+        labels = image[..., 0] if image.ndim == 3 else image
+        sample = dict(img=image, gt_seg_map=labels, seg_fields=['gt_seg_map'], img_shape=(8, 6), swap_seg_labels=None)
+        expected, found = (each.transform(dict(sample)) for each in (step, faster))
+        for key in ('img', 'gt_seg_map'):
+            assert np.array_equal(found[key], expected[key])
+        assert found['img'].shape == shape
+        assert found['img'].flags.c_contiguous == (dtype == np.uint8)
+        assert found.keys() == expected.keys()
+
+
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
 @pytest.mark.parametrize('shape', [(8, 6, 3), (8, 6)], ids=['colours', 'grey'])
 def test_packed_images_are_the_same_without_a_copy(library, shape):
     transforms = pytest.importorskip(f'{library}.datasets.transforms')

@@ -5,10 +5,10 @@ import mmcv
 import numpy as np
 from mmcv.transforms.utils import cache_randomness
 from mmseg.datasets.transforms.formatting import PackSegInputs
-from mmseg.datasets.transforms.transforms import PhotoMetricDistortion, RandomCrop
+from mmseg.datasets.transforms.transforms import PhotoMetricDistortion, RandomCrop, RandomFlip
 from numpy import random
 
-from convnext_dense.speed.packs import PixelsLast
+from convnext_dense.speed.images import OrderedFlip, PixelsLast
 
 TRIES = 10  # of MMSegmentation to find a crop with several classes
 VALUES = np.arange(256, dtype=np.uint8)
@@ -78,6 +78,10 @@ def change_hsv(img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     hsv = mmcv.bgr2hsv(img)
     cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return mmcv.hsv2bgr(hsv)
+
+
+class OrderedRandomFlip(OrderedFlip, RandomFlip):
+    """MMSegmentation's step with a quick copy of the image."""
 
 
 class PixelsLastPack(PixelsLast, PackSegInputs):
