@@ -2,7 +2,6 @@
 
 import glob
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.pictures import TIFF
+from convnext_dense.data.pictures import TIFF, silent
 from convnext_dense.data.records import IMAGE_SUFFIXES, find_files
 from convnext_dense.train.screen import tell
 
@@ -188,12 +187,10 @@ def read_video(source: Source) -> Iterator[Frame]:
 def count_pages(path: Path) -> int:
     """Return how many pictures an image file holds; smaller copies and masks in a TIFF file are none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            with Image.open(path) as image:
-                if image.format != 'TIFF':
-                    return getattr(image, 'n_frames', 1)
-                return sum(not page.tag_v2.get(SUBFILE, 0) & COPY_OR_MASK for page in ImageSequence.Iterator(image))
+        with silent(), Image.open(path) as image:
+            if image.format != 'TIFF':
+                return getattr(image, 'n_frames', 1)
+            return sum(not page.tag_v2.get(SUBFILE, 0) & COPY_OR_MASK for page in ImageSequence.Iterator(image))
     except Exception:  # whatever a damaged file makes of Pillow; the model's own reader will say it
         return 1
 

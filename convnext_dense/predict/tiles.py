@@ -18,7 +18,7 @@ from PIL import ExifTags
 from PIL.TiffImagePlugin import TiffImageFile
 
 from convnext_dense.compat.errors import UserError
-from convnext_dense.data.pictures import TIFF, as_input, unreadable
+from convnext_dense.data.pictures import TIFF, UNREADABLE, as_input, silent, unreadable
 from convnext_dense.results import LABEL_MAPS, Objects, Result
 
 if TYPE_CHECKING:
@@ -263,11 +263,9 @@ def open_image(model: 'Predictor', path: Path) -> 'np.ndarray | Raster':
 def has_plain_values(path: Path) -> bool:
     """Tell whether the values of a TIFF file are those of its bands, not turned: no palette, and no single bits."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            with TiffImageFile(path) as image:  # not Image.open, which refuses images of 180 million pixels
-                return image.mode not in ('P', '1') and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    except (OSError, ValueError, SyntaxError):
+        with silent(), TiffImageFile(path) as image:  # not Image.open, which refuses images of 180 million pixels
+            return image.mode not in ('P', '1') and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except UNREADABLE:
         return True  # bands that Pillow does not know
 
 

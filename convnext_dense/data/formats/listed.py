@@ -17,9 +17,10 @@ HEAD = b'{"metainfo": {"classes": '  # as they begin
 def find_lists(path: Path) -> Iterator[Path]:
     """Yield the lists at a path, which all begin alike."""
     for file in [path] if path.is_file() else find_files(path, ['.json']):
-        with file.open('rb') as opened:
-            if file.suffix.lower() == '.json' and opened.read(len(HEAD)) == HEAD:
-                yield file
+        if file.suffix.lower() == '.json':
+            with file.open('rb') as opened:
+                if opened.read(len(HEAD)) == HEAD:
+                    yield file
 
 
 def read(path: Path, fix: bool = False) -> LabelMaps:
