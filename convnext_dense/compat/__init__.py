@@ -7,7 +7,7 @@ are read without running code. ``prepare()`` imports no library: each change wai
 from .broken import explained_import
 from .checkpoints import check_exists, read_checkpoint
 from .ext_finder import install_finder, ops_backend
-from .patches import PATCHES, Patch, add_patch, patch_report, replace_function
+from .patches import MMENGINE_CODE, PATCHES, Patch, add_patch, patch_report, replace_function
 from .unpickling import TRUST_VARIABLE, trust_checkpoints
 from .warnings import silence
 

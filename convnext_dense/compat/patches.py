@@ -17,6 +17,8 @@ from . import checkpoint_configs, checkpoints, installed_packages, upstream_head
 from .import_hook import on_import
 from .versions import PACKAGES, pip_version
 
+MMENGINE_CODE = 'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/'  # to link to
+
 
 @dataclass(frozen=True)
 class Patch:

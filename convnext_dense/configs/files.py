@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
-from convnext_dense.compat import Patch, add_patch
+from convnext_dense.compat import MMENGINE_CODE, Patch, add_patch
 from convnext_dense.compat.errors import UserError
 
 PACKAGE = 'convnext_dense'
@@ -200,11 +200,8 @@ def find_own_model(module: ModuleType) -> None:
     module.BaseInferencer._load_model_from_metafile = load_model_from_metafile
 
 
-CODE = 'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/'
 NO_BASE = 'only packages of OpenMMLab can be named in _base_'
 NO_MODEL = "an inferencer knows the models of its own library's index alone"
-for patch in (
-    Patch('find-own-base', 'mmengine.config.config', NO_BASE, find_own_base, link=CODE + 'config/utils.py#L17'),
-    Patch('find-own-model', 'mmengine.infer.infer', NO_MODEL, find_own_model, link=CODE + 'infer/infer.py#L386'),
-):
-    add_patch(patch)
+BASE_LINK, MODEL_LINK = MMENGINE_CODE + 'config/utils.py#L17', MMENGINE_CODE + 'infer/infer.py#L386'
+add_patch(Patch('find-own-base', 'mmengine.config.config', NO_BASE, find_own_base, link=BASE_LINK))
+add_patch(Patch('find-own-model', 'mmengine.infer.infer', NO_MODEL, find_own_model, link=MODEL_LINK))

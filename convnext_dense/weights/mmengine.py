@@ -19,7 +19,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from convnext_dense.compat import Patch, add_patch, replace_function
+from convnext_dense.compat import MMENGINE_CODE, Patch, add_patch, replace_function
 from convnext_dense.compat.errors import UserError, shorten
 from convnext_dense.weights.identify import check_single, find_state_dict, other_weights
 from convnext_dense.weights.load import find_places, fit, load_weights
@@ -232,7 +232,6 @@ def complete_meta(checkpoint: Checkpoint) -> None:
     meta['dataset_meta'] = dataset
 
 
-CODE = 'https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/'
 for name, module, link, why, mend in (
     (
         'weights that do not fit',
@@ -244,21 +243,21 @@ for name, module, link, why, mend in (
     (
         'initial weights that do not fit',
         'mmengine.model.weight_init',
-        CODE + 'model/weight_init.py',
+        MMENGINE_CODE + 'model/weight_init.py',
         'init_cfg skips what does not fit as well: a backbone with other names, or below a prefix, stays random',
         initialize_loudly,
     ),
     (
         'heads that stay random',
         'mmengine.runner.runner',
-        CODE + 'runner/runner.py',
+        MMENGINE_CODE + 'runner/runner.py',
         'a file with a backbone alone is loaded in the same way to train, where that is meant, and to predict',
         note_training,
     ),
     (
         'average of weights that do not fit',
         'mmengine.hooks.ema_hook',
-        CODE + 'hooks/ema_hook.py',
+        MMENGINE_CODE + 'hooks/ema_hook.py',
         'the average of load_from with other names stays random, and without a state_dict it is a KeyError',
         load_ema_too,
     ),
